@@ -1,0 +1,1 @@
+"""The HTTP job broker: accepts, commits, dispatches and reconciles export jobs."""

@@ -1,0 +1,1 @@
+"""The HTTP face of the broker: routes, endpoints, authentication and problem responses."""

@@ -1,0 +1,1 @@
+"""The RunPod serverless worker: fetch, edit frames, encode, upload, commit."""

@@ -1,0 +1,93 @@
+"""What crosses RunPod and the bucket between broker and worker.
+
+An attempt has a folder, `{user_id}/jobs/{job_id}/{attempt_token}/`, with three documents: `started.json`
+(the worker's first write), `result.json` (its last, put only once) and `stop.json` (the broker's: give up).
+"""
+
+from typing import Annotated, Self
+
+from pydantic import ConfigDict, Field, StringConstraints, model_validator
+from pydantic_core import PydanticCustomError
+
+from schemas.edits import FramingParams
+from schemas.jobs import ErrorCode, JobType, ObjectKey, OutputFacts, Phase, UserId, Wire
+
+AttemptToken = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{32}$")]
+JobId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
+
+
+class WorkerInput(Wire):
+    """The `input` of a provider job. Without `attempt_token` (a job pasted into the RunPod console) the worker writes
+    exactly `output_key` and no control documents; with one, the worker draws the output key itself.
+    """
+
+    job_id: JobId
+    user_id: UserId
+    type: JobType
+    input_key: ObjectKey
+    params: FramingParams = FramingParams()
+    attempt_token: AttemptToken | None = None
+    output_key: ObjectKey | None = None
+
+    @model_validator(mode="after")
+    def _knows_where_to_write(self) -> Self:
+        if (self.attempt_token is None) == (self.output_key is None):
+            raise PydanticCustomError("output", "give either attempt_token or output_key, and not both")
+        return self
+
+
+class FromWorker(Wire):
+    """Read by a broker that may be older than the worker: unknown fields are ignored, not refused."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True, allow_inf_nan=False)
+
+
+class Started(FromWorker):
+    """`started.json`: proof that a provider job took up the attempt."""
+
+    runpod_job_id: str
+    worker_id: str
+    at_ms: int
+
+
+class Progress(FromWorker):
+    """A provider job's `output` while it runs; `progress` counts frames really done."""
+
+    phase: Phase
+    progress: Annotated[int, Field(ge=0, le=99)]
+    message: str = ""
+
+
+class Timings(FromWorker):
+    """Where the wall-clock seconds went."""
+
+    fetch_seconds: float
+    edit_seconds: float
+    upload_seconds: float
+
+
+class Result(FromWorker):
+    """`result.json`, and a provider job's final `output`. Whoever puts it first is the attempt's result."""
+
+    output_key: ObjectKey
+    runpod_job_id: str
+    facts: OutputFacts
+    timings: Timings
+
+
+class Failure(FromWorker):
+    """A failed provider job's `output`, beside RunPod's own `error` sentence."""
+
+    error_code: ErrorCode
+    retryable: bool
+    detail: str = ""
+
+
+def attempt_folder(job_id: str, attempt_token: str) -> str:
+    """Returns the attempt's folder, relative to the user's."""
+    return f"jobs/{job_id}/{attempt_token}"
+
+
+def object_key(user_id: str, key: str) -> str:
+    """Returns the bucket's key for a key relative to the user's folder."""
+    return f"{user_id}/{key}"
