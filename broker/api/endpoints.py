@@ -1,0 +1,121 @@
+"""One function a route: read the request, ask the service, say it in HTTP."""
+
+from typing import Annotated, TypeVar
+
+import anyio
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import JSONResponse, RedirectResponse, Response
+
+from broker.api.problems import invalid, problem
+from broker.errors import BodyTooLarge
+from broker.service import JobService
+from broker.settings import Settings
+from broker.storage import Bucket
+from broker.store import JobFilter, JobStore
+from schemas.jobs import JobRequest, JobStatus, JobType, JobView, UploadRequest
+
+Model = TypeVar("Model", bound=BaseModel)
+POLL_AFTER_SECONDS = "2"
+
+
+class ListQuery(BaseModel):
+    """The query of `GET /api/jobs`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    status: JobStatus | None = None
+    type: JobType | None = None
+    project_id: Annotated[int, Field(ge=0)] | None = None
+    limit: Annotated[int, Field(ge=1, le=100)] = 50
+    cursor: Annotated[str, Field(max_length=200)] | None = None
+
+
+async def submit_job(request: Request) -> Response:
+    """`POST /api/jobs`: 202 once the job is on disk."""
+    job = await _service(request).submit(_user(request), await _body(request, JobRequest))
+    headers = {"Location": job.urls.self, "Retry-After": POLL_AFTER_SECONDS}
+    return _json(job, 202, headers)
+
+
+async def get_job(request: Request) -> Response:
+    """`GET /api/jobs/{id}`."""
+    return _shown(await _service(request).get(_user(request), request.path_params["job_id"]))
+
+
+async def list_jobs(request: Request) -> Response:
+    """`GET /api/jobs`."""
+    try:
+        query = ListQuery.model_validate(dict(request.query_params))
+    except ValidationError as error:
+        raise invalid(error) from error
+    only = JobFilter(query.status, query.type, query.project_id)
+    return _json(await _service(request).page(_user(request), only, query.cursor, query.limit))
+
+
+async def cancel_job(request: Request) -> Response:
+    """`POST /api/jobs/{id}/cancel`: 202 while the stop is under way, 200 once the job is cancelled."""
+    job = await _service(request).cancel(_user(request), request.path_params["job_id"])
+    return _json(job, 200 if job.status.is_terminal else 202)
+
+
+async def job_output(request: Request) -> Response:
+    """`GET /api/jobs/{id}/output`: 302 to a fresh presigned URL."""
+    url = await _service(request).output_url(_user(request), request.path_params["job_id"])
+    return RedirectResponse(url, 302, headers={"Cache-Control": "no-store"})
+
+
+async def upload_url(request: Request) -> Response:
+    """`POST /api/videos/upload-url`."""
+    return _json(_service(request).upload_ticket(_user(request), await _body(request, UploadRequest)), 201)
+
+
+async def healthz(request: Request) -> Response:
+    """`GET /healthz`: the process runs and answers."""
+    return JSONResponse({"status": "ok"})
+
+
+async def readyz(request: Request) -> Response:
+    """`GET /readyz`: a job sent now can be stored, and its files reached."""
+    store: JobStore = request.state.store
+    bucket: Bucket = request.state.bucket
+    checks = {"database": store.is_writable, "bucket": bucket.check}
+    for name, check in checks.items():
+        try:
+            with anyio.fail_after(5):
+                await run_in_threadpool(check)
+        except Exception as error:  # whatever it is, not ready is the answer
+            return problem(request, 503, "not_ready", f"{name}: {error}", retryable=True)
+    return JSONResponse({"status": "ok", "checks": dict.fromkeys(checks, "ok")})
+
+
+async def _body(request: Request, model: type[Model]) -> Model:
+    """Reads the body up to the limit, whatever Content-Length says, and validates it."""
+    settings: Settings = request.state.settings
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > settings.body_limit_bytes:
+            raise BodyTooLarge(f"The body is over {settings.body_limit_bytes} bytes.")
+    try:
+        return model.model_validate_json(bytes(body))
+    except ValidationError as error:
+        raise invalid(error) from error
+
+
+def _shown(job: JobView) -> Response:
+    return _json(job, 200, {} if job.status.is_terminal else {"Retry-After": POLL_AFTER_SECONDS})
+
+
+def _json(body: BaseModel, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    return Response(body.model_dump_json(), status, headers, media_type="application/json")
+
+
+def _service(request: Request) -> JobService:
+    service: JobService = request.state.service
+    return service
+
+
+def _user(request: Request) -> str:
+    return str(request.user.username)

@@ -1,0 +1,98 @@
+"""Errors as RFC 9457 `application/problem+json`, every one with `code`, `retryable` and `request_id`."""
+
+import http
+from collections.abc import Sequence
+from typing import Any
+
+import structlog
+from pydantic import ValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import HTTPConnection, Request
+from starlette.responses import JSONResponse, Response
+
+from broker.errors import (
+    AlreadyFinished,
+    BodyTooLarge,
+    InvalidRequest,
+    NotFound,
+    RequestError,
+    StorageError,
+)
+
+log = structlog.get_logger(__name__)
+
+_STATUS: dict[type[RequestError], tuple[int, str]] = {
+    InvalidRequest: (422, "invalid_request"),
+    BodyTooLarge: (413, "body_too_large"),
+    NotFound: (404, "not_found"),
+    AlreadyFinished: (409, "already_finished"),
+}
+
+
+def problem(
+    request: HTTPConnection,
+    status: int,
+    code: str,
+    detail: str,
+    *,
+    retryable: bool = False,
+    errors: Sequence[tuple[str, str]] = (),
+    headers: dict[str, str] | None = None,
+) -> JSONResponse:
+    """Builds one problem document; `errors` are (JSON pointer into the body, sentence)."""
+    body: dict[str, Any] = {
+        "type": f"https://reelbroker.dev/problems/{code}",
+        "title": http.HTTPStatus(status).phrase,
+        "status": status,
+        "detail": detail,
+        "code": code,
+        "retryable": retryable,
+        "request_id": request.state.request_id,
+    }
+    if errors:
+        body["errors"] = [{"pointer": pointer, "detail": sentence} for pointer, sentence in errors]
+    return JSONResponse(body, status, headers, media_type="application/problem+json")
+
+
+async def refuse(request: Request, error: Exception) -> Response:
+    """Answers a RequestError."""
+    assert isinstance(error, RequestError)  # noqa: S101  # it is registered for nothing else
+    status, code = _STATUS[type(error)]
+    errors = error.fields if isinstance(error, InvalidRequest) else ()
+    return problem(request, status, code, str(error), errors=errors)
+
+
+async def storage_failed(request: Request, error: Exception) -> Response:
+    log.error("storage_failed", action="storage_failed", error=str(error))
+    return problem(request, 503, "storage_unavailable", "The object store cannot be reached.", retryable=True)
+
+
+async def http_error(request: Request, error: Exception) -> Response:
+    """Answers what Starlette itself refuses: no such route, wrong method."""
+    assert isinstance(error, HTTPException)  # noqa: S101
+    code = http.HTTPStatus(error.status_code).name.lower()
+    headers = dict(error.headers) if error.headers else None
+    return problem(request, error.status_code, code, error.detail, headers=headers)
+
+
+async def crashed(request: Request, error: Exception) -> Response:
+    """Answers a bug of ours, without telling its insides; Starlette logs the traceback."""
+    return problem(request, 500, "internal", "Something went wrong on our side.", retryable=True)
+
+
+def invalid(error: ValidationError) -> InvalidRequest:
+    """Turns Pydantic's findings into pointers and sentences."""
+    return InvalidRequest([(_pointer(found), found["msg"]) for found in error.errors(include_url=False)])
+
+
+def _pointer(found: Any) -> str:
+    path = [*found["loc"], *found.get("ctx", {}).get("at", [])]
+    return "".join("/" + str(part).replace("~", "~0").replace("/", "~1") for part in path)
+
+
+HANDLERS: dict[Any, Any] = {
+    RequestError: refuse,
+    StorageError: storage_failed,
+    HTTPException: http_error,
+    Exception: crashed,
+}

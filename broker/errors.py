@@ -1,0 +1,76 @@
+"""What can go wrong in the broker, as one tree.
+
+BrokerError
+├── RequestError             the caller's: answered as a 4xx problem by broker/api/problems.py
+│   ├── InvalidRequest       a field is wrong; carries one (pointer, detail) per field
+│   ├── BodyTooLarge
+│   ├── NotFound             no such job, or another user's
+│   └── AlreadyFinished      a cancel came after the end
+├── ProviderError            RunPod's; none of these alone ever moves a job to `error`, but ProviderRefused
+│   ├── ProviderUnreachable  nothing was accepted: the same request may be sent again
+│   ├── ProviderUncertain    the request may have been carried out: look for evidence before repeating it
+│   └── ProviderRefused      this request will never be accepted as it is
+├── StorageError             the bucket did not answer as it should
+├── IllegalMove              a transition that the table in models.py does not have: a bug of ours
+└── StackError               a part of the embedded stack could not start or stay up
+"""
+
+
+class BrokerError(Exception):
+    """Base of all errors raised by the broker itself."""
+
+
+class RequestError(BrokerError):
+    """The caller asked for something that cannot be done as asked."""
+
+
+class InvalidRequest(RequestError):
+    """Fields of the request are wrong.
+
+    Args:
+        fields: one (JSON pointer, sentence) for each wrong field.
+    """
+
+    def __init__(self, fields: list[tuple[str, str]]) -> None:
+        super().__init__("; ".join(f"{pointer or '/'}: {detail}" for pointer, detail in fields))
+        self.fields = fields
+
+
+class BodyTooLarge(RequestError):
+    """The request's body is over the limit."""
+
+
+class NotFound(RequestError):
+    """There is nothing here for this user."""
+
+
+class AlreadyFinished(RequestError):
+    """The job has ended, so it cannot be cancelled any more."""
+
+
+class ProviderError(BrokerError):
+    """The GPU provider did not do what was asked."""
+
+
+class ProviderUnreachable(ProviderError):
+    """The provider accepted nothing: refused connection, 429, or an account or endpoint that needs mending."""
+
+
+class ProviderUncertain(ProviderError):
+    """The provider may or may not have carried out the request: read timeout, 5xx, or an answer without sense."""
+
+
+class ProviderRefused(ProviderError):
+    """The provider says that this very request is wrong."""
+
+
+class StorageError(BrokerError):
+    """The object store failed or could not be reached."""
+
+
+class IllegalMove(BrokerError):
+    """A job was asked to make a transition that it must never make."""
+
+
+class StackError(BrokerError):
+    """A part of the embedded stack could not start."""

@@ -1,0 +1,1 @@
+"""Alembic: the tables from the first release on."""

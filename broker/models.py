@@ -1,0 +1,135 @@
+"""The tables, their frozen twins that the rest of the broker handles, and the table of legal transitions.
+
+`SQLModel(table=True)` validates nothing and stays mutable, so rows never leave store.py: it hands out `Job`,
+`Attempt` and `Event`, validated and frozen. Times are integer milliseconds since the epoch. On SQLite the tables
+are STRICT, which refuses a wrong type where SQLite would otherwise store it.
+"""
+
+import enum
+from typing import Any
+
+from pydantic import ConfigDict
+from sqlalchemy import REAL, BigInteger, CheckConstraint, Double, Integer, Text, UniqueConstraint
+from sqlalchemy.types import TypeEngine
+from sqlmodel import Field, Index, SQLModel
+
+from schemas.jobs import ErrorCode, JobStatus, JobType, Phase
+
+SQLModel.metadata.naming_convention = {
+    "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+    "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+    "ck": "ck_%(table_name)s_%(constraint_name)s",
+    "fk": "fk_%(table_name)s_%(column_0_name)s",
+    "pk": "pk_%(table_name)s",
+}
+
+#: STRICT tables know INTEGER and REAL only; PostgreSQL needs the wide types by name.
+Int64: TypeEngine[int] = BigInteger().with_variant(Integer(), "sqlite")
+Float64: TypeEngine[float] = Double().with_variant(REAL(), "sqlite")
+
+#: From each status, where a job may go. A status that stays may still change phase, progress or attempt.
+LEGAL_MOVES: dict[JobStatus, frozenset[JobStatus]] = {
+    JobStatus.PENDING: frozenset(
+        {JobStatus.PENDING, JobStatus.PROCESSING, JobStatus.COMPLETE, JobStatus.ERROR, JobStatus.CANCELLED}
+    ),
+    JobStatus.PROCESSING: frozenset(
+        {JobStatus.PROCESSING, JobStatus.COMPLETE, JobStatus.ERROR, JobStatus.CANCELLED}
+    ),
+    JobStatus.COMPLETE: frozenset(),
+    JobStatus.ERROR: frozenset(),
+    JobStatus.CANCELLED: frozenset(),
+}
+
+
+class AttemptState(enum.StrEnum):
+    READY = "ready"  #: nothing is at the provider: it may be (re)submitted
+    SUBMITTING = "submitting"  #: a submit was begun and its end is not known
+    SUBMITTED = "submitted"  #: the provider's job id is known
+    SUPERSEDED = "superseded"  #: told to stop by `stop.json`; another attempt may follow
+    ENDED = "ended"  #: the job ended with it
+
+
+class JobFields(SQLModel):
+    id: str = Field(primary_key=True, sa_type=Text)
+    user_id: str = Field(sa_type=Text)
+    project_id: int | None = Field(default=None, sa_type=Int64)
+    game_id: int | None = Field(default=None, sa_type=Int64)
+    type: JobType = Field(sa_type=Text)
+    status: JobStatus = Field(default=JobStatus.PENDING, sa_type=Text)
+    phase: Phase = Field(default=Phase.ACCEPTED, sa_type=Text)
+    progress: int = Field(default=0, sa_type=Integer)
+    message: str = Field(default="Waiting to be sent to a GPU", sa_type=Text)
+    input_key: str = Field(sa_type=Text)
+    output_key: str | None = Field(default=None, sa_type=Text)
+    params: str = Field(sa_type=Text)  #: JSON of the canonical params model
+    meta: str = Field(default="{}", sa_type=Text)  #: JSON of the caller's own metadata
+    error: str | None = Field(default=None, sa_type=Text)
+    error_code: ErrorCode | None = Field(default=None, sa_type=Text)
+    attempt: int = Field(default=0, sa_type=Integer)  #: attempts begun so far
+    max_attempts: int = Field(sa_type=Integer)
+    runpod_job_id: str | None = Field(default=None, sa_type=Text)  #: of the newest attempt
+    result: str | None = Field(default=None, sa_type=Text)  #: JSON of OutputFacts
+    gpu_seconds: float | None = Field(default=None, sa_type=Float64)
+    evidence_source: str | None = Field(default=None, sa_type=Text)
+    evidence_at: int | None = Field(default=None, sa_type=Int64)
+    created_at: int = Field(sa_type=Int64)
+    started_at: int | None = Field(default=None, sa_type=Int64)
+    completed_at: int | None = Field(default=None, sa_type=Int64)
+    cancel_requested_at: int | None = Field(default=None, sa_type=Int64)
+    due_at: int = Field(sa_type=Int64)  #: when to look at it next
+    version: int = Field(default=1, sa_type=Integer)  #: +1 a move; what compare-and-set compares
+
+
+class ExportJob(JobFields, table=True):
+    __tablename__ = "export_jobs"
+    __table_args__: Any = (
+        CheckConstraint(f"status IN ({', '.join(repr(s.value) for s in JobStatus)})", name="status_known"),
+        CheckConstraint("progress BETWEEN 0 AND 100", name="progress_percent"),
+        CheckConstraint("(status = 'complete') = (output_key IS NOT NULL)", name="output_when_complete"),
+        CheckConstraint("(status = 'error') = (error_code IS NOT NULL)", name="code_when_error"),
+        Index("ix_export_jobs_due", "status", "due_at"),
+        Index("ix_export_jobs_user", "user_id", "created_at", "id"),
+        {"sqlite_strict": True},
+    )
+
+
+class AttemptFields(SQLModel):
+    token: str = Field(primary_key=True, sa_type=Text)
+    job_id: str = Field(foreign_key="export_jobs.id", sa_type=Text)
+    number: int = Field(sa_type=Integer)
+    state: AttemptState = Field(default=AttemptState.SUBMITTING, sa_type=Text)
+    endpoint_url: str = Field(sa_type=Text)  #: polled where it was sent, also after the setting changed
+    runpod_job_id: str | None = Field(default=None, sa_type=Text)
+    created_at: int = Field(sa_type=Int64)
+    submitted_at: int | None = Field(default=None, sa_type=Int64)
+    absent_since: int | None = Field(default=None, sa_type=Int64)  #: first "no such job"
+
+
+class JobAttempt(AttemptFields, table=True):
+    __tablename__ = "job_attempts"
+    __table_args__: Any = (UniqueConstraint("job_id", "number"), {"sqlite_strict": True})
+
+
+class EventFields(SQLModel):
+    job_id: str = Field(primary_key=True, foreign_key="export_jobs.id", sa_type=Text)
+    seq: int = Field(primary_key=True, sa_type=Integer)  #: 1, 2, 3 … without gaps within a job
+    at: int = Field(sa_type=Int64)
+    kind: str = Field(sa_type=Text)
+    data: str = Field(default="{}", sa_type=Text)  #: JSON: what changed
+
+
+class JobEvent(EventFields, table=True):
+    __tablename__ = "job_events"
+    __table_args__: Any = ({"sqlite_strict": True},)
+
+
+class Job(JobFields):
+    model_config = ConfigDict(frozen=True)  # type: ignore[assignment]  # SQLModel declares its own config type
+
+
+class Attempt(AttemptFields):
+    model_config = ConfigDict(frozen=True)  # type: ignore[assignment]
+
+
+class Event(EventFields):
+    model_config = ConfigDict(frozen=True)  # type: ignore[assignment]

@@ -1,0 +1,176 @@
+"""RunPod's public API on httpx: wire words to domain words and back, and nothing else.
+
+With the embedded endpoint this is the only module that knows RunPod's words. It decides nothing: what an answer
+means for a job is said in reconciler.py. Facts: RunPod documents no idempotency key for `/run`, keeps results for
+30 minutes, answers 404 for expired and for unknown ids alike, and shows progress as `output` while a job runs.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Annotated, Any, TypeVar
+
+import httpx
+from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
+
+from broker.errors import ProviderRefused, ProviderUncertain, ProviderUnreachable
+from schemas.worker import WorkerInput
+
+
+class RemoteState(StrEnum):
+    """Where a job is, as the provider tells it: a hint, never proof."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    FINISHED = "finished"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    TIMED_OUT = "timed_out"
+    ABSENT = "absent"  #: the provider does not know the id (any more)
+
+
+_STATES = {
+    "IN_QUEUE": RemoteState.QUEUED,
+    "IN_PROGRESS": RemoteState.RUNNING,
+    "RUNNING": RemoteState.RUNNING,
+    "COMPLETED": RemoteState.FINISHED,
+    "FAILED": RemoteState.FAILED,
+    "CANCELLED": RemoteState.CANCELLED,
+    "TIMED_OUT": RemoteState.TIMED_OUT,
+}
+
+
+@dataclass(frozen=True)
+class RemoteJob:
+    """One answer about one job; `output` is progress while it runs, and may be missing at any time."""
+
+    state: RemoteState
+    output: Any = None
+    error: str | None = None
+    execution_seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class Health:
+    jobs_queued: int
+    jobs_running: int
+    workers_ready: int
+    workers_running: int
+
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+class _Reply(BaseModel):
+    model_config = ConfigDict(extra="ignore")
+
+
+class _RunReply(_Reply):
+    id: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{1,128}$")]
+
+
+class _StatusReply(_Reply):
+    status: str
+    output: Any = None
+    error: Any = None
+    executionTime: int | None = None  # noqa: N815  # RunPod's spelling, milliseconds
+
+
+class _HealthReply(_Reply):
+    jobs: dict[str, int] = {}
+    workers: dict[str, int] = {}
+
+
+class RunPodClient:
+    """Talks to one account; each call says which endpoint, since a job is polled where it was sent.
+
+    Raises:
+        ProviderUnreachable, ProviderUncertain, ProviderRefused: see errors.py.
+    """
+
+    def __init__(self, http: httpx.AsyncClient, api_key: str) -> None:
+        self._http = http
+        self._headers = {"Authorization": f"Bearer {api_key}"}
+
+    async def submit(
+        self, endpoint_url: str, job: WorkerInput, execution_seconds: int, queue_seconds: int
+    ) -> str:
+        """Queues a job and returns the provider's id for it.
+
+        Both deadlines are sent: RunPod's own execution limit is 10 minutes, and its ttl counts from the submit.
+        """
+        policy = {
+            "executionTimeout": execution_seconds * 1000,
+            "ttl": min(execution_seconds + queue_seconds, 604_800) * 1000,
+        }
+        body = {"input": job.model_dump(mode="json", exclude_none=True), "policy": policy}
+        reply = await self._send("POST", f"{endpoint_url}/run", json=body)
+        return _parsed(_RunReply, reply).id
+
+    async def status(self, endpoint_url: str, runpod_job_id: str) -> RemoteJob:
+        """Returns what the provider says of a job now."""
+        try:
+            reply = await self._send("GET", f"{endpoint_url}/status/{runpod_job_id}")
+        except _NotFound:
+            return RemoteJob(RemoteState.ABSENT)
+        told = _parsed(_StatusReply, reply)
+        state = _STATES.get(told.status)
+        if state is None:
+            raise ProviderUncertain(f"RunPod says {told.status!r}, a state that we do not know")
+        seconds = told.executionTime / 1000 if told.executionTime is not None else None
+        return RemoteJob(state, told.output, None if told.error is None else str(told.error), seconds)
+
+    async def cancel(self, endpoint_url: str, runpod_job_id: str) -> None:
+        """Asks the provider to stop a job; one that it does not know is as good as stopped."""
+        try:
+            await self._send("POST", f"{endpoint_url}/cancel/{runpod_job_id}")
+        except _NotFound:
+            return
+
+    async def health(self, endpoint_url: str) -> Health:
+        """Returns the endpoint's queue and workers."""
+        told = _parsed(_HealthReply, await self._send("GET", f"{endpoint_url}/health"))
+        return Health(
+            jobs_queued=told.jobs.get("inQueue", 0),
+            jobs_running=told.jobs.get("inProgress", 0),
+            workers_ready=told.workers.get("ready", 0) + told.workers.get("idle", 0),
+            workers_running=told.workers.get("running", 0),
+        )
+
+    async def _send(self, method: str, url: str, json: Any = None) -> httpx.Response:
+        try:
+            reply = await self._http.request(method, url, json=json, headers=self._headers)
+        except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as error:
+            raise ProviderUnreachable(f"RunPod cannot be reached: {_words(error)}") from error
+        except httpx.HTTPError as error:
+            raise ProviderUncertain(f"RunPod did not answer: {_words(error)}") from error
+        return _checked(reply)
+
+
+class _NotFound(ProviderUnreachable):
+    """404: for a job an answer, for a submit a wrong endpoint id."""
+
+
+def _checked(reply: httpx.Response) -> httpx.Response:
+    told = f"RunPod answered {reply.status_code}: {reply.text[:200]}"
+    match reply.status_code:
+        case 200 | 201 | 202:
+            return reply
+        case 404:
+            raise _NotFound(told)
+        case 401 | 402 | 403 | 429:
+            raise ProviderUnreachable(told)
+        case code if 400 <= code < 500:
+            raise ProviderRefused(told)
+        case _:
+            raise ProviderUncertain(told)
+
+
+def _parsed(model: type[Model], reply: httpx.Response) -> Model:
+    try:
+        return model.model_validate_json(reply.content)
+    except ValidationError as error:
+        raise ProviderUncertain(f"RunPod's answer makes no sense: {reply.text[:200]}") from error
+
+
+def _words(error: Exception) -> str:
+    return str(error) or type(error).__name__

@@ -1,0 +1,109 @@
+"""The bucket as the broker sees it: presigned URLs, sizes, and the small control documents.
+
+The same boto3 code for Cloudflare R2 and for the embedded SeaweedFS. Media never passes through here.
+All methods but the presigning ones block on the network; callers run them in a thread.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+from urllib.parse import quote
+
+import boto3
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
+
+from broker.errors import StorageError
+from broker.settings import Settings
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3.client import S3Client
+
+_MISSING = {"404", "NoSuchKey", "NotFound"}
+
+
+class Bucket:
+    """One bucket of an S3-compatible store.
+
+    Raises:
+        StorageError: from every method, when the store fails or cannot be reached. A missing object is None.
+    """
+
+    def __init__(self, client: "S3Client", name: str) -> None:
+        self._client = client
+        self._name = name
+
+    def presigned_get(self, key: str, file_name: str, seconds: int) -> str:
+        """Returns a URL that downloads `key` as `file_name` for the next `seconds`."""
+        disposition = f"attachment; filename*=UTF-8''{quote(file_name)}"
+        return self._client.generate_presigned_url(
+            "get_object",
+            Params={"Bucket": self._name, "Key": key, "ResponseContentDisposition": disposition},
+            ExpiresIn=seconds,
+        )
+
+    def presigned_put(self, key: str, content_type: str, seconds: int) -> str:
+        """Returns a URL that takes one PUT of `key` with exactly this content type."""
+        return self._client.generate_presigned_url(
+            "put_object",
+            Params={"Bucket": self._name, "Key": key, "ContentType": content_type},
+            ExpiresIn=seconds,
+        )
+
+    def size(self, key: str) -> int | None:
+        """Returns the object's size in bytes, or None where there is no such object."""
+        with _answers(f"HEAD {key}"):
+            return self._client.head_object(Bucket=self._name, Key=key)["ContentLength"]
+        return None
+
+    def read(self, key: str, limit: int = 65_536) -> bytes | None:
+        """Returns the first `limit` bytes of a small object, or None where there is no such object."""
+        with _answers(f"GET {key}"):
+            return self._client.get_object(Bucket=self._name, Key=key)["Body"].read(limit)
+        return None
+
+    def write(self, key: str, body: bytes) -> None:
+        """Puts a small JSON document."""
+        with _answers(f"PUT {key}"):
+            self._client.put_object(Bucket=self._name, Key=key, Body=body, ContentType="application/json")
+
+    def check(self) -> None:
+        """Raises StorageError unless the bucket is there and may be used."""
+        with _answers("the bucket"):
+            self._client.head_bucket(Bucket=self._name)
+            return
+        raise StorageError(f"the bucket {self._name} does not exist")
+
+
+def open_bucket(settings: Settings) -> Bucket:
+    """Makes the client; nothing is sent yet."""
+    client = boto3.client(
+        "s3",
+        endpoint_url=settings.r2_endpoint,
+        aws_access_key_id=settings.r2_access_key_id,
+        aws_secret_access_key=settings.r2_secret_access_key.get_secret_value(),
+        region_name="auto",
+        config=Config(
+            signature_version="s3v4",
+            # botocore's newer default adds checksum trailers that R2 and others refuse.
+            request_checksum_calculation="when_required",
+            response_checksum_validation="when_required",
+            connect_timeout=5,
+            read_timeout=20,
+            retries={"max_attempts": 2, "mode": "standard"},
+            s3={"addressing_style": "path"},
+        ),
+    )
+    return Bucket(client, settings.r2_bucket_name)
+
+
+@contextmanager
+def _answers(what: str) -> Iterator[None]:
+    """Swallows "no such object", so that the caller goes on behind the `with`; anything else is a StorageError."""
+    try:
+        yield
+    except ClientError as error:
+        if error.response.get("Error", {}).get("Code") not in _MISSING:
+            raise StorageError(f"{what}: {error}") from error
+    except BotoCoreError as error:
+        raise StorageError(f"{what}: {error}") from error
