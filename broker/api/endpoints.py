@@ -68,7 +68,7 @@ async def job_output(request: Request) -> Response:
 
 async def upload_url(request: Request) -> Response:
     """`POST /api/videos/upload-url`."""
-    return _json(_service(request).upload_ticket(_user(request), await _body(request, UploadRequest)), 201)
+    return _json(_service(request).upload_ticket(_user(request), await _body(request, UploadRequest)))
 
 
 async def healthz(request: Request) -> Response:
@@ -85,7 +85,7 @@ async def readyz(request: Request) -> Response:
         try:
             with anyio.fail_after(5):
                 await run_in_threadpool(check)
-        except Exception as error:  # whatever it is, not ready is the answer
+        except Exception as error:  # noqa: BLE001  # whatever it is, not ready is the answer
             return problem(request, 503, "not_ready", f"{name}: {error}", retryable=True)
     return JSONResponse({"status": "ok", "checks": dict.fromkeys(checks, "ok")})
 

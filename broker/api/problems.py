@@ -41,7 +41,7 @@ def problem(
 ) -> JSONResponse:
     """Builds one problem document; `errors` are (JSON pointer into the body, sentence)."""
     body: dict[str, Any] = {
-        "type": f"https://reelbroker.dev/problems/{code}",
+        "type": f"urn:reelbroker:problem:{code}",
         "title": http.HTTPStatus(status).phrase,
         "status": status,
         "detail": detail,

@@ -1,0 +1,387 @@
+"""The supervisor of the embedded stack: object store, endpoint, workers and broker, in this order.
+
+Each part is a process in a session of its own, so that Ctrl-C reaches only the supervisor, which then stops the
+parts in the opposite order. A part that crashes is restarted after a growing pause; what is left of its process
+group is killed first, since a killed worker leaves a pinger and an ffmpeg behind. Ports and keys are drawn once and
+kept in `stack.json`, so that stored data, presigned URLs and the queue survive a restart.
+"""
+
+import asyncio
+import contextlib
+import ctypes
+import fcntl
+import json
+import os
+import secrets
+import shutil
+import signal
+import socket
+import sys
+import time
+from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Self
+
+import httpx
+import structlog
+
+from broker.embedded.endpoint import worker_environment
+from broker.embedded.object_store import PORT_NAMES, ObjectStore
+from broker.errors import StackError
+
+log = structlog.get_logger(__name__)
+
+ENDPOINT_ID = "embedded"
+READY_SECONDS = 60.0
+STOP_SECONDS = 5.0
+BACKOFF_SECONDS = (0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
+STEADY_SECONDS = 30.0
+LOG_TAIL_LINES = 20
+_PR_SET_PDEATHSIG = 1
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What must stay the same from one start to the next."""
+
+    ports: dict[str, int]
+    api_key: str = field(default_factory=lambda: "rb_" + secrets.token_urlsafe(24))
+    runpod_api_key: str = field(default_factory=lambda: "rp_" + secrets.token_urlsafe(24))
+    s3_access_key: str = field(default_factory=lambda: secrets.token_hex(10))
+    s3_secret_key: str = field(default_factory=lambda: secrets.token_urlsafe(30))
+
+
+@dataclass(frozen=True)
+class Part:
+    """One process of the stack. `command` is called before each start, so that a restart can differ."""
+
+    name: str
+    command: Callable[[], tuple[list[str], dict[str, str]]]
+    is_ready: Callable[[], Awaitable[bool]]
+
+
+class Stack:
+    """Runs the whole stack while entered.
+
+    Args:
+        folder: everything it keeps: data, keys, logs. One stack at a time may use it.
+        workers: how many GPU workers to run.
+        port: the broker's port; a free one if None.
+
+    Raises:
+        StackError: on entering, when a part cannot start: says which, why, and the end of its log.
+    """
+
+    def __init__(self, folder: Path, workers: int = 1, port: int | None = None) -> None:
+        self.folder = folder.resolve()
+        self._workers = workers
+        self._port = port
+        self._lock: IO[str] | None = None
+        self._running: list[_Running] = []
+
+    async def __aenter__(self) -> Self:
+        for name in ("logs", "home", "work"):
+            (self.folder / name).mkdir(parents=True, exist_ok=True)
+        self._lock = _locked(self.folder / "lock")
+        try:
+            self._identity = _identity(self.folder / "stack.json", self._port)
+            self._store = self._object_store()
+            for part in self._parts():
+                running = _Running(part, self.folder)
+                self._running.append(running)
+                await running.start()
+            for running in self._running:
+                running.watch()
+        except BaseException:
+            await self._stop()
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._stop()
+
+    @property
+    def broker_url(self) -> str:
+        return f"http://127.0.0.1:{self._identity.ports['broker']}"
+
+    @property
+    def api_key(self) -> str:
+        return self._identity.api_key
+
+    @property
+    def store(self) -> ObjectStore:
+        return self._store
+
+    def pid(self, name: str) -> int:
+        """Returns the process id of a part; it changes with each restart."""
+        return next(running.pid for running in self._running if running.part.name == name)
+
+    async def _stop(self) -> None:
+        for running in reversed(self._running):
+            await running.stop()
+        self._running.clear()
+        if self._lock is not None:
+            self._lock.close()
+
+    # ── the parts ───────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _parts(self) -> list[Part]:
+        workers = [self._worker(number) for number in range(1, self._workers + 1)]
+        store = Part("store", self._store_command, self._store_ready)
+        endpoint = Part("endpoint", self._endpoint_command, self._endpoint_ready)
+        return [store, endpoint, *workers, Part("broker", self._broker_command, self._broker_ready)]
+
+    def _object_store(self) -> ObjectStore:
+        ports = {name: self._identity.ports[name] for name in PORT_NAMES}
+        keys = self._identity
+        return ObjectStore(self.folder / "store", ports, keys.s3_access_key, keys.s3_secret_key, "reelbroker")
+
+    def _store_command(self) -> tuple[list[str], dict[str, str]]:
+        return self._store.command(), {}
+
+    async def _store_ready(self) -> bool:
+        return await asyncio.to_thread(self._store.prepare)
+
+    def _endpoint_command(self) -> tuple[list[str], dict[str, str]]:
+        options = {
+            "--port": self._identity.ports["endpoint"],
+            "--endpoint-id": ENDPOINT_ID,
+            "--database": self.folder / "endpoint.db",
+        }
+        flags = [str(word) for option in options.items() for word in option]
+        return [sys.executable, "-m", "broker.embedded.endpoint", *flags], self._runpod_environment()
+
+    async def _endpoint_ready(self) -> bool:
+        return await self._endpoint_workers() is not None
+
+    async def _endpoint_workers(self) -> int | None:
+        """Returns how many workers the endpoint knows to be alive, or None while it does not answer."""
+        url = f"{self._runpod_environment()['RUNPOD_ENDPOINT_URL']}/health"
+        health = await _get(url, self._identity.runpod_api_key)
+        return None if health is None else int(health["workers"]["ready"]) + int(health["workers"]["running"])
+
+    def _worker(self, number: int) -> Part:
+        name = f"worker-{number}"
+        work = self.folder / "work" / name
+
+        def command() -> tuple[list[str], dict[str, str]]:
+            shutil.rmtree(work, ignore_errors=True)  # what a killed worker left
+            work.mkdir(parents=True)
+            # A new id for each process: pings of a killed one must not speak for its successor.
+            worker_id = f"{name}-{secrets.token_hex(3)}"
+            base = f"http://127.0.0.1:{self._identity.ports['endpoint']}"
+            protocol = worker_environment(base, ENDPOINT_ID, self._identity.runpod_api_key, worker_id)
+            environment = {**protocol, **self._r2_environment(), "REELBROKER_WORK_DIR": str(work)}
+            return [sys.executable, "-m", "gpu_worker.handler"], environment
+
+        async def is_ready() -> bool:
+            return (await self._endpoint_workers() or 0) >= number
+
+        return Part(name, command, is_ready)
+
+    def _broker_command(self) -> tuple[list[str], dict[str, str]]:
+        environment = {
+            **self._runpod_environment(),
+            **self._r2_environment(),
+            "REELBROKER_API_KEY": self._identity.api_key,
+            "REELBROKER_DATABASE_URL": f"sqlite:///{self.folder}/reelbroker.db",
+            "REELBROKER_PORT": str(self._identity.ports["broker"]),
+            # Everything is on this machine and restarts in seconds: no reason to wait as long as for a cloud.
+            "REELBROKER_SUBMIT_GRACE_SECONDS": "15",
+            "REELBROKER_LOST_AFTER_SECONDS": "10",
+            "REELBROKER_CANCEL_GRACE_SECONDS": "15",
+        }
+        return [sys.executable, "-m", "broker.cli", "serve"], environment
+
+    async def _broker_ready(self) -> bool:
+        return await _get(f"{self.broker_url}/readyz") is not None
+
+    def _runpod_environment(self) -> dict[str, str]:
+        url = f"http://127.0.0.1:{self._identity.ports['endpoint']}/v2/{ENDPOINT_ID}"
+        return {"RUNPOD_API_KEY": self._identity.runpod_api_key, "RUNPOD_ENDPOINT_URL": url}
+
+    def _r2_environment(self) -> dict[str, str]:
+        return {
+            "R2_ENDPOINT": self._store.url,
+            "R2_ACCESS_KEY_ID": self._store.access_key,
+            "R2_SECRET_ACCESS_KEY": self._store.secret_key,
+            "R2_BUCKET_NAME": self._store.bucket,
+        }
+
+
+class _Running:
+    """A part's process: started, watched, restarted, stopped."""
+
+    def __init__(self, part: Part, folder: Path) -> None:
+        self.part = part
+        self._folder = folder
+        self._log = folder / "logs" / f"{part.name}.log"
+        self._log_start = 0
+        self._process: asyncio.subprocess.Process | None = None
+        self._watcher: asyncio.Task[None] | None = None
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None, f"{self.part.name} was never started"  # noqa: S101
+        return self._process.pid
+
+    async def start(self) -> None:
+        """Starts the process and waits until it is ready."""
+        command, environment = self.part.command()
+        with self._log.open("ab" if self._process else "wb") as output:
+            self._log_start = output.tell()
+            self._process = await asyncio.create_subprocess_exec(
+                *command,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=output,
+                stderr=asyncio.subprocess.STDOUT,
+                env=_base_environment(self._folder) | environment,
+                cwd=self._folder,
+                start_new_session=True,
+                preexec_fn=_die_with_parent,
+            )
+        deadline = time.monotonic() + READY_SECONDS
+        while not await self.part.is_ready():
+            if self._process.returncode is not None:
+                raise self._failure(f"ended with code {self._process.returncode} before it was ready")
+            if time.monotonic() > deadline:
+                raise self._failure(f"was not ready after {READY_SECONDS:.0f} s")
+            await asyncio.sleep(0.1)
+        log.info("part_ready", action="part_ready", part=self.part.name, pid=self.pid)
+
+    def watch(self) -> None:
+        """Restarts the process whenever it ends, until stopped."""
+        self._watcher = asyncio.create_task(self._keep_up())
+
+    async def _keep_up(self) -> None:
+        failures = 0
+        while True:
+            began = time.monotonic()
+            assert self._process is not None  # noqa: S101
+            code = await self._process.wait()
+            self._kill_group()
+            failures = 0 if time.monotonic() - began > STEADY_SECONDS else failures + 1
+            log.warning("part_ended", action="part_ended", part=self.part.name, code=code)
+            await asyncio.sleep(BACKOFF_SECONDS[min(failures, len(BACKOFF_SECONDS) - 1)])
+            try:
+                await self.start()
+            except StackError as error:
+                log.error("part_failed", action="part_failed", error=str(error))
+
+    async def stop(self) -> None:
+        """Ends the process: asked first, killed after STOP_SECONDS, with all of its group."""
+        if self._watcher is not None:
+            self._watcher.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._watcher
+        if self._process is None:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            self._process.terminate()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._process.wait(), STOP_SECONDS)
+        self._kill_group()
+        await self._process.wait()
+
+    def _kill_group(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
+
+    def _failure(self, what: str) -> StackError:
+        said = self._log.read_bytes()[self._log_start :].decode(errors="replace")
+        lines = said.splitlines()[-LOG_TAIL_LINES:]
+        tail = "\n".join(f"    {line}" for line in lines) or "    (its log is empty)"
+        return StackError(f"{self.part.name} {what}. The end of {self._log}:\n{tail}")
+
+
+async def run_until_signalled(work: Coroutine[None, None, None]) -> None:
+    """Runs `work` to its end, or until Ctrl-C or SIGTERM, which cancel it once: a second one cannot cut short the
+    stopping of the parts.
+    """
+    task = asyncio.create_task(work)
+
+    def cancel_once() -> None:
+        if not task.cancelling():
+            task.cancel()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, cancel_once)
+    await asyncio.wait([task])
+    if not task.cancelled():
+        task.result()
+
+
+def _base_environment(folder: Path) -> dict[str, str]:
+    """What every part may see of ours: no foreign settings, and a HOME without a `~/.runpod/config.toml`."""
+    passed = {name: os.environ[name] for name in ("PATH", "LANG", "TZ", "TMPDIR") if name in os.environ}
+    return passed | {"HOME": str(folder / "home"), "PYTHONUNBUFFERED": "1"}
+
+
+def _die_with_parent() -> None:
+    """In the child, on Linux: be asked to end when the supervisor is killed so hard that it cannot say so."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def _locked(path: Path) -> IO[str]:
+    lock = path.open("w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        lock.close()
+        raise StackError(
+            f"another stack is running in {path.parent}; stop it, or choose another folder"
+        ) from error
+    return lock
+
+
+def _identity(path: Path, broker_port: int | None) -> Identity:
+    """Reads the stack's ports and keys, or draws them; a port that somebody else took meanwhile is drawn anew."""
+    known = Identity(**json.loads(path.read_text())) if path.exists() else Identity(ports={})
+    names = (*PORT_NAMES, "endpoint", "broker")
+    ports = {name: port for name, port in known.ports.items() if name in names and _is_free(port)}
+    if broker_port is not None:
+        if not _is_free(broker_port):
+            raise StackError(f"port {broker_port} is in use; choose another with --port")
+        ports["broker"] = broker_port
+    missing = [name for name in names if name not in ports]
+    identity = Identity(
+        **asdict(known) | {"ports": ports | dict(zip(missing, _free_ports(len(missing)), strict=True))}
+    )
+    path.touch(mode=0o600)
+    path.write_text(json.dumps(asdict(identity), indent=2))
+    return identity
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
+
+
+def _free_ports(count: int) -> list[int]:
+    """Draws distinct free ports: all are held open until the last one is drawn."""
+    with contextlib.ExitStack() as held:
+        probes = [held.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [int(probe.getsockname()[1]) for probe in probes]
+
+
+async def _get(url: str, key: str | None = None) -> dict[str, dict[str, int]] | None:
+    """Returns the JSON of a 200, or None for whatever else happens."""
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    try:
+        async with httpx.AsyncClient(timeout=2) as http:
+            reply = await http.get(url, headers=headers)
+    except httpx.HTTPError:
+        return None
+    return reply.json() if reply.status_code == 200 else None
