@@ -171,7 +171,9 @@ class FramingParams(Edit):
                 )
             if given and len(given) < len(moments):
                 raise PydanticCustomError(
-                    "keyframes", "crop_keyframes must all use `time` or all use `frame`"
+                    "keyframes",
+                    "crop_keyframes must all use `time` or all use `frame`",
+                    {"at": ["crop_keyframes"]},
                 )
         if self.source_width is not None and self.source_height is not None:
             outside = first_keyframe_outside(self.crop_keyframes, self.source_width, self.source_height)

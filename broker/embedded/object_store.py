@@ -7,6 +7,7 @@ ones, and one generated key pair. Anonymous requests are refused: files leave on
 import json
 import shutil
 import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -92,6 +93,12 @@ class ObjectStore:
         except (BotoCoreError, ClientError):
             return False
         return True
+
+    def sweep(self) -> None:
+        """Removes the sockets that `weed` leaves in the temporary folder after it has ended."""
+        for port in self.ports.values():
+            for left in Path(tempfile.gettempdir()).glob(f"seaweedfs-*-{port}.sock"):
+                left.unlink(missing_ok=True)
 
     def _identities(self) -> object:
         pair = {"accessKey": self.access_key, "secretKey": self.secret_key}

@@ -15,7 +15,6 @@ import os
 import secrets
 import shutil
 import signal
-import socket
 import sys
 import time
 from collections.abc import Awaitable, Callable, Coroutine
@@ -29,6 +28,7 @@ import structlog
 
 from broker.embedded.endpoint import worker_environment
 from broker.embedded.object_store import PORT_NAMES, ObjectStore
+from broker.embedded.ports import free_ports, is_free
 from broker.errors import StackError
 
 log = structlog.get_logger(__name__)
@@ -85,9 +85,9 @@ class Stack:
         for name in ("logs", "home", "work"):
             (self.folder / name).mkdir(parents=True, exist_ok=True)
         self._lock = _locked(self.folder / "lock")
+        self._identity = _identity(self.folder / "stack.json", self._port)
+        self._store = self._object_store()
         try:
-            self._identity = _identity(self.folder / "stack.json", self._port)
-            self._store = self._object_store()
             for part in self._parts():
                 running = _Running(part, self.folder)
                 self._running.append(running)
@@ -124,6 +124,7 @@ class Stack:
         for running in reversed(self._running):
             await running.stop()
         self._running.clear()
+        self._store.sweep()
         if self._lock is not None:
             self._lock.close()
 
@@ -343,37 +344,18 @@ def _identity(path: Path, broker_port: int | None) -> Identity:
     """Reads the stack's ports and keys, or draws them; a port that somebody else took meanwhile is drawn anew."""
     known = Identity(**json.loads(path.read_text())) if path.exists() else Identity(ports={})
     names = (*PORT_NAMES, "endpoint", "broker")
-    ports = {name: port for name, port in known.ports.items() if name in names and _is_free(port)}
+    ports = {name: port for name, port in known.ports.items() if name in names and is_free(port)}
     if broker_port is not None:
-        if not _is_free(broker_port):
+        if not is_free(broker_port):
             raise StackError(f"port {broker_port} is in use; choose another with --port")
         ports["broker"] = broker_port
     missing = [name for name in names if name not in ports]
     identity = Identity(
-        **asdict(known) | {"ports": ports | dict(zip(missing, _free_ports(len(missing)), strict=True))}
+        **asdict(known) | {"ports": ports | dict(zip(missing, free_ports(len(missing)), strict=True))}
     )
     path.touch(mode=0o600)
     path.write_text(json.dumps(asdict(identity), indent=2))
     return identity
-
-
-def _is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            return False
-    return True
-
-
-def _free_ports(count: int) -> list[int]:
-    """Draws distinct free ports: all are held open until the last one is drawn."""
-    with contextlib.ExitStack() as held:
-        probes = [held.enter_context(socket.socket()) for _ in range(count)]
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [int(probe.getsockname()[1]) for probe in probes]
 
 
 async def _get(url: str, key: str | None = None) -> dict[str, dict[str, int]] | None:

@@ -7,7 +7,14 @@ import pytest
 from hypothesis import given, strategies as st
 from pydantic import ValidationError
 
-from schemas.edits import CropKeyframe, ExportMode, FramingParams, SpeedSegment, first_keyframe_outside, is_upright
+from schemas.edits import (
+    CropKeyframe,
+    ExportMode,
+    FramingParams,
+    SpeedSegment,
+    first_keyframe_outside,
+    is_upright,
+)
 
 BOX = {"x": 1.5, "y": 2.5, "width": 30.0, "height": 40.0}
 
@@ -31,7 +38,9 @@ def test_nothing_given_means_a_vertical_fast_export_with_audio():
     [
         pytest.param({"crop_keyframes": [{"time": 0, **BOX}], "output_width": 720}, id="snake"),
         pytest.param({"cropKeyframes": [{"time": 0, **BOX}], "outputWidth": 720}, id="camel"),
-        pytest.param({"keyframes": [{"time": 0, **BOX}], "target_width": 720, "clip_index": 4}, id="other-words"),
+        pytest.param(
+            {"keyframes": [{"time": 0, **BOX}], "target_width": 720, "clip_index": 4}, id="other-words"
+        ),
     ],
 )
 def test_every_spelling_means_the_same(sent):
@@ -44,16 +53,26 @@ def test_every_spelling_means_the_same(sent):
 @pytest.mark.parametrize(
     "dialect",
     [
-        pytest.param({"trim_start": 1, "trim_end": 5, "segments": [{"start": 2, "end": 3, "speed": 0.5}]}, id="db"),
         pytest.param(
-            {"trimRange": {"start": 1, "end": 5}, "segments": [{"start": 2, "end": 3, "speed": 0.5}]}, id="dict"
+            {"trim_start": 1, "trim_end": 5, "segments": [{"start": 2, "end": 3, "speed": 0.5}]}, id="db"
+        ),
+        pytest.param(
+            {"trimRange": {"start": 1, "end": 5}, "segments": [{"start": 2, "end": 3, "speed": 0.5}]},
+            id="dict",
         ),
         pytest.param({"trimRange": [1, 5], "segments": [{"start": 2, "end": 3, "speed": 0.5}]}, id="list"),
         pytest.param(
-            {"boundaries": [0, 2, 3, 9], "segmentSpeeds": {"1": 0.5}, "trimRange": [1, 5], "userSplits": [2, 3]},
+            {
+                "boundaries": [0, 2, 3, 9],
+                "segmentSpeeds": {"1": 0.5},
+                "trimRange": [1, 5],
+                "userSplits": [2, 3],
+            },
             id="frontend",
         ),
-        pytest.param({"boundaries": [2, 3], "segmentSpeeds": {"1": 0.5}, "trimRange": [1, 5]}, id="splits-only"),
+        pytest.param(
+            {"boundaries": [2, 3], "segmentSpeeds": {"1": 0.5}, "trimRange": [1, 5]}, id="splits-only"
+        ),
     ],
 )
 def test_every_dialect_of_segment_data_means_the_same(dialect):
@@ -84,11 +103,19 @@ def test_the_last_split_plays_to_the_end():
         pytest.param({"target_fps": 0}, "target_fps", id="zero-rate"),
         pytest.param({"export_mode": "SLOW"}, "export_mode", id="unknown-mode"),
         pytest.param({"crop_keyframes": [BOX]}, "crop_keyframes/0", id="no-moment"),
-        pytest.param({"crop_keyframes": [{"time": 0, "frame": 0, **BOX}]}, "crop_keyframes/0", id="two-moments"),
-        pytest.param({"crop_keyframes": [{"time": 0, **BOX, "x": -1}]}, "crop_keyframes/0/x", id="outside-left"),
-        pytest.param({"crop_keyframes": [{"time": 0, **BOX, "width": 0}]}, "crop_keyframes/0/width", id="empty-crop"),
         pytest.param(
-            {"crop_keyframes": [{"time": 1, **BOX}, {"time": 1, **BOX}]}, "crop_keyframes", id="two-at-one-time"
+            {"crop_keyframes": [{"time": 0, "frame": 0, **BOX}]}, "crop_keyframes/0", id="two-moments"
+        ),
+        pytest.param(
+            {"crop_keyframes": [{"time": 0, **BOX, "x": -1}]}, "crop_keyframes/0/x", id="outside-left"
+        ),
+        pytest.param(
+            {"crop_keyframes": [{"time": 0, **BOX, "width": 0}]}, "crop_keyframes/0/width", id="empty-crop"
+        ),
+        pytest.param(
+            {"crop_keyframes": [{"time": 1, **BOX}, {"time": 1, **BOX}]},
+            "crop_keyframes",
+            id="two-at-one-time",
         ),
         pytest.param(
             {"crop_keyframes": [{"time": 1, **BOX}, {"frame": 90, **BOX}]}, "crop_keyframes", id="two-clocks"
@@ -98,7 +125,9 @@ def test_the_last_split_plays_to_the_end():
             "crop_keyframes/0",
             id="outside-right",
         ),
-        pytest.param({"segments": [{"start": 0, "end": 3}, {"start": 2, "end": 4}]}, "segments", id="overlap"),
+        pytest.param(
+            {"segments": [{"start": 0, "end": 3}, {"start": 2, "end": 4}]}, "segments", id="overlap"
+        ),
         pytest.param({"segments": [{"start": 3, "end": 1}]}, "segments/0/end", id="segment-backwards"),
         pytest.param({"segments": [{"start": 0, "end": 1, "speed": 9}]}, "segments/0/speed", id="too-fast"),
         pytest.param({"fps": 30, "target_fps": 25}, "", id="said-twice"),

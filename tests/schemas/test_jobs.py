@@ -39,7 +39,9 @@ def test_only_ends_are_terminal():
     assert {status for status in JobStatus if status.is_terminal} == {"complete", "error", "cancelled"}
 
 
-@pytest.mark.parametrize("code", [ErrorCode.INVALID_PARAMS, ErrorCode.INVALID_MEDIA, ErrorCode.SOURCE_NOT_FOUND])
+@pytest.mark.parametrize(
+    "code", [ErrorCode.INVALID_PARAMS, ErrorCode.INVALID_MEDIA, ErrorCode.SOURCE_NOT_FOUND]
+)
 def test_what_the_user_must_mend_is_not_retryable(code):
     """The same bad input fails the same way."""
     assert not code.retryable

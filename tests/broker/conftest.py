@@ -1,0 +1,88 @@
+"""Broker parts on real files, a real bucket and a real clock that tests may move."""
+
+import contextlib
+
+import httpx
+import pytest
+
+from broker.app import create_app
+from broker.models import Job
+from broker.settings import Settings
+from broker.store import JobStore, open_engine
+
+API_KEY = "test-key-0123456789"
+
+
+@pytest.fixture
+def store(tmp_path):
+    """An empty job store on disk."""
+    store = JobStore(open_engine(f"sqlite:///{tmp_path}/jobs.db"))
+    yield store
+    store.close()
+
+
+@pytest.fixture
+def make_job():
+    """Builds jobs; overrides say what matters to the test."""
+
+    def make(**overrides):
+        number = make.count = make.count + 1
+        fields = {
+            "id": f"job-{number}",
+            "user_id": "u1",
+            "type": "framing",
+            "input_key": "a.mp4",
+            "params": "{}",
+            "max_attempts": 3,
+            "created_at": 1_000 + number,
+            "due_at": 1_000,
+        }
+        return Job.model_validate(fields | overrides)
+
+    make.count = 0
+    return make
+
+
+@pytest.fixture
+def settings(tmp_path, object_store):
+    """Builds settings with the real bucket, and a provider where nobody listens; overrides by environment name."""
+
+    def make(**overrides):
+        environment = {
+            "RUNPOD_API_KEY": "runpod-key",
+            "RUNPOD_ENDPOINT_URL": "http://127.0.0.1:9/v2/embedded",
+            "R2_ENDPOINT": object_store.url,
+            "R2_ACCESS_KEY_ID": object_store.access_key,
+            "R2_SECRET_ACCESS_KEY": object_store.secret_key,
+            "R2_BUCKET_NAME": object_store.bucket,
+            "REELBROKER_API_KEY": API_KEY,
+            "REELBROKER_USER_ID": f"u-{tmp_path.name}"[:64],
+            "REELBROKER_DATABASE_URL": f"sqlite:///{tmp_path}/broker.db",
+        }
+        return Settings(_env_file=None, **(environment | overrides))
+
+    return make
+
+
+@pytest.fixture
+def running():
+    """Enters a broker's lifespan and hands out a client with the key; `state` holds its parts."""
+
+    @contextlib.asynccontextmanager
+    async def enter(settings, transport=None):
+        app = create_app(settings, transport=transport)
+        async with app.router.lifespan_context(app) as state:
+
+            async def with_state(scope, receive, send):
+                scope["state"] = dict(state)
+                await app(scope, receive, send)
+
+            async with httpx.AsyncClient(
+                transport=httpx.ASGITransport(with_state, raise_app_exceptions=False),
+                base_url="http://broker",
+                headers={"Authorization": f"Bearer {API_KEY}"},
+            ) as client:
+                client.state = state
+                yield client
+
+    return enter

