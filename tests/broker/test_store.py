@@ -2,6 +2,7 @@
 
 import json
 import sqlite3
+import tempfile
 import threading
 
 import pytest
@@ -191,7 +192,8 @@ class StoreMachine(RuleBasedStateMachine):
 
     def __init__(self):
         super().__init__()
-        self.store = JobStore(open_engine("sqlite://"))
+        self.folder = tempfile.TemporaryDirectory()
+        self.store = JobStore(open_engine(f"sqlite:///{self.folder.name}/jobs.db"))
         self.expected: dict[str, Job] = {}
         self.seen: list[Job] = []
 
@@ -234,6 +236,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     def teardown(self):
         self.store.close()
+        self.folder.cleanup()
 
 
 TestStoreMachine = StoreMachine.TestCase
