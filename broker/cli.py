@@ -1,7 +1,6 @@
 """The `reelbroker` command: `serve` runs the broker, `up` the whole stack on this machine."""
 
 import asyncio
-import logging
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -25,7 +24,7 @@ Folder = Annotated[Path, typer.Option(help="Where the stack keeps its data, keys
 @cli.command()
 def serve() -> None:
     """Run the broker; settings come from the environment (see .env.example)."""
-    _log_to_stderr()
+    log_to_stderr()
     try:
         settings = Settings()
     except ValidationError as error:
@@ -44,7 +43,7 @@ def up(
     port: Annotated[int | None, typer.Option(help="The broker's port; a free one by default.")] = None,
 ) -> None:
     """Run store, endpoint, workers and broker on this machine until Ctrl-C."""
-    _log_to_stderr()
+    log_to_stderr()
     try:
         asyncio.run(run_until_signalled(_up(folder, workers, port)))
     except StackError as error:
@@ -67,7 +66,8 @@ async def _up(folder: Path, workers: int, port: int | None) -> None:
         await asyncio.Event().wait()
 
 
-def _log_to_stderr() -> None:
+def log_to_stderr(level: str = "INFO") -> None:
+    """Writes one line an event, `level` and above, to standard error."""
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
@@ -78,7 +78,7 @@ def _log_to_stderr() -> None:
                 key_order=["timestamp", "level", "action"], drop_missing=True
             ),
         ],
-        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
+        wrapper_class=structlog.make_filtering_bound_logger(level),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
     )
 
