@@ -1,0 +1,103 @@
+"""A provider that tests steer: RunPod's public API in memory, with faults, and a worker's hand in the bucket.
+
+It obeys the contract that test_runpod.py checks on it and on the embedded endpoint alike.
+"""
+
+import hashlib
+import json
+
+import httpx
+
+from schemas.worker import attempt_folder, object_key
+
+
+class Provider(httpx.MockTransport):
+    """Use it as the transport of a broker. `fault` decides about the next calls; jobs are moved by the test."""
+
+    def __init__(self):
+        super().__init__(self._answer)
+        self.jobs = {}
+        self.calls = []
+        self.fault = None
+
+    @property
+    def submits(self):
+        return [path for path in self.calls if path.endswith("/run")]
+
+    def only(self):
+        """Returns the one job that was submitted."""
+        (job,) = self.jobs.values()
+        return job
+
+    def _answer(self, request):
+        self.calls.append(request.url.path)
+        if self.fault is not None and (reply := self.fault(request)) is not None:
+            return reply
+        if request.headers.get("authorization") != "Bearer runpod-key":
+            return httpx.Response(401)
+        return self.carry_out(request)
+
+    def carry_out(self, request):
+        """Does what RunPod would do without a fault."""
+        action, _, job_id = request.url.path.removeprefix("/v2/embedded/").partition("/")
+        if action == "run":
+            body = json.loads(request.content)
+            job_id = f"rp-{len(self.jobs) + 1}"
+            self.jobs[job_id] = {"id": job_id, "status": "IN_QUEUE", "sent": body}
+            return httpx.Response(200, json={"id": job_id, "status": "IN_QUEUE"})
+        if action == "health":
+            queued = sum(job["status"] == "IN_QUEUE" for job in self.jobs.values())
+            return httpx.Response(200, json={"jobs": {"inQueue": queued}, "workers": {"idle": 1}})
+        if job_id not in self.jobs:
+            return httpx.Response(404)
+        if action == "cancel":
+            self.jobs[job_id]["status"] = "CANCELLED"
+        return httpx.Response(200, json={k: v for k, v in self.jobs[job_id].items() if k != "sent"})
+
+
+def refuse(request):
+    """A fault: nobody listens."""
+    raise httpx.ConnectError("connection refused", request=request)
+
+
+class Worker:
+    """Writes into the bucket what a worker would, for the attempt that was submitted."""
+
+    def __init__(self, bucket, sent):
+        self._bucket = bucket
+        self._input = sent["input"]
+
+    def key(self, name):
+        job = self._input
+        return object_key(job["user_id"], f"{attempt_folder(job['job_id'], job['attempt_token'])}/{name}")
+
+    def start(self, runpod_job_id):
+        """Writes started.json."""
+        self._write("started.json", {"runpod_job_id": runpod_job_id, "worker_id": "w", "at_ms": 1})
+
+    def finish(self, body=b"a film", claimed_bytes=None):
+        """Writes the output and result.json, and returns the output's key."""
+        key = f"final_videos/framing_{self._input['job_id']}_00000000.mp4"
+        self._bucket.write(object_key(self._input["user_id"], key), body)
+        facts = {
+            "bytes": claimed_bytes or len(body),
+            "sha256": hashlib.sha256(body).hexdigest(),
+            "width": 1080,
+            "height": 1920,
+            "fps": 25.0,
+            "frames": 10,
+            "duration_seconds": 0.4,
+            "video_codec": "h264",
+            "audio_codec": None,
+        }
+        timings = {"fetch_seconds": 1.0, "edit_seconds": 2.0, "upload_seconds": 0.5}
+        result = {"output_key": key, "runpod_job_id": "rp-9", "facts": facts, "timings": timings}
+        self._write("result.json", result)
+        return key
+
+    def told_to_stop(self):
+        """True when stop.json fences the attempt."""
+        return self._bucket.size(self.key("stop.json")) is not None
+
+    def _write(self, name, document):
+        self._bucket.write(self.key(name), json.dumps(document).encode())

@@ -1,0 +1,218 @@
+"""The HTTP face: status codes, problem documents, pages, and what a wrong body leaves behind (nothing)."""
+
+import asyncio
+
+import httpx
+import pytest
+
+from tests.broker.provider import Provider, Worker
+
+JOB = {"type": "framing", "input_key": "a.mp4"}
+
+
+@pytest.fixture
+async def provider():
+    """A provider that takes jobs and runs none."""
+    return Provider()
+
+
+@pytest.fixture
+async def client(settings, running, provider):
+    """A client with the key, on a running broker."""
+    async with running(settings(), provider) as client:
+        yield client
+
+
+async def until(client, url, done, seconds=10):
+    """Polls a job as a frontend would."""
+    async with asyncio.timeout(seconds):
+        while not done(job := (await client.get(url)).json()):
+            await asyncio.sleep(0.05)
+    return job
+
+
+async def test_a_submit_is_answered_before_anything_is_sent(client):
+    """202 with where to look and when."""
+    reply = await client.post("/api/jobs", json=JOB | {"project_id": 7, "metadata": {"a": "b"}})
+    job = reply.json()
+    assert reply.status_code == 202
+    assert reply.headers["location"] == f"/api/jobs/{job['job_id']}" == job["urls"]["self"]
+    assert "retry-after" in reply.headers
+    assert (job["status"], job["phase"], job["progress"]) == ("pending", "accepted", 0)
+    assert (job["project_id"], job["metadata"], job["output_key"]) == (7, {"a": "b"}, None)
+
+
+async def test_the_whole_life_of_a_job_over_http(client, provider):
+    """Submit, poll, download: the redirect leads to the very bytes."""
+    url = (await client.post("/api/jobs", json=JOB)).headers["location"]
+    await until(client, url, lambda job: job["status"] == "processing")
+    assert (await client.get(f"{url}/output")).status_code == 404
+    key = Worker(client.state["bucket"], provider.only()["sent"]).finish(b"a film")
+    job = await until(client, url, lambda job: job["status"] == "complete")
+    assert (job["output_key"], job["result"]["bytes"], job["progress"]) == (key, 6, 100)
+    reply = await client.get(job["urls"]["output"])
+    assert reply.status_code == 302
+    async with httpx.AsyncClient() as bucket:
+        download = await bucket.get(reply.headers["location"])
+    assert (download.content, "attachment" in download.headers["content-disposition"]) == (b"a film", True)
+
+
+async def test_a_job_of_nobody_is_404(client):
+    """So is one of another user: they look the same."""
+    for method, path in [("GET", ""), ("GET", "/output"), ("POST", "/cancel")]:
+        reply = await client.request(method, f"/api/jobs/none{path}")
+        assert (reply.status_code, reply.json()["code"]) == (404, "not_found")
+
+
+async def test_cancel_answers_the_same_when_asked_again(client):
+    """First 202, then the end; after a cancel, 200."""
+    url = (await client.post("/api/jobs", json=JOB)).headers["location"]
+    first = await client.post(f"{url}/cancel")
+    again = await client.post(f"{url}/cancel")
+    assert first.status_code == 202
+    assert again.status_code in (200, 202)
+    await until(client, url, lambda job: job["status"] == "cancelled")
+    assert (await client.post(f"{url}/cancel")).status_code == 200
+
+
+async def test_a_finished_job_cannot_be_cancelled(client, provider):
+    """409, and the job stays what it is."""
+    url = (await client.post("/api/jobs", json=JOB)).headers["location"]
+    await until(client, url, lambda job: job["status"] == "processing")
+    Worker(client.state["bucket"], provider.only()["sent"]).finish()
+    await until(client, url, lambda job: job["status"] == "complete")
+    reply = await client.post(f"{url}/cancel")
+    assert (reply.status_code, reply.json()["code"]) == (409, "already_finished")
+
+
+async def test_pages_follow_one_another(client):
+    """Every job once, newest first, by cursor."""
+    made = [(await client.post("/api/jobs", json=JOB)).json()["job_id"] for _ in range(5)]
+    seen, cursor = [], None
+    while True:
+        query = {"limit": 2} | ({"cursor": cursor} if cursor else {})
+        page = (await client.get("/api/jobs", params=query)).json()
+        seen += [job["job_id"] for job in page["jobs"]]
+        if (cursor := page["next_cursor"]) is None:
+            break
+    assert sorted(seen) == sorted(made)
+    assert len(seen) == 5
+
+
+@pytest.mark.parametrize("query", ["limit=0", "limit=x", "status=lost", "cursor=%00", "colour=red"])
+async def test_a_wrong_query_is_refused_by_name(client, query):
+    """The pointer is the query's field."""
+    reply = await client.get(f"/api/jobs?{query}")
+    assert reply.status_code == 422
+    assert reply.json()["errors"][0]["pointer"] == "/" + query.split("=")[0]
+
+
+@pytest.mark.parametrize(
+    ("body", "pointer"),
+    [
+        pytest.param(b'{"type": "sharpen", "input_key": "a.mp4"}', "/type", id="unknown-type"),
+        pytest.param(b'{"type": "framing", "input_key": "a.mp4", "loud": 1}', "/loud", id="unknown-field"),
+        pytest.param(b'{"type": "framing"}', "/input_key", id="missing-field"),
+        pytest.param(b'{"type": "framing", "input_key": "../b/a.mp4"}', "/input_key", id="dot-dot"),
+        pytest.param(b'{"type": "framing", "input_key": "/a.mp4"}', "/input_key", id="leading-slash"),
+        pytest.param(
+            b'{"type": "framing", "input_key": "a", "params": {"end_time": NaN}}',
+            "/params/end_time",
+            id="nan",
+        ),
+        pytest.param(
+            b'{"type": "framing", "input_key": "a", "params": {"end_time": 5300000}}',
+            "/params/end_time",
+            id="milliseconds",
+        ),
+        pytest.param(
+            b'{"type": "framing", "input_key": "a", "params": {"start_time": 3, "end_time": 2}}',
+            "/params/end_time",
+            id="end-before-start",
+        ),
+        pytest.param(
+            b'{"type": "framing", "input_key": "a", "params": {"source_width": 100, "source_height": 100,'
+            b' "crop_keyframes": [{"time": 0, "x": 80, "y": 0, "width": 50, "height": 50}]}}',
+            "/params/crop_keyframes/0",
+            id="keyframe-outside",
+        ),
+        pytest.param(b'{"type": "framing", ', "", id="cut-off-json"),
+        pytest.param(b"[" * 50_000, "", id="deep-json"),
+        pytest.param(b"\xff\xfe", "", id="not-text"),
+    ],
+)
+async def test_a_wrong_body_is_refused_by_name_and_stores_nothing(client, body, pointer):
+    """422 problem+json with a pointer to the field."""
+    reply = await client.post("/api/jobs", content=body)
+    problem = reply.json()
+    assert (reply.status_code, problem["code"]) == (422, "invalid_request")
+    assert reply.headers["content-type"] == "application/problem+json"
+    assert [error["pointer"] for error in problem["errors"]] == [pointer]
+    assert problem["request_id"] == reply.headers["x-request-id"]
+    assert (await client.get("/api/jobs")).json()["jobs"] == []
+
+
+async def test_a_body_over_the_limit_is_cut_off(client):
+    """Counted on the bytes that arrive: a client need not say how many there are."""
+
+    async def endless():
+        for _ in range(10_000):
+            yield b" " * 1024
+
+    reply = await client.post("/api/jobs", content=endless())
+    assert (reply.status_code, reply.json()["code"]) == (413, "body_too_large")
+    assert (await client.get("/api/jobs")).json()["jobs"] == []
+
+
+@pytest.mark.parametrize("header", ["", "Bearer", "Bearer wrong", "Basic dGVzdA==", "test-key-0123456789"])
+async def test_without_the_key_there_is_nothing(client, header):
+    """401 for every route below /api, also for those that are not there."""
+    for path in ("/api/jobs", "/api/nothing"):
+        reply = await client.get(path, headers={"Authorization": header})
+        assert (reply.status_code, reply.json()["code"]) == (401, "unauthorized")
+        assert reply.headers["www-authenticate"] == "Bearer"
+
+
+async def test_an_upload_goes_straight_to_the_bucket(client):
+    """The presigned PUT takes the file, and the key fits a job."""
+    ticket = (await client.post("/api/videos/upload-url", json={"filename": "clip ü.mp4"})).json()
+    async with httpx.AsyncClient() as bucket:
+        put = await bucket.put(ticket["upload_url"], content=b"film", headers=ticket["headers"])
+        other_type = await bucket.put(
+            ticket["upload_url"], content=b"x", headers={"Content-Type": "text/html"}
+        )
+    assert (put.status_code, other_type.status_code) == (200, 403)
+    reply = await client.post("/api/jobs", json={"type": "framing", "input_key": ticket["video_key"]})
+    assert reply.status_code == 202
+
+
+async def test_the_bucket_is_closed_to_strangers(client, object_store):
+    """Without a signature nothing is read."""
+    async with httpx.AsyncClient() as stranger:
+        reply = await stranger.get(f"{object_store.url}/{object_store.bucket}/.ready")
+    assert reply.status_code == 403
+
+
+async def test_ready_says_what_is_missing(settings, running, client):
+    """A broker without its bucket is alive but not ready."""
+    assert (await client.get("/healthz")).status_code == 200
+    assert (await client.get("/readyz")).status_code == 200
+    async with running(settings(R2_ENDPOINT="http://127.0.0.1:9"), Provider()) as alone:
+        reply = await alone.get("/readyz")
+        assert (reply.status_code, reply.json()["code"]) == (503, "not_ready")
+        assert "bucket" in reply.json()["detail"]
+        assert (await alone.get("/healthz")).status_code == 200
+
+
+async def test_a_crash_of_ours_tells_no_insides(settings, running, monkeypatch):
+    """500 problem+json without a traceback."""
+    from broker.service import JobService
+
+    async def crash(self, user_id, job_id):
+        raise RuntimeError("secret path /etc/x")
+
+    monkeypatch.setattr(JobService, "get", crash)
+    async with running(settings(), Provider()) as client:
+        reply = await client.get("/api/jobs/x")
+    assert (reply.status_code, reply.json()["code"]) == (500, "internal")
+    assert "secret" not in reply.text

@@ -1,0 +1,154 @@
+"""scripts/demo and scripts/up as a newcomer runs them: they end well, say why not, and leave nothing running."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import imageio_ffmpeg
+import pytest
+from gpu_worker.probe import output_facts
+
+from tests.stack_thread import processes_in
+
+DEMO = Path(__file__).parents[1] / "scripts" / "demo.py"
+FFMPEG = imageio_ffmpeg.get_ffmpeg_exe()
+
+
+def start(command, folder):
+    return subprocess.Popen(
+        [sys.executable, *map(str, command)],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={"PATH": os.environ["PATH"], "COLUMNS": "200", "PYTHONUNBUFFERED": "1"},
+    )
+
+
+def read_until(process, words):
+    """Reads the output up to the line with `words` in it."""
+    for line in process.stdout:
+        if words in line:
+            return line
+    raise AssertionError(f"the output ended without {words!r}")
+
+
+def make_clip(path, *options):
+    """Makes two seconds of test picture, with a tone unless the options say otherwise."""
+    picture = ["-f", "lavfi", "-i", "testsrc2=s=320x240:r=25:d=2"]
+    tone = ["-f", "lavfi", "-i", "sine=d=2"]
+    subprocess.run([FFMPEG, "-v", "error", *picture, *tone, *options, str(path)], check=True)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "audio"),
+    [
+        pytest.param("silent.mp4", ["-map", "0:v"], None, id="without-audio"),
+        pytest.param("odd.mkv", ["-vf", "scale=321:241", "-pix_fmt", "yuv444p"], "aac", id="odd-size"),
+    ],
+)
+def test_the_demo_takes_any_clip(tmp_path, name, options, audio):
+    """Exit 0, a 1080x1920 file in out/, its facts and curl commands printed, nothing left running."""
+    clip = make_clip(tmp_path / name, *options)
+    process = start([DEMO, clip], tmp_path)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, output
+    (made,) = (tmp_path / "out").glob("*.mp4")
+    facts = output_facts(made)
+    assert (facts.width, facts.height, facts.frames, facts.audio_codec) == (1080, 1920, 50, audio)
+    assert "1080x1920, 2.00 s, 50 frames, 25 fps" in output
+    assert "curl" in output
+    assert processes_in(tmp_path) == []
+
+
+def test_a_phone_clip_with_rotation_metadata_is_exported_upright(tmp_path):
+    """320x240 turned by 90 degrees is a portrait picture."""
+    flat = make_clip(tmp_path / "flat.mp4")
+    turned = tmp_path / "phone.mp4"
+    subprocess.run(
+        [FFMPEG, "-v", "error", "-display_rotation", "90", "-i", str(flat), "-c", "copy", str(turned)],
+        check=True,
+    )
+    process = start([DEMO, turned], tmp_path)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, output
+    assert "phone.mp4: 240x320" in output
+    assert processes_in(tmp_path) == []
+
+
+def test_ctrl_c_in_the_demo_leaves_nothing_behind(tmp_path, big_buck_bunny):
+    """Interrupted while the export runs: exit 130, all processes gone, no traceback."""
+    process = start([DEMO, big_buck_bunny], tmp_path)
+    read_until(process, "Starting")
+    deadline = time.monotonic() + 60
+    while not any("gpu_worker" in line for line in processes_in(tmp_path)):
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    time.sleep(3)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=30)
+    assert process.returncode == 130, output
+    assert "Traceback" not in output
+    assert processes_in(tmp_path) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "Ctrl-C"])
+def test_up_runs_until_it_is_told_to_stop(tmp_path, number):
+    """It prints how to reach it, ends with 0, and its data is there the next time."""
+    process = start(["-m", "broker.cli", "up"], tmp_path)
+    read_until(process, "Reelbroker is up")
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=30)
+    assert process.returncode == 0, output
+    assert processes_in(tmp_path) == []
+
+
+def test_a_part_that_cannot_start_is_named_with_the_end_of_its_log(tmp_path):
+    """The store was up already when the endpoint failed; it is stopped again."""
+    stack = tmp_path / ".reelbroker"
+    stack.mkdir()
+    (stack / "endpoint.db").write_text("this is not a database, " * 100)
+    process = start(["-m", "broker.cli", "up"], tmp_path)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "endpoint ended with code" in output
+    assert "not a database" in output
+    assert processes_in(tmp_path) == []
+
+
+def test_a_port_in_use_is_said(tmp_path):
+    """Before anything is started."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        process = start(["-m", "broker.cli", "up", "--port", taken.getsockname()[1]], tmp_path)
+        output, _ = process.communicate(timeout=30)
+    assert process.returncode == 1
+    assert "is in use" in output
+    assert processes_in(tmp_path) == []
+
+
+def test_two_stacks_cannot_share_a_folder(tmp_path):
+    """The second one says so and leaves the first alone."""
+    first = start(["-m", "broker.cli", "up"], tmp_path)
+    read_until(first, "Reelbroker is up")
+    second = start(["-m", "broker.cli", "up"], tmp_path)
+    output, _ = second.communicate(timeout=30)
+    assert (second.returncode, "another stack is running" in output) == (1, True)
+    assert first.poll() is None
+    first.send_signal(signal.SIGTERM)
+    first.communicate(timeout=30)
+    assert processes_in(tmp_path) == []
+
+
+def test_the_demo_says_what_is_wrong_with_a_file(tmp_path):
+    """Exit 2 before anything is started."""
+    (tmp_path / "notes.mp4").write_text("dear diary")
+    process = start([DEMO, "notes.mp4"], tmp_path)
+    output, _ = process.communicate(timeout=30)
+    assert (process.returncode, "notes.mp4" in output) == (2, True)

@@ -1,0 +1,121 @@
+"""The whole system on one machine: HTTP, SQLite, the endpoint, the SDK's worker loop, SeaweedFS, ffmpeg."""
+
+import json
+import time
+
+import pytest
+from gpu_worker.probe import output_facts
+
+from tests.stack_thread import StackThread, processes_in
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory):
+    """One running stack for all tests here; afterwards no process of it is left."""
+    folder = tmp_path_factory.mktemp("stack").resolve()
+    with StackThread(folder) as stack:
+        yield stack
+    assert processes_in(folder) == []
+
+
+@pytest.fixture(scope="module")
+def source(stack, big_buck_bunny):
+    """The sample clip, uploaded once."""
+    return stack.upload(big_buck_bunny)
+
+
+SMALL = {"output_width": 270, "output_height": 480}
+
+
+def test_a_clip_is_exported_through_the_whole_system(stack, source, tmp_path):
+    """The file is what was asked for, the job says what the file is, and the phases come in order."""
+    url = stack.submit(source, end_time=2.0, **SMALL)
+    seen = []
+
+    def watch(job):
+        seen.append((job["phase"], job["progress"]))
+        return job["status"] in ("complete", "error")
+
+    job = stack.until(url, watch)
+    assert (job["status"], job["error"], job["attempt"]) == ("complete", None, 1)
+    progress = [percent for _, percent in seen]
+    assert progress == sorted(progress)
+    facts = output_facts(stack.download(job, tmp_path / "out.mp4"))
+    assert (facts.width, facts.height, facts.frames, facts.fps) == (270, 480, 50, 25)
+    told = job["result"]
+    assert (told["frames"], told["bytes"]) == (50, (tmp_path / "out.mp4").stat().st_size)
+    assert job["output_key"].startswith(f"final_videos/framing_{job['job_id']}_")
+    assert job["gpu_seconds"] > 0
+
+
+def test_real_progress_arrives_while_frames_are_being_made(stack, source):
+    """The bar moves between its ends, from frames really done."""
+    url = stack.submit(source)
+    job = stack.until(url, lambda job: job["phase"] == "processing" and 5 < job["progress"] < 90)
+    assert job["runpod_job_id"] is not None
+    assert stack.finished(url)["status"] == "complete"
+
+
+@pytest.mark.parametrize(
+    ("name", "make", "code"),
+    [
+        pytest.param("a.mp4", lambda clip: b"no video at all" * 100, "invalid_media", id="not-a-video"),
+        pytest.param("b.mp4", lambda clip: clip[: len(clip) // 2], "invalid_media", id="truncated"),
+        pytest.param("c.mp4", lambda clip: b"", "invalid_media", id="zero-bytes"),
+    ],
+)
+def test_a_bad_file_ends_in_a_clear_error_and_is_not_tried_again(
+    stack, big_buck_bunny, tmp_path, name, make, code
+):
+    """One attempt, the right code, a sentence for the user, no traceback."""
+    path = tmp_path / name
+    path.write_bytes(make(big_buck_bunny.read_bytes()))
+    job = stack.finished(stack.submit(stack.upload(path), **SMALL))
+    assert (job["status"], job["error_code"], job["attempt"], job["retryable"]) == ("error", code, 1, False)
+    assert job["error"].endswith(".")
+    assert "Traceback" not in job["error"]
+
+
+def test_a_missing_source_is_named(stack):
+    """The job ends with source_not_found."""
+    job = stack.finished(stack.submit("uploads/nothing.mp4"))
+    assert (job["status"], job["error_code"]) == ("error", "source_not_found")
+
+
+def test_a_keyframe_outside_the_picture_is_named(stack, source):
+    """The worker, which knows the picture's size, says which keyframe."""
+    box = {"time": 0, "x": 1200, "y": 0, "width": 405, "height": 720}
+    job = stack.finished(stack.submit(source, crop_keyframes=[box]))
+    assert (job["status"], job["error_code"]) == ("error", "invalid_params")
+    assert "crop_keyframes[0]" in job["error"]
+    assert "1280x720" in job["error"]
+
+
+def test_quality_is_refused_rather_than_faked(stack, source):
+    """Without a model there is no silent resize."""
+    job = stack.finished(stack.submit(source, export_mode="QUALITY"))
+    assert (job["status"], job["error_code"]) == ("error", "model_unavailable")
+
+
+def test_a_cancel_stops_the_worker_and_the_next_job_runs(stack, source):
+    """The GPU is free again at once; the cancelled job has no output."""
+    url = stack.submit(source, output_width=2160, output_height=3840)
+    stack.until(url, lambda job: job["progress"] > 5)
+    stack.client.post(f"{url}/cancel").raise_for_status()
+    began = time.monotonic()
+    job = stack.finished(url)
+    assert (job["status"], job["output_key"]) == ("cancelled", None)
+    assert stack.finished(stack.submit(source, end_time=0.4, **SMALL))["status"] == "complete"
+    assert time.monotonic() - began < 30
+
+
+def test_no_secret_is_in_the_logs(stack, source):
+    """Keys and signed URLs stay out of every part's log."""
+    stack.finished(stack.submit(source, end_time=0.2, **SMALL))
+    secrets = json.loads((stack.stack.folder / "stack.json").read_text())
+    logs = {path.name: path.read_text(errors="replace") for path in (stack.stack.folder / "logs").iterdir()}
+    assert set(logs) == {"store.log", "endpoint.log", "worker-1.log", "broker.log"}
+    for name, text in logs.items():
+        for secret in ("api_key", "runpod_api_key", "s3_secret_key"):
+            assert secrets[secret] not in text, name
+        assert "X-Amz-Signature" not in text, name
