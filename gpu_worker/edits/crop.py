@@ -1,0 +1,212 @@
+"""The animated crop: where it is at each moment, and how its pixels become the output's.
+
+Everything is float to the end, so a slow pan moves by fractions of a pixel. Resampling is separable bicubic, widened
+when shrinking (so that it averages instead of skipping), done on the Y, U and V planes as they are: a linear filter
+commutes with the linear colour matrix, so going through RGB would only cost time and rounding.
+"""
+
+import bisect
+import math
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass
+from fractions import Fraction
+
+import torch
+import torch.nn.functional as functional
+
+from gpu_worker.errors import InvalidParams
+from gpu_worker.frames import Box, Frame, chroma_size
+from gpu_worker.probe import SourceFacts
+from schemas.edits import FramingParams, Interpolation, first_keyframe_outside, is_upright
+
+#: Keys' cubic with a = -1/2, the one that reproduces quadratics (R. Keys, "Cubic convolution interpolation for
+#: digital image processing", IEEE Trans. ASSP 29(6), 1981).
+CUBIC_A = -0.5
+CUBIC_RADIUS = 2.0
+BLACK = (16, 128, 128)
+
+
+@dataclass(frozen=True)
+class CropPath:
+    """Where the crop is at each moment of the source."""
+
+    times: tuple[float, ...]
+    boxes: tuple[Box, ...]
+    interpolation: Interpolation
+    width: int
+    height: int
+
+    @classmethod
+    def of(cls, params: FramingParams, source: SourceFacts) -> "CropPath":
+        """Builds the path; without keyframes, the largest centred crop of the output's ratio.
+
+        Raises:
+            InvalidParams: a keyframe leaves the picture by more than a pixel.
+        """
+        keys = params.crop_keyframes
+        outside = first_keyframe_outside(keys, source.width, source.height)
+        if outside is not None:
+            raise InvalidParams(
+                f"params.crop_keyframes[{outside}] reaches outside the {source.width}x{source.height} picture."
+            )
+        times = tuple(_seconds(key.time, key.frame, source.fps) for key in keys)
+        boxes = tuple(Box(key.x, key.y, key.width, key.height) for key in keys)
+        if not keys:
+            times, boxes = (0.0,), (_centred(params, source),)
+        return cls(times, boxes, params.interpolation, source.width, source.height)
+
+    def at(self, moment: float) -> Box:
+        """Returns the crop at a moment (seconds of the source); before the first and after the last key it rests."""
+        after = bisect.bisect_right(self.times, moment)
+        if after == 0 or after == len(self.times):
+            box = self.boxes[0 if after == 0 else -1]
+        else:
+            begin, end = self.times[after - 1], self.times[after]
+            box = self._between(after - 1, (moment - begin) / (end - begin))
+        return box.inside(self.width, self.height)
+
+    def _between(self, index: int, part: float) -> Box:
+        p1, p2 = self.boxes[index], self.boxes[index + 1]
+        if self.interpolation is Interpolation.LINEAR:
+            return _mix(((1 - part, p1), (part, p2)))
+        first = self.boxes[index - 1] if index > 0 else _mix(((2, p1), (-1, p2)))
+        last = self.boxes[index + 2] if index + 2 < len(self.boxes) else _mix(((2, p2), (-1, p1)))
+        return _mix(zip(catmull_rom(part), (first, p1, p2, last), strict=True))
+
+
+def catmull_rom(part: float) -> tuple[float, float, float, float]:
+    """Returns the weights of p0 … p3 at `part` (0 to 1) of the way from p1 to p2, on the uniform Catmull-Rom spline.
+
+    E. Catmull, R. Rom, "A class of local interpolating splines", 1974, tension 1/2. At the ends the missing neighbour
+    is the mirror image of the other one (2·p1 - p2), so that a spline through two keys is the straight line.
+    """
+    t, t2, t3 = part, part * part, part**3
+    return (
+        0.5 * (-t + 2 * t2 - t3),
+        0.5 * (2 - 5 * t2 + 3 * t3),
+        0.5 * (t + 4 * t2 - 3 * t3),
+        0.5 * (-t2 + t3),
+    )
+
+
+def crop(frame: Frame, box: Box, width: int, height: int) -> Frame:
+    """Resamples what lies in `box` to `width` x `height`, on the frame's device.
+
+    Args:
+        frame: the whole picture, uint8 planes.
+        box: in pixels of the picture, inside it.
+
+    Returns:
+        A frame of the new size, rounded to uint8.
+    """
+    x, y = box.width / width, box.height / height
+    luma = _resample(frame.y, _taps(box.x + 0.5 * x - 0.5, x, width), _taps(box.y + 0.5 * y - 0.5, y, height))
+    # Chroma sits on even luma columns (hence the x of luma sample 0, halved) and between luma rows.
+    columns = _taps((box.x + 0.5 * x - 0.5) / 2, x, chroma_size(width))
+    rows = _taps((box.y + y - 1.0) / 2, y, chroma_size(height))
+    return Frame(luma, _resample(frame.u, columns, rows), _resample(frame.v, columns, rows))
+
+
+def rotate(frame: Frame, degrees: float) -> Frame:
+    """Turns the picture about its centre, counter-clockwise, on the same canvas; what comes in from outside is black."""
+    if is_upright(degrees):
+        return frame
+    y, u, v = (
+        _rotate_plane(plane, (frame.width, frame.height), degrees, black, scale)
+        for plane, black, scale in zip(frame.planes, BLACK, (1, 2, 2), strict=True)
+    )
+    return Frame(y, u, v)
+
+
+def _seconds(time: float | None, frame: int | None, fps: Fraction) -> float:
+    return time if time is not None else float((frame or 0) / fps)
+
+
+def _centred(params: FramingParams, source: SourceFacts) -> Box:
+    ratio = params.output_width / params.output_height
+    width = min(float(source.width), source.height * ratio)
+    height = width / ratio
+    return Box((source.width - width) / 2, (source.height - height) / 2, width, height)
+
+
+def _mix(parts: "Sequence[tuple[float, Box]] | zip[tuple[float, Box]]") -> Box:
+    weighted = [[weight * value for value in astuple(box)] for weight, box in parts]
+    return Box(*map(math.fsum, zip(*weighted, strict=True)))
+
+
+@dataclass(frozen=True)
+class _Taps:
+    """For each output sample along one axis, the source samples that make it: (n, k) indices and float32 weights."""
+
+    indices: torch.Tensor
+    weights: torch.Tensor
+
+
+def _taps(first: float, step: float, count: int) -> _Taps:
+    """Computes the filter for output samples at source positions `first + i * step`, unclamped."""
+    scale = max(step, 1.0)
+    taps = math.ceil(2 * CUBIC_RADIUS * scale)
+    centres = first + torch.arange(count, dtype=torch.float64) * step
+    lowest = torch.floor(centres - CUBIC_RADIUS * scale) + 1
+    indices = lowest[:, None] + torch.arange(taps, dtype=torch.float64)
+    weights = _cubic((indices - centres[:, None]).abs() / scale)
+    weights /= weights.sum(dim=1, keepdim=True)
+    return _Taps(indices.long(), weights.float())
+
+
+def _cubic(x: torch.Tensor) -> torch.Tensor:
+    a = CUBIC_A
+    near = ((a + 2) * x - (a + 3)) * x * x + 1
+    far = a * (((x - 5) * x + 8) * x - 4)
+    return torch.where(x <= 1, near, torch.where(x < CUBIC_RADIUS, far, 0.0))
+
+
+def _resample(plane: torch.Tensor, columns: _Taps, rows: _Taps) -> torch.Tensor:
+    """Applies both filters to one (h, w) uint8 plane; samples beyond an edge repeat it.
+
+    A weighted sum of rows is what `embedding_bag` computes, and nothing else in torch does it as fast on a CPU: 2 ms
+    for 405x720 to 1080x1920, where dense matrix products take 19 and sparse ones 25.
+    """
+    columns, left, right = _on(columns, plane.shape[1], plane.device)
+    rows, top, bottom = _on(rows, plane.shape[0], plane.device)
+    source = plane[top:bottom, left:right].t().float().contiguous()
+    wide = functional.embedding_bag(columns.indices, source, per_sample_weights=columns.weights, mode="sum")
+    full = functional.embedding_bag(
+        rows.indices, wide.t().contiguous(), per_sample_weights=rows.weights, mode="sum"
+    )
+    return full.add_(0.5).clamp_(0, 255).to(torch.uint8)
+
+
+def _on(taps: _Taps, length: int, device: torch.device) -> tuple[_Taps, int, int]:
+    """Repeats the edges of an axis of `length`, and returns the taps relative to the part of it that they touch."""
+    indices = taps.indices.clamp(0, length - 1)
+    low, high = int(indices.min()), int(indices.max()) + 1
+    return _Taps((indices - low).to(device), taps.weights.to(device)), low, high
+
+
+def _rotate_plane(
+    plane: torch.Tensor, picture: tuple[int, int], degrees: float, black: int, scale: int
+) -> torch.Tensor:
+    """Samples one plane bicubically along the turned axes; `scale` is 2 for chroma."""
+    height, width = plane.shape
+    # Positions in luma pixels from the picture's centre, minding where chroma samples sit.
+    x = torch.arange(width, dtype=torch.float64) * scale
+    y = torch.arange(height, dtype=torch.float64) * scale + (scale - 1) / 2
+    centre_x, centre_y = (picture[0] - 1) / 2, (picture[1] - 1) / 2
+    grid_y, grid_x = torch.meshgrid(y - centre_y, x - centre_x, indexing="ij")
+    angle = math.radians(degrees)
+    source_x = grid_x * math.cos(angle) - grid_y * math.sin(angle) + centre_x
+    source_y = grid_x * math.sin(angle) + grid_y * math.cos(angle) + centre_y
+    u = source_x / scale
+    v = (source_y - (scale - 1) / 2) / scale
+    grid = torch.stack([(2 * u + 1) / width - 1, (2 * v + 1) / height - 1], dim=-1)
+    # Relative to black, because zeros are what comes in from outside.
+    relative = (plane.float() - black)[None, None]
+    turned = functional.grid_sample(
+        relative,
+        grid.float().to(plane.device)[None],
+        mode="bicubic",
+        padding_mode="zeros",
+        align_corners=False,
+    )
+    return (turned[0, 0] + black + 0.5).clamp_(0, 255).to(torch.uint8)

@@ -1,0 +1,84 @@
+"""What can go wrong in the worker, as one tree.
+
+WorkerError                 has a code that the broker understands, and a sentence that a user does
+├── InvalidParams           the edit asked for cannot be made of this video
+├── SourceNotFound
+├── InvalidMedia            not a video, or damaged
+├── UnsupportedMedia        a video, but not one that we take
+├── ModelUnavailable        the worker has no model for the export mode
+├── OutOfMemory
+├── StorageUnavailable      the bucket failed or could not be reached
+├── Cancelled               the attempt was cancelled or superseded: stop, publish nothing
+└── FfmpegFailed            ffmpeg ended badly: a bug of ours, or of the machine
+"""
+
+from schemas.jobs import ErrorCode
+
+
+class WorkerError(Exception):
+    """Base of all errors with a meaning.
+
+    Args:
+        sentence: what the user is told.
+        detail: what the tools said, for the log.
+    """
+
+    code = ErrorCode.INTERNAL
+
+    def __init__(self, sentence: str, detail: str = "") -> None:
+        super().__init__(sentence)
+        self.detail = detail
+
+
+class InvalidParams(WorkerError):
+    """The edit cannot be made of this video; names the field."""
+
+    code = ErrorCode.INVALID_PARAMS
+
+
+class SourceNotFound(WorkerError):
+    """The input object does not exist."""
+
+    code = ErrorCode.SOURCE_NOT_FOUND
+
+
+class InvalidMedia(WorkerError):
+    """The file is not a video, or too damaged to be one."""
+
+    code = ErrorCode.INVALID_MEDIA
+
+
+class UnsupportedMedia(WorkerError):
+    """The file is a video of a kind that is not taken."""
+
+    code = ErrorCode.UNSUPPORTED_MEDIA
+
+
+class ModelUnavailable(WorkerError):
+    """There is no model here for what was asked; never replaced by a plain resize."""
+
+    code = ErrorCode.MODEL_UNAVAILABLE
+
+
+class OutOfMemory(WorkerError):
+    """The device has too little memory for the job."""
+
+    code = ErrorCode.OUT_OF_MEMORY
+
+
+class StorageUnavailable(WorkerError):
+    """The bucket did not answer as it should."""
+
+    code = ErrorCode.STORAGE_UNAVAILABLE
+
+
+class Cancelled(WorkerError):
+    """The attempt is not wanted any more."""
+
+    code = ErrorCode.CANCELLED
+
+
+class FfmpegFailed(WorkerError):
+    """ffmpeg ended with an error that the source does not explain."""
+
+    code = ErrorCode.INTERNAL

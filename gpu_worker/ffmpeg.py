@@ -1,0 +1,105 @@
+"""The bundled ffmpeg as a child process that is owned, drained and never left behind."""
+
+import collections
+import contextlib
+import fcntl
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import IO
+
+import imageio_ffmpeg
+
+from gpu_worker.errors import FfmpegFailed
+
+STDERR_TAIL_LINES = 40
+PIPE_BYTES = 1 << 20
+#: Demuxers for files from strangers; playlists and scripts, which could open other files, are not among them.
+FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,mpegts,avi"
+INPUT_OPTIONS = ("-protocol_whitelist", "file,pipe", "-format_whitelist", FORMATS)
+
+
+@dataclass(frozen=True)
+class Ffmpeg:
+    """A running ffmpeg. Its stderr is read by a thread, so that it never blocks on it."""
+
+    process: subprocess.Popen[bytes]
+    _said: collections.deque[str]
+    _drain: threading.Thread
+
+    @property
+    def stdin(self) -> IO[bytes]:
+        assert self.process.stdin is not None  # noqa: S101  # opened below
+        return self.process.stdin
+
+    @property
+    def stdout(self) -> IO[bytes]:
+        assert self.process.stdout is not None  # noqa: S101
+        return self.process.stdout
+
+    def finish(self) -> None:
+        """Closes its input, waits for its end, and raises FfmpegFailed with its words if that was not a good one."""
+        if self.process.stdin is not None:
+            with contextlib.suppress(BrokenPipeError):
+                self.process.stdin.close()
+        code = self.process.wait()
+        self._drain.join()
+        if code != 0:
+            raise FfmpegFailed(
+                "The video could not be processed.", f"ffmpeg ended with {code}: {self.said()}"
+            )
+
+    def said(self) -> str:
+        """Returns the end of what it printed."""
+        return "\n".join(self._said)
+
+
+@contextlib.contextmanager
+def run_ffmpeg(arguments: Sequence[str], *, writes: bool = False, reads: bool = False) -> Iterator[Ffmpeg]:
+    """Runs ffmpeg while entered; on the way out it is dead, whatever happened.
+
+    Args:
+        writes: we write to its stdin.
+        reads: we read from its stdout.
+    """
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-nostdin", "-hide_banner", "-v", "error", *arguments]
+    if writes:
+        command.remove("-nostdin")
+    process = subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE if writes else subprocess.DEVNULL,
+        stdout=subprocess.PIPE if reads else subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        bufsize=0,
+    )
+    assert process.stderr is not None  # noqa: S101
+    said: collections.deque[str] = collections.deque(maxlen=STDERR_TAIL_LINES)
+    drain = threading.Thread(target=_drain, args=(process.stderr, said), daemon=True)
+    drain.start()
+    for pipe in (process.stdin, process.stdout):
+        _widen(pipe)
+    try:
+        yield Ffmpeg(process, said, drain)
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+        drain.join()
+        for pipe in (process.stdin, process.stdout, process.stderr):
+            if pipe is not None:
+                with contextlib.suppress(BrokenPipeError):
+                    pipe.close()
+
+
+def _drain(stderr: IO[bytes], said: collections.deque[str]) -> None:
+    for line in stderr:
+        said.append(line.decode(errors="replace").rstrip())
+
+
+def _widen(pipe: IO[bytes] | None) -> None:
+    """Lets a whole megabyte wait in the pipe, so that both sides switch less; a refusal costs only speed."""
+    if pipe is not None and sys.platform == "linux":
+        with contextlib.suppress(OSError):
+            fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, PIPE_BYTES)

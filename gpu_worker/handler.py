@@ -1,0 +1,188 @@
+"""The RunPod handler: validate, run, map errors. The only module of the worker that knows RunPod's words.
+
+The handler is async and the work is in a thread, for two measured reasons: the SDK cannot cancel a synchronous
+handler, and it loses the result of one that blocks its loop for longer than a connection is kept alive.
+"""
+
+import asyncio
+import contextlib
+import sys
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import runpod
+import structlog
+from pydantic import ValidationError
+from runpod.http_client import AsyncClientSession
+from runpod.serverless.modules.rp_http import send_result
+
+from gpu_worker.errors import InvalidParams, WorkerError
+from gpu_worker.pipeline import Execution
+from gpu_worker.settings import Settings
+from gpu_worker.storage import Bucket, open_bucket
+from schemas.jobs import ErrorCode
+from schemas.worker import Failure, Progress, WorkerInput
+
+log = structlog.get_logger(__name__)
+
+FENCE_SECONDS = 5.0
+PROGRESS_SECONDS = 1.0
+#: How long a cancelled job's thread may take to notice: one frame, and the end of ffmpeg.
+STOP_SECONDS = 10.0
+
+Send = Callable[[Progress], Awaitable[None]]
+Handler = Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]
+
+
+def make_handler(settings: Settings, bucket: Bucket) -> Handler:
+    """Returns the function that the SDK calls with each job."""
+
+    async def handler(job: dict[str, Any]) -> dict[str, Any]:
+        with structlog.contextvars.bound_contextvars(runpod_job_id=job["id"]):
+            try:
+                asked = _validated(job["input"])
+                async with _sender(settings, job) as send:
+                    return await _run(asked, job["id"], settings, bucket, send)
+            except WorkerError as error:
+                log.warning(
+                    "job_failed", action="job_failed", code=error.code, error=str(error), detail=error.detail
+                )
+                return _failure(error.code, str(error), error.detail)
+            except Exception as error:
+                log.exception("job_crashed", action="job_crashed")
+                return _failure(ErrorCode.INTERNAL, "Something went wrong in the worker.", repr(error))
+
+    return handler
+
+
+async def _run(
+    asked: WorkerInput, runpod_job_id: str, settings: Settings, bucket: Bucket, send: Send
+) -> dict[str, Any]:
+    cancelled = threading.Event()
+    progress = _Latest()
+    execution = Execution(asked, runpod_job_id, bucket, settings, progress.put, cancelled)
+    work = asyncio.create_task(asyncio.to_thread(execution.run))
+    teller = asyncio.create_task(_tell(progress, send))
+    fence = asyncio.create_task(_watch_fence(execution, cancelled))
+    log.info("job_started", action="job_started", job_id=asked.job_id)
+    try:
+        result = await asyncio.shield(work)
+    except asyncio.CancelledError:
+        cancelled.set()
+        with contextlib.suppress(WorkerError, TimeoutError):
+            await asyncio.wait_for(work, STOP_SECONDS)
+        log.info("job_stopped", action="job_stopped", job_id=asked.job_id)
+        raise
+    finally:
+        fence.cancel()
+        # Awaited to its end, and not cut off, so that no progress can overtake the result.
+        progress.close()
+        await teller
+    log.info("job_done", action="job_done", job_id=asked.job_id, output_key=result.output_key)
+    return result.model_dump(mode="json")
+
+
+class _Latest:
+    """The newest progress, handed from the working thread to the event loop; older news is dropped."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._changed = asyncio.Event()
+        self._closed = asyncio.Event()
+        self._newest: Progress | None = None
+
+    def put(self, progress: Progress) -> None:
+        """Called from the working thread, once a frame."""
+        if progress != self._newest:
+            self._newest = progress
+            self._loop.call_soon_threadsafe(self._changed.set)
+
+    def close(self) -> None:
+        self._closed.set()
+        self._changed.set()
+
+    async def next(self) -> Progress | None:
+        """Returns news when there is some, or None once closed."""
+        await self._changed.wait()
+        self._changed.clear()
+        return None if self._closed.is_set() else self._newest
+
+    async def pause(self, seconds: float) -> None:
+        """Waits, but not longer than until closed."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._closed.wait(), seconds)
+
+
+async def _tell(progress: _Latest, send: Send) -> None:
+    """Sends progress in order, one at a time, about once a second."""
+    while (newest := await progress.next()) is not None:
+        await send(newest)
+        await progress.pause(PROGRESS_SECONDS)
+
+
+@contextlib.asynccontextmanager
+async def _sender(settings: Settings, job: dict[str, Any]) -> AsyncIterator[Send]:
+    """Yields what sends progress to RunPod; off the platform there is nobody to send it to."""
+    if settings.result_url is None:
+
+        async def only_log(progress: Progress) -> None:
+            log.info("progress", action="progress", phase=progress.phase, progress=progress.progress)
+
+        yield only_log
+        return
+
+    async with AsyncClientSession() as session:
+
+        async def send(progress: Progress) -> None:
+            # The SDK's progress_update starts a thread and a connection a call, which the final result overtakes.
+            body = {"status": "IN_PROGRESS", "output": progress.model_dump(mode="json")}
+            await send_result(session, body, job)
+
+        yield send
+
+
+async def _watch_fence(execution: Execution, cancelled: threading.Event) -> None:
+    """Sets `cancelled` once the attempt is fenced: the platform's own stop signal may never arrive."""
+    while not cancelled.is_set():
+        await asyncio.sleep(FENCE_SECONDS)
+        with contextlib.suppress(WorkerError):  # a bucket that is away for a moment fences nobody
+            if await asyncio.to_thread(execution.is_fenced):
+                cancelled.set()
+
+
+def _validated(raw: Any) -> WorkerInput:
+    try:
+        return WorkerInput.model_validate(raw)
+    except ValidationError as error:
+        found = error.errors(include_url=False)
+        told = "; ".join(f"{'.'.join(map(str, one['loc'])) or 'input'}: {one['msg']}" for one in found)
+        raise InvalidParams(f"The job's input is wrong: {told}.") from error
+
+
+def _failure(code: ErrorCode, sentence: str, detail: str) -> dict[str, Any]:
+    """The SDK makes FAILED of a dict with `error`, and keeps the rest as `output`."""
+    failure = Failure(error_code=code, retryable=code.retryable, detail=detail[-2000:])
+    return {"error": sentence, **failure.model_dump(mode="json")}
+
+
+def main() -> None:
+    """Runs the SDK's worker loop, or one job where it is given one (`--test_input`, `test_input.json`)."""
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            structlog.processors.KeyValueRenderer(
+                key_order=["timestamp", "level", "action"], drop_missing=True
+            ),
+        ],
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )
+    settings = Settings()
+    runpod.serverless.start({"handler": make_handler(settings, open_bucket(settings))})
+
+
+if __name__ == "__main__":
+    main()

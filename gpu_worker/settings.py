@@ -1,0 +1,36 @@
+"""The only reader of the environment: every setting of the worker, read and checked once."""
+
+import tempfile
+from pathlib import Path
+from typing import Literal
+
+import torch
+from pydantic import Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class Settings(BaseSettings):
+    model_config = SettingsConfigDict(extra="ignore", frozen=True)
+
+    r2_endpoint: str = Field(validation_alias="R2_ENDPOINT")
+    r2_access_key_id: str = Field(validation_alias="R2_ACCESS_KEY_ID")
+    r2_secret_access_key: SecretStr = Field(validation_alias="R2_SECRET_ACCESS_KEY")
+    r2_bucket_name: str = Field(validation_alias="R2_BUCKET_NAME")
+
+    work_dir: Path = Field(
+        default_factory=lambda: Path(tempfile.gettempdir()), validation_alias="REELBROKER_WORK_DIR"
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field(default="auto", validation_alias="REELBROKER_DEVICE")
+    x264_preset: str = Field(default="fast", validation_alias="REELBROKER_X264_PRESET", pattern="^[a-z]+$")
+    x264_crf: int = Field(default=18, validation_alias="REELBROKER_X264_CRF", ge=0, le=40)
+
+    #: Both are set by RunPod, and by the embedded endpoint.
+    worker_id: str = Field(default="local", validation_alias="RUNPOD_POD_ID")
+    result_url: str | None = Field(default=None, validation_alias="RUNPOD_WEBHOOK_POST_OUTPUT")
+
+    @property
+    def torch_device(self) -> torch.device:
+        """The device that frames are edited on."""
+        if self.device == "auto":
+            return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return torch.device(self.device)
