@@ -132,7 +132,7 @@ class RunPodClient:
         return Health(
             jobs_queued=told.jobs.get("inQueue", 0),
             jobs_running=told.jobs.get("inProgress", 0),
-            workers_ready=told.workers.get("ready", 0) + told.workers.get("idle", 0),
+            workers_ready=told.workers.get("ready", 0),
             workers_running=told.workers.get("running", 0),
         )
 

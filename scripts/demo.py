@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from gpu_worker.errors import WorkerError
-from gpu_worker.probe import SourceFacts, output_facts, probe
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
 from broker.cli import log_to_stderr
 from broker.embedded.stack import Stack, run_until_signalled
 from broker.errors import StackError
+from gpu_worker.errors import WorkerError
+from gpu_worker.probe import SourceFacts, output_facts, probe
 
 OUTPUT_WIDTH, OUTPUT_HEIGHT = 1080, 1920
 TRANSFER_TIMEOUT = httpx.Timeout(60.0)

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import imageio_ffmpeg
 import pytest
-from gpu_worker.probe import output_facts
 
+from gpu_worker.probe import output_facts
 from tests.stack_thread import processes_in
 
 DEMO = Path(__file__).parents[1] / "scripts" / "demo.py"

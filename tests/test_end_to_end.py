@@ -4,8 +4,8 @@ import json
 import time
 
 import pytest
-from gpu_worker.probe import output_facts
 
+from gpu_worker.probe import output_facts
 from tests.stack_thread import StackThread, processes_in
 
 

@@ -1,8 +1,8 @@
 """kill -9 on each part of the stack while a job runs: the job still ends well."""
 
 import pytest
-from gpu_worker.probe import output_facts
 
+from gpu_worker.probe import output_facts
 from tests.stack_thread import StackThread, processes_in
 
 
