@@ -35,7 +35,6 @@ log = structlog.get_logger(__name__)
 
 ENDPOINT_ID = "embedded"
 READY_SECONDS = 60.0
-STOP_SECONDS = 5.0
 BACKOFF_SECONDS = (0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 STEADY_SECONDS = 30.0
 LOG_TAIL_LINES = 20
@@ -60,6 +59,7 @@ class Part:
     name: str
     command: Callable[[], tuple[list[str], dict[str, str]]]
     is_ready: Callable[[], Awaitable[bool]]
+    stop_seconds: float = 5.0  #: how long it may take to end by itself
 
 
 class Stack:
@@ -182,7 +182,8 @@ class Stack:
         async def is_ready() -> bool:
             return (await self._endpoint_workers() or 0) >= number
 
-        return Part(name, command, is_ready)
+        # Asked to end, the SDK's loop first sits out its call for a job. The queue gives a job in work to the next one.
+        return Part(name, command, is_ready, stop_seconds=1.0)
 
     def _broker_command(self) -> tuple[list[str], dict[str, str]]:
         environment = {
@@ -274,7 +275,7 @@ class _Running:
                 log.error("part_failed", action="part_failed", error=str(error))
 
     async def stop(self) -> None:
-        """Ends the process: asked first, killed after STOP_SECONDS, with all of its group."""
+        """Ends the process: asked first, killed if it does not, with all of its group."""
         if self._watcher is not None:
             self._watcher.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -284,7 +285,7 @@ class _Running:
         with contextlib.suppress(ProcessLookupError):
             self._process.terminate()
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._process.wait(), STOP_SECONDS)
+            await asyncio.wait_for(self._process.wait(), self.part.stop_seconds)
         self._kill_group()
         await self._process.wait()
 
