@@ -63,7 +63,7 @@ def _filters(facts: SourceFacts) -> str:
         [
             # start_time=0: a video track that begins late shows its first frame from the beginning.
             f"fps={facts.fps.numerator}/{facts.fps.denominator}:start_time=0",
-            f"scale={facts.width}:{facts.height}:flags=bicubic+accurate_rnd:{source}:{ours}",
+            f"scale={facts.width}:{facts.height}:flags=bicubic+accurate_rnd+full_chroma_int+full_chroma_inp:{source}:{ours}",
             "format=yuv420p",
         ]
     )

@@ -12,7 +12,8 @@ from gpu_worker.frames import Frame
 AUDIO_BITRATE = "192k"
 #: What a filter graph for the sound takes in and gives out.
 SOUND_IN, SOUND_OUT = "1:a:0", "sound"
-_BT709 = ("-colorspace", "bt709", "-color_primaries", "bt709", "-color_trc", "bt709", "-color_range", "tv")
+#: Said on the frames: ffmpeg 9 takes primaries and transfer of untagged raw frames over the output's own options.
+_BT709 = "setparams=range=tv:colorspace=bt709:color_primaries=bt709:color_trc=bt709"
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ def encode(
         *("-i", "pipe:0"),
         *sound_input,
         *("-map", "0:v", "-c:v", "libx264", "-preset", quality.preset, "-crf", str(quality.crf)),
-        *("-profile:v", "high", "-pix_fmt", "yuv420p", *_BT709),
+        *("-profile:v", "high", "-pix_fmt", "yuv420p", "-vf", _BT709),
         *sound_output,
         *("-movflags", "+faststart", "-map_metadata", "-1", "-y", str(path)),
     ]

@@ -1,0 +1,94 @@
+"""One map of time for picture and sound."""
+
+import math
+from fractions import Fraction
+from itertools import pairwise
+
+import pytest
+from hypothesis import given, strategies as st
+
+from gpu_worker.edits.timeline import Span, Timeline, _tempo, frame_at
+from gpu_worker.errors import InvalidParams
+from schemas.edits import FramingParams
+
+
+def timeline(duration=10.0, **params):
+    return Timeline.of(FramingParams.model_validate(params), duration)
+
+
+def test_nothing_asked_for_plays_the_whole_clip():
+    """One span from beginning to end."""
+    assert timeline().spans == (Span(0.0, 10.0),)
+
+
+def test_a_trim_and_a_segment_are_applied_once():
+    """Slow motion within a trim: what is before, in and after it, each in its place."""
+    line = timeline(start_time=1.0, end_time=9.0, segments=[{"start": 2.0, "end": 4.0, "speed": 0.5}])
+    assert line.spans == (Span(1.0, 2.0), Span(2.0, 4.0, 0.5), Span(4.0, 9.0))
+    assert line.output_seconds == pytest.approx(1 + 4 + 5)
+    assert [line.source_time(t) for t in (0, 1, 3, 5, 7)] == pytest.approx([1, 2, 3, 4, 6])
+
+
+@pytest.mark.parametrize(
+    ("segments", "spans"),
+    [
+        pytest.param([{"start": 8.0, "speed": 2.0}], (Span(0, 8), Span(8, 10, 2.0)), id="to-the-end"),
+        pytest.param(
+            [{"start": 8.0, "end": 99.0, "speed": 2.0}], (Span(0, 8), Span(8, 10, 2.0)), id="over-the-end"
+        ),
+        pytest.param([{"start": 12.0, "end": 13.0, "speed": 2.0}], (Span(0, 10),), id="behind-the-end"),
+    ],
+)
+def test_a_segment_ends_with_the_clip(segments, spans):
+    """What is not there cannot be slowed down."""
+    assert timeline(segments=segments).spans == spans
+
+
+def test_an_end_behind_the_clip_is_the_clips_end():
+    """Editors round up."""
+    assert timeline(end_time=10.4).end == 10.0
+
+
+def test_a_start_behind_the_clip_is_named():
+    """There would be nothing to show."""
+    with pytest.raises(InvalidParams, match=r"params.start_time \(10 s\)"):
+        timeline(start_time=10.0)
+
+
+@pytest.mark.parametrize("fps", [Fraction(25), Fraction(30000, 1001), Fraction(24000, 1001), Fraction(60)])
+def test_a_frame_is_on_screen_from_its_own_time_on(fps):
+    """No float that stands for n/fps falls to the frame before."""
+    for index in range(5000):
+        assert frame_at(float(index / fps), fps) == index
+        assert frame_at(float((index + 1) / fps) - 1e-4, fps) == index
+
+
+spans = st.lists(
+    st.tuples(st.floats(0.01, 5), st.floats(0.01, 5), st.floats(0.25, 4)), min_size=1, max_size=6
+)
+
+
+@given(spans, st.floats(0.1, 40), st.floats(0, 1))
+def test_source_time_rises_without_jumps_but_for_the_cuts(parts, duration, start_part):
+    """Whatever the segments, time never runs back, stays within the clip, and the length adds up."""
+    segments, at = [], 0.0
+    for gap, length, speed in parts:
+        segments.append({"start": at + gap, "end": at + gap + length, "speed": speed})
+        at += gap + length
+    line = timeline(duration, segments=segments, start_time=start_part * duration * 0.9)
+    moments = [line.source_time(line.output_seconds * i / 200) for i in range(201)]
+    assert moments[0] == pytest.approx(line.start)
+    assert moments[-1] == pytest.approx(line.end)
+    assert all(a <= b + 1e-9 for a, b in pairwise(moments))
+    assert max(b - a for a, b in pairwise(moments)) <= 4 * line.output_seconds / 200 + 1e-6
+    assert sum(span.end - span.start for span in line.spans) == pytest.approx(line.end - line.start)
+    length = line.frame_count(Fraction(25)) / 25
+    assert length == 1 / 25 or abs(length - line.output_seconds) <= 0.5 / 25 + 1e-9
+
+
+@given(st.floats(0.25, 4.0))
+def test_a_chain_of_tempos_multiplies_to_the_speed(speed):
+    """Each link stays where atempo is good."""
+    links = [float(part.removeprefix("atempo=")) for part in _tempo(speed).split(",") if part]
+    assert math.prod(links) == pytest.approx(speed, rel=1e-6)
+    assert all(0.5 <= link <= 2.0 for link in links)
