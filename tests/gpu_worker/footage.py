@@ -38,9 +38,9 @@ def make_raw(path, frames, fps, *options):
 
 
 def flash_and_beep(path, *options, seconds=6, fps=25):
-    """A black clip that flashes white for one frame each whole second, with a beep that begins with each flash."""
-    flash = f"color=black:s=64x64:r={fps}:d={seconds},geq=lum='if(lt(mod(N\\,{fps})\\,1)\\,235\\,16)':cb=128:cr=128"
-    beep = f"aevalsrc='if(lt(mod(t\\,1)\\,0.1)\\,0.8*sin(2*PI*1000*t)\\,0)':s=48000:d={seconds}"
+    """A black clip with a white flash and a beep, both 0.12 s long, at each whole second."""
+    flash = f"color=black:s=64x64:r={fps}:d={seconds},geq=lum='if(lt(mod(N\\,{fps})\\,{round(0.12 * fps)})\\,235\\,16)':cb=128:cr=128"
+    beep = f"aevalsrc='if(lt(mod(t\\,1)\\,0.12)\\,0.8*sin(2*PI*1000*t)\\,0)':s=48000:d={seconds}"
     inputs = ["-f", "lavfi", "-i", flash, "-f", "lavfi", "-i", beep]
     return make(path, *inputs, *options, "-c:v", "libx264", "-qp", "0", "-c:a", "aac", "-b:a", "192k")
 
@@ -74,12 +74,14 @@ def flashes(path):
 
 
 def beeps(path, rate=48_000):
-    """Returns the times at which a beep begins: where a 2 ms window first gets loud after 50 ms of silence."""
+    """Returns when each beep begins and ends, (n, 2): where 2 ms windows get loud after, or before, 50 ms of silence."""
     samples = np.abs(sound(path, rate))
     window = rate // 500
-    loudness = samples[: len(samples) // window * window].reshape(-1, window).max(axis=1) > 0.2
-    quiet_before = np.array([not loudness[max(0, i - 25) : i].any() for i in range(len(loudness))])
-    return np.flatnonzero(loudness & quiet_before) * window / rate
+    loud = samples[: len(samples) // window * window].reshape(-1, window).max(axis=1) > 0.2
+    quiet = np.concatenate([np.zeros(25, bool), loud, np.zeros(25, bool)])
+    begins = [i for i in np.flatnonzero(loud) if not quiet[i : i + 25].any()]
+    ends = [i + 1 for i in np.flatnonzero(loud) if not quiet[i + 26 : i + 51].any()]
+    return np.array([begins, ends]).T * window / rate
 
 
 def psnr(a, b):

@@ -1,13 +1,12 @@
 """One map of time for picture and sound."""
 
-import math
 from fractions import Fraction
 from itertools import pairwise
 
 import pytest
 from hypothesis import given, strategies as st
 
-from gpu_worker.edits.timeline import Span, Timeline, _tempo, frame_at
+from gpu_worker.edits.timeline import Span, Timeline, frame_at
 from gpu_worker.errors import InvalidParams
 from schemas.edits import FramingParams
 
@@ -84,11 +83,3 @@ def test_source_time_rises_without_jumps_but_for_the_cuts(parts, duration, start
     assert sum(span.end - span.start for span in line.spans) == pytest.approx(line.end - line.start)
     length = line.frame_count(Fraction(25)) / 25
     assert length == 1 / 25 or abs(length - line.output_seconds) <= 0.5 / 25 + 1e-9
-
-
-@given(st.floats(0.25, 4.0))
-def test_a_chain_of_tempos_multiplies_to_the_speed(speed):
-    """Each link stays where atempo is good."""
-    links = [float(part.removeprefix("atempo=")) for part in _tempo(speed).split(",") if part]
-    assert math.prod(links) == pytest.approx(speed, rel=1e-6)
-    assert all(0.5 <= link <= 2.0 for link in links)
