@@ -1,0 +1,188 @@
+"""The function that the SDK calls: results, failures, cancels, and never a progress after the result."""
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import uvicorn
+from starlette.applications import Starlette
+from starlette.responses import JSONResponse
+from starlette.routing import Route
+
+from broker.embedded.ports import free_ports
+from gpu_worker import handler as module
+from gpu_worker.handler import make_handler
+from tests.gpu_worker.footage import make
+
+TOKEN = "0" * 32
+SMALL = {"output_width": 64, "output_height": 96}
+
+
+@pytest.fixture
+def job_input(objects, user_id, tmp_path):
+    """Puts a source and builds a job's input; overrides by name."""
+
+    def build(source=None, **overrides):
+        source = source or make(tmp_path / "a.mp4", "-f", "lavfi", "-i", "testsrc2=s=320x240:r=25:d=0.4")
+        objects.put(f"{user_id}/in.mp4", source.read_bytes())
+        fields = {"job_id": "j1", "user_id": user_id, "type": "framing", "input_key": "in.mp4"}
+        return fields | {"attempt_token": TOKEN, "params": SMALL} | overrides
+
+    return build
+
+
+async def test_a_job_returns_its_result(settings, bucket, job_input):
+    """As JSON can carry it."""
+    output = await make_handler(settings(), bucket)({"id": "rp-1", "input": job_input()})
+    assert json.loads(json.dumps(output)) == output
+    assert (output["runpod_job_id"], output["facts"]["frames"]) == ("rp-1", 10)
+    assert "error" not in output
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        pytest.param({"type": "sharpen"}, "type", id="unknown-type"),
+        pytest.param({"params": {"output_width": 3}}, "params.output_width", id="bad-param"),
+        pytest.param({"attempt_token": None}, "attempt_token or output_key", id="nowhere-to-write"),
+        pytest.param({"user_id": "../x"}, "user_id", id="another-folder"),
+    ],
+)
+async def test_a_wrong_input_is_named_and_not_retryable(settings, bucket, job_input, wrong, words):
+    """The console user reads which field."""
+    output = await make_handler(settings(), bucket)({"id": "rp-1", "input": job_input() | wrong})
+    assert words in output["error"]
+    assert (output["error_code"], output["retryable"]) == ("invalid_params", False)
+
+
+async def test_a_failure_has_a_code_and_a_sentence(settings, bucket, job_input, tmp_path):
+    """And what the tools said, apart from it."""
+    (tmp_path / "x.mp4").write_bytes(b"no video" * 100)
+    output = await make_handler(settings(), bucket)({"id": "rp-1", "input": job_input(tmp_path / "x.mp4")})
+    assert (output["error_code"], output["retryable"]) == ("invalid_media", False)
+    assert output["error"] == "The file is not a video that can be read, or it is damaged."
+    assert "Invalid data" in output["detail"]
+
+
+async def test_a_crash_is_retryable_and_tells_no_insides(settings, bucket, job_input, monkeypatch):
+    """The sentence is ours; the exception is in the detail for the log."""
+
+    def crash(self):
+        raise ZeroDivisionError("at /secret/path")
+
+    monkeypatch.setattr(module.Execution, "run", crash)
+    output = await make_handler(settings(), bucket)({"id": "rp-1", "input": job_input()})
+    assert (output["error_code"], output["retryable"]) == ("internal", True)
+    assert "secret" not in output["error"]
+
+
+async def test_a_cancel_stops_the_thread_before_it_returns(
+    settings, bucket, objects, job_input, big_buck_bunny
+):
+    """No thread works on behind our back, nothing is published, no file is left."""
+    chosen = settings()
+    work = asyncio.create_task(
+        make_handler(chosen, bucket)({"id": "rp-1", "input": job_input(big_buck_bunny, params={})})
+    )
+    async with asyncio.timeout(20):
+        while not any(chosen.work_dir.glob("export-*/output.mp4")):
+            await asyncio.sleep(0.05)
+    work.cancel()
+    began = time.monotonic()
+    with pytest.raises(asyncio.CancelledError):
+        await work
+    assert time.monotonic() - began < 3
+    assert list(chosen.work_dir.iterdir()) == []
+    user = job_input()["user_id"]
+    assert objects.keys(f"{user}/final_videos/") == []
+
+
+async def test_a_fence_stops_a_running_job(settings, bucket, objects, job_input, big_buck_bunny, monkeypatch):
+    """Also where the platform's stop signal never arrives."""
+    monkeypatch.setattr(module, "FENCE_SECONDS", 0.2)
+    chosen = settings()
+    asked = job_input(big_buck_bunny, params={})
+    work = asyncio.create_task(make_handler(chosen, bucket)({"id": "rp-1", "input": asked}))
+    async with asyncio.timeout(20):
+        while not any(chosen.work_dir.glob("export-*/output.mp4")):
+            await asyncio.sleep(0.05)
+    objects.put(f"{asked['user_id']}/jobs/j1/{TOKEN}/stop.json", b"{}")
+    output = await asyncio.wait_for(work, 5)
+    assert (output["error_code"], output["retryable"]) == ("cancelled", False)
+
+
+async def test_no_progress_arrives_after_the_handler_returned(settings, bucket, job_input, monkeypatch):
+    """Progress is sent one at a time, in order, and none is under way at the end, however slow the receiver is."""
+    monkeypatch.setattr(module, "PROGRESS_SECONDS", 0.0)
+    seen = []
+
+    async def receive(request):
+        body = json.loads(await request.body())
+        await asyncio.sleep(0.1)
+        seen.append(body)
+        return JSONResponse({})
+
+    (port,) = free_ports(1)
+    app = Starlette(routes=[Route("/done", receive, methods=["POST"])])
+    server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="error"))
+    serving = asyncio.create_task(server.serve())
+    while not server.started:
+        await asyncio.sleep(0.02)
+    url = f"http://127.0.0.1:{port}/done?gpu=CPU"
+    monkeypatch.setattr("runpod.serverless.modules.rp_http.JOB_DONE_URL", url)
+    await make_handler(settings(RUNPOD_WEBHOOK_POST_OUTPUT=url), bucket)({"id": "rp-1", "input": job_input()})
+    count = len(seen)
+    await asyncio.sleep(0.5)
+    server.should_exit = True
+    await serving
+    assert len(seen) == count > 0
+    assert {body["status"] for body in seen} == {"IN_PROGRESS"}
+    percent = [body["output"]["progress"] for body in seen]
+    assert percent == sorted(percent)
+
+
+def environment(settings, tmp_path):
+    return {
+        "PATH": os.environ["PATH"],
+        "HOME": str(tmp_path),
+        "PYTHONPATH": str(Path(__file__).parents[2]),
+        "R2_ENDPOINT": settings.r2_endpoint,
+        "R2_ACCESS_KEY_ID": settings.r2_access_key_id,
+        "R2_SECRET_ACCESS_KEY": settings.r2_secret_access_key.get_secret_value(),
+        "R2_BUCKET_NAME": settings.r2_bucket_name,
+        "REELBROKER_WORK_DIR": str(tmp_path / "work"),
+    }
+
+
+def test_one_job_runs_from_the_command_line(settings, objects, job_input, tmp_path):
+    """`--test_input` does what the RunPod console does: exit 0, and the file where it was asked for."""
+    chosen = settings()
+    asked = job_input(attempt_token=None, output_key="out/console.mp4")
+    command = [sys.executable, "-m", "gpu_worker.handler", "--test_input", json.dumps({"input": asked})]
+    done = subprocess.run(
+        command, env=environment(chosen, tmp_path), cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert objects.keys(f"{asked['user_id']}/out/") == [f"{asked['user_id']}/out/console.mp4"]
+
+
+def test_a_failed_job_from_the_command_line_exits_1(settings, tmp_path, job_input):
+    """With the sentence on the screen."""
+    asked = job_input(attempt_token=None, output_key="o.mp4", input_key="none.mp4")
+    command = [sys.executable, "-m", "gpu_worker.handler", "--test_input", json.dumps({"input": asked})]
+    done = subprocess.run(
+        command, env=environment(settings(), tmp_path), cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    assert "The video to export is not in the bucket." in done.stdout + done.stderr
+
+
+def test_the_example_input_is_one_that_the_worker_takes():
+    """What the README says to paste into the console."""
+    example = json.loads((Path(__file__).parents[2] / "test_input.json").read_text())
+    assert module._validated(example["input"]).output_key == "final_videos/console-test.mp4"
