@@ -227,6 +227,7 @@ class Endpoint:
     async def ping(self, request: Request) -> Response:
         jobs = [job_id for job_id in request.query_params.get("job_id", "").split(",") if job_id]
         self._queue.ping(request.path_params["worker_id"], jobs, self._now())
+        self._notify()
         return JSONResponse({})
 
     # ── small steps ─────────────────────────────────────────────────────────────────────────────────────────────

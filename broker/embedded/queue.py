@@ -169,15 +169,21 @@ class JobQueue:
         self.workers.setdefault(worker_id, KnownWorker(now)).seen_at = now
 
     def ping(self, worker_id: str, job_ids: list[str], now: float) -> None:
-        """Renews the leases that this worker holds and names."""
+        """Renews the leases that this worker holds and names; what it names but should not run, it is told to stop.
+
+        A stop must be repeated: the SDK drops one that arrives between its taking a job and its starting it.
+        """
         self.see(worker_id, now)
         for job_id in job_ids:
             job = self._jobs.get(job_id)
             if job is not None and job.state is State.IN_PROGRESS and job.worker_id == worker_id:
                 job.lease_until = now + self._limits.lease
+            elif job is None or job.worker_id != worker_id or job.state in (State.CANCELLED, State.TIMED_OUT):
+                self.workers[worker_id].stop_jobs.add(job_id)
 
     def progress(self, worker_id: str, job: QueuedJob, output: Any, now: float) -> None:
         """Shows progress as `output`; what comes after the end, or from a worker that lost the job, is ignored."""
+        self.see(worker_id, now)
         if job.state is State.IN_PROGRESS and job.worker_id == worker_id:
             job.output = output
             job.lease_until = now + self._limits.lease

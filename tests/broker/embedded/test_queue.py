@@ -1,0 +1,267 @@
+"""RunPod's states and lifetimes, with time in the test's hand."""
+
+import tempfile
+from pathlib import Path
+
+import pytest
+from hypothesis import settings, strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from broker.embedded.queue import ENDED, LOST, JobQueue, Limits, QueuedJob, State
+
+
+@pytest.fixture
+def queue(tmp_path):
+    """An empty queue at time 0."""
+    queue = JobQueue(tmp_path / "q.db", Limits(), now=0)
+    yield queue
+    queue.close()
+
+
+def add(queue, name="a", now=0.0, **overrides):
+    fields = {"id": name, "input": {"x": 1}, "execution_timeout": 600, "ttl": 86_400, "created_at": now}
+    queue.add(job := QueuedJob(**(fields | overrides)))
+    return job
+
+
+def test_jobs_are_handed_out_oldest_first_and_once(queue):
+    """Two workers never hold one job."""
+    add(queue, "a", 0), add(queue, "b", 1), add(queue, "c", 2)
+    assert [job.id for job in queue.take("w1", 2, 5)] == ["a", "b"]
+    assert [job.id for job in queue.take("w2", 2, 5)] == ["c"]
+    assert queue.take("w3", 2, 5) == []
+
+
+def test_the_status_has_the_fields_that_have_a_value(queue):
+    """Durations in milliseconds; nothing that is not known."""
+    job = add(queue)
+    assert job.status() == {"id": "a", "status": "IN_QUEUE"}
+    queue.take("w1", 1, 2.5)
+    queue.progress("w1", job, {"progress": 5}, 3)
+    assert job.status() == {
+        "id": "a",
+        "status": "IN_PROGRESS",
+        "delayTime": 2500,
+        "workerId": "w1",
+        "output": {"progress": 5},
+    }
+    queue.done("w1", job, {"ok": 1}, None, 4)
+    assert job.status() | {"output": None} == {
+        "id": "a", "status": "COMPLETED", "delayTime": 2500, "executionTime": 1500, "workerId": "w1", "output": None,
+    }  # fmt: skip
+
+
+def test_progress_after_the_end_is_ignored(queue):
+    """A late message does not un-finish a job."""
+    job = add(queue)
+    queue.take("w1", 1, 0)
+    queue.done("w1", job, {"ok": 1}, None, 1)
+    queue.progress("w1", job, {"progress": 5}, 2)
+    assert (job.state, job.output) == (State.COMPLETED, {"ok": 1})
+    assert not queue.done("w1", job, None, "late", 3)
+
+
+def test_a_worker_that_names_its_job_keeps_it(queue):
+    """A ping without the job's name is no proof of life for the job."""
+    job = add(queue)
+    queue.take("w1", 1, 0)
+    for now in range(0, 60, 2):
+        queue.ping("w1", ["a"], now)
+        queue.expire(now)
+    assert job.state is State.IN_PROGRESS
+    for now in range(60, 80, 2):
+        queue.ping("w1", [], now)
+        queue.expire(now)
+    assert (job.state, job.retries) == (State.IN_QUEUE, 1)
+
+
+def test_a_job_is_lost_once_and_then_failed(queue):
+    """The platform's own retry, with its words."""
+    job = add(queue)
+    queue.take("w1", 1, 0)
+    assert queue.expire(11) == []
+    assert (job.state, job.retries) == (State.IN_QUEUE, 1)
+    queue.take("w2", 1, 12)
+    assert queue.expire(23) == [job]
+    assert (job.state, job.error) == (State.FAILED, LOST)
+
+
+def test_a_result_from_a_worker_that_was_given_up_counts(queue):
+    """And the one that took over is told to stop."""
+    job = add(queue)
+    queue.take("w1", 1, 0)
+    queue.expire(11)
+    queue.take("w2", 1, 12)
+    assert queue.done("w1", job, {"ok": 1}, None, 13)
+    assert (job.state, job.worker_id) == (State.COMPLETED, "w1")
+    assert queue.stops_for("w2") == ["a"]
+    assert queue.stops_for("w2") == []
+
+
+def test_a_job_that_runs_too_long_is_timed_out_and_stopped(queue):
+    """executionTimeout counts from the take; the progress so far is no output."""
+    job = add(queue, execution_timeout=30)
+    queue.take("w1", 1, 100)
+    for now in range(100, 134, 2):
+        queue.progress("w1", job, {"progress": 1}, now)
+        queue.expire(now)
+    assert (job.state, job.output) == (State.TIMED_OUT, None)
+    assert queue.stops_for("w1") == ["a"]
+
+
+def test_a_stop_is_repeated_until_the_worker_lets_go(queue):
+    """The SDK loses a stop that comes too early; its pings show that it works on."""
+    job = add(queue)
+    queue.take("w1", 1, 0)
+    queue.cancel(job, 1)
+    assert queue.stops_for("w1") == ["a"]
+    queue.ping("w1", ["a"], 2)
+    assert queue.stops_for("w1") == ["a"]
+    queue.ping("w1", [], 4)
+    assert queue.stops_for("w1") == []
+
+
+def test_a_worker_that_finished_is_not_told_to_stop(queue):
+    """Its next ping may still name the job."""
+    job = add(queue)
+    queue.take("w1", 1, 0)
+    queue.done("w1", job, {}, None, 1)
+    queue.ping("w1", ["a"], 2)
+    assert queue.stops_for("w1") == []
+
+
+@pytest.mark.parametrize("taken", [False, True], ids=["waiting", "running"])
+def test_a_job_is_deleted_when_its_ttl_is_over(queue, taken):
+    """Whatever its state, counted from the submit; a running one is stopped."""
+    add(queue, ttl=20)
+    if taken:
+        queue.take("w1", 1, 15)
+    queue.expire(21)
+    assert queue.get("a") is None
+    assert queue.stops_for("w1") == (["a"] if taken else [])
+
+
+@pytest.mark.parametrize(("sync", "seconds"), [(False, 1800), (True, 60)])
+def test_a_result_is_kept_for_its_time(queue, sync, seconds):
+    """30 minutes after the end, one minute for runsync."""
+    job = add(queue, sync=sync)
+    queue.take("w1", 1, 0)
+    queue.done("w1", job, {}, None, 5)
+    queue.expire(5 + seconds)
+    assert queue.get("a") is job
+    queue.expire(5 + seconds + 1)
+    assert queue.get("a") is None
+
+
+def test_only_a_failed_job_is_retried_and_begins_anew(queue):
+    """Same id, no old output, its lifetime from now on."""
+    job = add(queue)
+    queue.take("w1", 1, 0)
+    assert not queue.retry(job, 1)
+    queue.done("w1", job, {"why": "x"}, "broken", 2)
+    assert queue.retry(job, 1000)
+    assert job.status() == {"id": "a", "status": "IN_QUEUE"}
+    assert queue.take("w1", 1, 1001) == [job]
+
+
+def test_purge_takes_what_waits_and_nothing_else(queue):
+    """A running job goes on."""
+    add(queue, "a", 0), add(queue, "b", 1)
+    queue.take("w1", 1, 2)
+    assert queue.purge() == 1
+    assert (queue.get("a") is not None, queue.get("b")) == (True, None)
+
+
+def test_the_queue_survives_a_restart(tmp_path):
+    """States, outputs and retries as they were; running jobs get time for their workers to call again."""
+    queue = JobQueue(tmp_path / "q.db", Limits(), now=0)
+    add(queue, "waiting", 1, webhook="http://x/"), add(queue, "running", 0)
+    queue.take("w1", 1, 2)
+    again = JobQueue(tmp_path / "q.db", Limits(), now=100)
+    again.expire(105)
+    assert again.get("waiting").webhook == "http://x/"
+    assert (again.get("running").state, again.get("running").worker_id) == (State.IN_PROGRESS, "w1")
+    again.expire(111)
+    assert again.get("running").state is State.IN_QUEUE
+    queue.close(), again.close()
+
+
+class QueueMachine(RuleBasedStateMachine):
+    """Random clients, workers and passing time."""
+
+    workers = st.sampled_from(["w1", "w2", "w3"])
+
+    def __init__(self):
+        super().__init__()
+        self.folder = tempfile.TemporaryDirectory()
+        self.now = 0.0
+        self.queue = JobQueue(Path(self.folder.name) / "q.db", Limits(), self.now)
+        self.jobs = []
+        self.ended = {}
+
+    def job(self, data):
+        return data.draw(st.sampled_from(self.jobs)) if self.jobs else None
+
+    @rule()
+    def submit(self):
+        self.jobs.append(add(self.queue, f"j{len(self.jobs)}", self.now))
+
+    @rule(worker=workers, limit=st.integers(1, 3))
+    def take(self, worker, limit):
+        for job in self.queue.take(worker, limit, self.now):
+            assert (job.state, job.worker_id) == (State.IN_PROGRESS, worker)
+
+    @rule(data=st.data(), worker=workers, error=st.none() | st.just("x"))
+    def finish(self, data, worker, error):
+        job = self.job(data)
+        if job is not None and self.queue.get(job.id) is job:
+            was_open = job.state not in ENDED
+            assert self.queue.done(worker, job, {"by": worker}, error, self.now) == was_open
+
+    @rule(data=st.data(), worker=workers)
+    def report(self, data, worker):
+        job = self.job(data)
+        if job is not None:
+            self.queue.ping(worker, [job.id], self.now)
+            self.queue.progress(worker, job, {"progress": 1}, self.now)
+
+    @rule(data=st.data())
+    def cancel(self, data):
+        if (job := self.job(data)) is not None:
+            self.queue.cancel(job, self.now)
+
+    @rule(data=st.data())
+    def retry(self, data):
+        job = self.job(data)
+        if job is not None and self.queue.get(job.id) is job and self.queue.retry(job, self.now):
+            self.ended.pop(job.id, None)
+
+    @rule(seconds=st.sampled_from([1.0, 6.0, 11.0, 700.0]))
+    def wait(self, seconds):
+        self.now += seconds
+        self.queue.expire(self.now)
+
+    @invariant()
+    def an_end_is_an_end(self):
+        for job in self.jobs:
+            if job.id in self.ended:
+                assert (job.state, job.output) == self.ended[job.id]
+            elif job.state in ENDED:
+                self.ended[job.id] = (job.state, job.output)
+
+    @invariant()
+    def every_job_is_somewhere(self):
+        there = [job for job in self.jobs if self.queue.get(job.id)]
+        assert sum(self.queue.counts().values()) == len(there)
+        assert all(job.state in ENDED for job in self.jobs if job not in there)
+        assert all(job.retries <= 1 for job in self.jobs)
+        assert all((job.worker_id is not None) for job in there if job.state is State.IN_PROGRESS)
+        assert all((job.worker_id is None) for job in there if job.state is State.IN_QUEUE)
+
+    def teardown(self):
+        self.queue.close()
+        self.folder.cleanup()
+
+
+TestQueueMachine = QueueMachine.TestCase
+TestQueueMachine.settings = settings(max_examples=40, stateful_step_count=40, deadline=None)
