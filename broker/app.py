@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import uuid
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import Any
 
 import httpx
@@ -15,6 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from broker.api.problems import HANDLERS
 from broker.api.routes import routes
+from broker.errors import BrokerError
 from broker.reconciler import Reconciler
 from broker.runpod import RunPodClient
 from broker.service import JobService
@@ -42,7 +44,15 @@ def create_app(settings: Settings, *, transport: httpx.AsyncBaseTransport | None
                 reconciler = Reconciler(settings, store, bucket, runpod)
                 service = JobService(settings, store, bucket, reconciler)
                 loop = asyncio.create_task(reconciler.run())
-                yield {"settings": settings, "service": service, "store": store, "bucket": bucket}
+                yield {
+                    "settings": settings,
+                    "service": service,
+                    "checks": {
+                        "database": store.check,
+                        "bucket": bucket.check,
+                        "reconciler": partial(_is_running, loop),
+                    },
+                }
                 loop.cancel()
                 with contextlib.suppress(asyncio.CancelledError):
                     await loop
@@ -55,6 +65,11 @@ def create_app(settings: Settings, *, transport: httpx.AsyncBaseTransport | None
         exception_handlers=HANDLERS,
         lifespan=lifespan,
     )
+
+
+def _is_running(loop: asyncio.Task[None]) -> None:
+    if loop.done():
+        raise BrokerError("the loop that moves jobs has ended")
 
 
 class RequestId:

@@ -22,7 +22,6 @@ from sqlalchemy import (
     RowMapping,
     create_engine,
     event,
-    func,
     insert,
     select,
     tuple_,
@@ -92,11 +91,10 @@ class JobStore:
     def close(self) -> None:
         self._engine.dispose()
 
-    def is_writable(self) -> bool:
+    def check(self) -> None:
         """Takes and releases the write lock; raises what the database raises."""
         with self._engine.begin() as connection:
             connection.exec_driver_sql("SELECT 1")
-        return True
 
     def add(self, job: Job) -> Job:
         """Stores a new job and its first event. When this returns, the job survives a power cut."""
@@ -195,11 +193,6 @@ class JobStore:
         with self._engine.begin() as connection:
             rows = connection.execute(query.order_by(col(JobEvent.seq))).mappings()
             return [Event.model_validate(dict(row)) for row in rows]
-
-    def open_count(self) -> int:
-        with self._engine.begin() as connection:
-            count = connection.execute(select(func.count()).where(JOBS.c.status.in_(OPEN))).scalar_one()
-        return int(count)
 
 
 _UNWATCHED = {"version", "due_at", "evidence_source", "evidence_at"}

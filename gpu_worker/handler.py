@@ -180,7 +180,10 @@ def main() -> None:
         ],
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
     )
-    settings = Settings()
+    try:
+        settings = Settings()
+    except ValidationError as error:
+        sys.exit("; ".join(f"{found['loc'][0]}: {found['msg']}" for found in error.errors()))
     runpod.serverless.start({"handler": make_handler(settings, open_bucket(settings))})
 
 

@@ -108,6 +108,18 @@ def test_up_runs_until_it_is_told_to_stop(tmp_path, number):
     assert processes_in(tmp_path) == []
 
 
+def test_a_supervisor_killed_outright_leaves_nothing_behind_either(tmp_path):
+    """It cannot say goodbye, but its parts notice and end."""
+    process = start(["-m", "broker.cli", "up"], tmp_path)
+    read_until(process, "Reelbroker is up")
+    process.kill()
+    process.communicate(timeout=10)
+    deadline = time.monotonic() + 30
+    while (left := processes_in(tmp_path)) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert left == []
+
+
 def test_a_part_that_cannot_start_is_named_with_the_end_of_its_log(tmp_path):
     """The store was up already when the endpoint failed; it is stopped again."""
     stack = tmp_path / ".reelbroker"

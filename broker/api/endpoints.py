@@ -1,5 +1,6 @@
 """One function a route: read the request, ask the service, say it in HTTP."""
 
+from collections.abc import Callable
 from typing import Annotated, TypeVar
 
 import anyio
@@ -12,8 +13,7 @@ from broker.api.problems import invalid, problem
 from broker.errors import BodyTooLarge
 from broker.service import JobService
 from broker.settings import Settings
-from broker.storage import Bucket
-from broker.store import JobFilter, JobStore
+from broker.store import JobFilter
 from schemas.jobs import JobRequest, JobStatus, JobType, JobView, UploadRequest
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -78,9 +78,7 @@ async def healthz(request: Request) -> Response:
 
 async def readyz(request: Request) -> Response:
     """`GET /readyz`: a job sent now can be stored, and its files reached."""
-    store: JobStore = request.state.store
-    bucket: Bucket = request.state.bucket
-    checks = {"database": store.is_writable, "bucket": bucket.check}
+    checks: dict[str, Callable[[], None]] = request.state.checks
     for name, check in checks.items():
         try:
             with anyio.fail_after(5):

@@ -66,7 +66,7 @@ def settings(tmp_path, object_store):
 
 @pytest.fixture
 def running():
-    """Enters a broker's lifespan and hands out a client with the key; `state` holds its parts."""
+    """Enters a broker's lifespan and hands out a client with the key."""
 
     @contextlib.asynccontextmanager
     async def enter(settings, transport=None):
@@ -82,7 +82,6 @@ def running():
                 base_url="http://broker",
                 headers={"Authorization": f"Bearer {API_KEY}"},
             ) as client:
-                client.state = state
                 yield client
 
     return enter

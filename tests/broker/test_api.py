@@ -5,6 +5,7 @@ import asyncio
 import httpx
 import pytest
 
+from broker.storage import open_bucket
 from tests.broker.provider import Provider, Worker
 
 JOB = {"type": "framing", "input_key": "a.mp4"}
@@ -21,6 +22,12 @@ async def client(settings, running, provider):
     """A client with the key, on a running broker."""
     async with running(settings(), provider) as client:
         yield client
+
+
+@pytest.fixture
+def bucket(settings):
+    """The bucket, for a worker's hand in it."""
+    return open_bucket(settings())
 
 
 async def until(client, url, done, seconds=10):
@@ -42,12 +49,12 @@ async def test_a_submit_is_answered_before_anything_is_sent(client):
     assert (job["project_id"], job["metadata"], job["output_key"]) == (7, {"a": "b"}, None)
 
 
-async def test_the_whole_life_of_a_job_over_http(client, provider):
+async def test_the_whole_life_of_a_job_over_http(client, provider, bucket):
     """Submit, poll, download: the redirect leads to the very bytes."""
     url = (await client.post("/api/jobs", json=JOB)).headers["location"]
     await until(client, url, lambda job: job["status"] == "processing")
     assert (await client.get(f"{url}/output")).status_code == 404
-    key = Worker(client.state["bucket"], provider.only()["sent"]).finish(b"a film")
+    key = Worker(bucket, provider.only()["sent"]).finish(b"a film")
     job = await until(client, url, lambda job: job["status"] == "complete")
     assert (job["output_key"], job["result"]["bytes"], job["progress"]) == (key, 6, 100)
     reply = await client.get(job["urls"]["output"])
@@ -75,11 +82,11 @@ async def test_cancel_answers_the_same_when_asked_again(client):
     assert (await client.post(f"{url}/cancel")).status_code == 200
 
 
-async def test_a_finished_job_cannot_be_cancelled(client, provider):
+async def test_a_finished_job_cannot_be_cancelled(client, provider, bucket):
     """409, and the job stays what it is."""
     url = (await client.post("/api/jobs", json=JOB)).headers["location"]
     await until(client, url, lambda job: job["status"] == "processing")
-    Worker(client.state["bucket"], provider.only()["sent"]).finish()
+    Worker(bucket, provider.only()["sent"]).finish()
     await until(client, url, lambda job: job["status"] == "complete")
     reply = await client.post(f"{url}/cancel")
     assert (reply.status_code, reply.json()["code"]) == (409, "already_finished")
