@@ -4,8 +4,8 @@ import contextlib
 
 import httpx
 import pytest
-from broker.embedded.endpoint import EndpointConfig, create_endpoint
 
+from broker.embedded.endpoint import EndpointConfig, create_endpoint
 from broker.errors import ProviderRefused, ProviderUncertain, ProviderUnreachable
 from broker.runpod import RemoteState, RunPodClient
 from schemas.worker import WorkerInput
