@@ -38,6 +38,8 @@ READY_SECONDS = 60.0
 BACKOFF_SECONDS = (0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 STEADY_SECONDS = 30.0
 LOG_TAIL_LINES = 20
+LOG_LIMIT_BYTES = 20 << 20
+LOG_CHECK_SECONDS = 5.0
 _PR_SET_PDEATHSIG = 1
 
 
@@ -79,7 +81,7 @@ class Stack:
         self._workers = workers
         self._port = port
         self._lock: IO[str] | None = None
-        self._running: list[_Running] = []
+        self._running: list[RunningPart] = []
 
     async def __aenter__(self) -> Self:
         for name in ("logs", "home", "work"):
@@ -89,7 +91,7 @@ class Stack:
         self._store = self._object_store()
         try:
             for part in self._parts():
-                running = _Running(part, self.folder)
+                running = RunningPart(part, self.folder)
                 self._running.append(running)
                 await running.start()
             for running in self._running:
@@ -215,7 +217,7 @@ class Stack:
         }
 
 
-class _Running:
+class RunningPart:
     """A part's process: started, watched, restarted, stopped."""
 
     def __init__(self, part: Part, folder: Path) -> None:
@@ -234,7 +236,9 @@ class _Running:
     async def start(self) -> None:
         """Starts the process and waits until it is ready."""
         command, environment = self.part.command()
-        with self._log.open("ab" if self._process else "wb") as output:
+        if self._process is None:
+            self._log.write_bytes(b"")
+        with self._log.open("ab") as output:
             self._log_start = output.tell()
             self._process = await asyncio.create_subprocess_exec(
                 *command,
@@ -263,8 +267,7 @@ class _Running:
         failures = 0
         while True:
             began = time.monotonic()
-            assert self._process is not None  # noqa: S101
-            code = await self._process.wait()
+            code = await self._ended()
             self._kill_group()
             failures = 0 if time.monotonic() - began > STEADY_SECONDS else failures + 1
             log.warning("part_ended", action="part_ended", part=self.part.name, code=code)
@@ -273,6 +276,19 @@ class _Running:
                 await self.start()
             except StackError as error:
                 log.error("part_failed", action="part_failed", error=str(error))
+
+    async def _ended(self) -> int:
+        """Waits for the process to end; meanwhile keeps its log from filling the disk.
+
+        The SDK complains some 5,000 times a second while its queue is away.
+        """
+        assert self._process is not None  # noqa: S101
+        while True:
+            with contextlib.suppress(TimeoutError):
+                return await asyncio.wait_for(self._process.wait(), LOG_CHECK_SECONDS)
+            if self._log.stat().st_size > LOG_LIMIT_BYTES:
+                os.truncate(self._log, 0)
+                self._log_start = 0
 
     async def stop(self) -> None:
         """Ends the process: asked first, killed if it does not, with all of its group."""
