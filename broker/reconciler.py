@@ -299,7 +299,9 @@ class Reconciler:
             case RemoteState.FAILED if (failure := _parsed(Failure, remote.output)) is not None:
                 log.info("worker_failed", action="worker_failed", job_id=job.id, detail=failure.detail)
                 sentence = remote.error or "The worker could not do the job."
-                fail = self._supersede if failure.retryable else self._fail
+                # "cancelled" without a cancel: we fenced it, and then somebody else moved the job first.
+                again = failure.retryable or failure.error_code is ErrorCode.CANCELLED
+                fail = self._supersede if again else self._fail
                 await fail(job, attempt, failure.error_code, sentence)
             case RemoteState.FAILED:
                 log.error("provider_failed", action="provider_failed", job_id=job.id, error=remote.error)
