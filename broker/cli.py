@@ -74,6 +74,7 @@ def log_to_stderr(level: str = "INFO") -> None:
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.format_exc_info,
+            structlog.processors.EventRenamer("action"),
             structlog.processors.KeyValueRenderer(
                 key_order=["timestamp", "level", "action"], drop_missing=True
             ),

@@ -93,7 +93,7 @@ class Reconciler:
         try:
             due = await run_in_threadpool(self._store.due, self._clock(), AT_ONCE * 4)
         except Exception:  # a full disk, say: the loop must outlive it
-            log.exception("store_failed", action="store_failed")
+            log.exception("store_failed")
             return
         for job_id in due:
             if job_id not in self._in_hand and len(self._in_hand) < AT_ONCE:
@@ -109,10 +109,10 @@ class Reconciler:
         try:
             await self.look_at(job_id)
         except BrokerError as error:
-            log.warning("look_failed", action="look_failed", job_id=job_id, error=str(error))
+            log.warning("look_failed", job_id=job_id, error=str(error))
             await self._postpone(job_id)
         except Exception:
-            log.exception("look_crashed", action="look_crashed", job_id=job_id)
+            log.exception("look_crashed", job_id=job_id)
             await self._postpone(job_id)
 
     async def _postpone(self, job_id: str) -> None:
@@ -120,7 +120,7 @@ class Reconciler:
             job, _ = await run_in_threadpool(self._store.load, job_id)
             await self._look_again(job, 5.0)
         except Exception:
-            log.exception("store_failed", action="store_failed", job_id=job_id)
+            log.exception("store_failed", job_id=job_id)
 
     async def look_at(self, job_id: str) -> None:
         """Takes one job one step further, by what can be seen of it now.
@@ -173,10 +173,10 @@ class Reconciler:
         except ProviderUnreachable as error:
             await self._hold(job, attempt, error)
         except ProviderRefused as error:
-            log.error("submit_refused", action="submit_refused", job_id=job.id, error=str(error))
+            log.error("submit_refused", job_id=job.id, error=str(error))
             await self._fail(job, attempt, ErrorCode.PROVIDER_REFUSED, "The GPU provider refused the job.")
         except ProviderUncertain as error:
-            log.warning("submit_unknown", action="submit_unknown", job_id=job.id, error=str(error))
+            log.warning("submit_unknown", job_id=job.id, error=str(error))
             changes = {
                 "status": JobStatus.PROCESSING,
                 "message": "Checking whether the GPU provider has the job",
@@ -187,7 +187,7 @@ class Reconciler:
 
     async def _hold(self, job: Job, attempt: Attempt, error: ProviderUnreachable) -> None:
         """Nothing reached the provider: the job waits, and the same attempt goes when the provider is back."""
-        log.warning("submit_held", action="submit_held", job_id=job.id, error=str(error))
+        log.warning("submit_held", job_id=job.id, error=str(error))
         await run_in_threadpool(self._store.note, attempt)
         sentence = "The GPU provider cannot be reached; the job goes as soon as it is back"
         if job.message != sentence:
@@ -198,7 +198,7 @@ class Reconciler:
     async def _adopt(self, job: Job, attempt: Attempt, runpod_job_id: str, evidence: str) -> None:
         known = attempt.model_copy(update={"state": AttemptState.SUBMITTED, "runpod_job_id": runpod_job_id})
         changes = {"status": JobStatus.PROCESSING, "runpod_job_id": runpod_job_id, **_phase(Phase.QUEUED)}
-        log.info("submitted", action="submitted", job_id=job.id, runpod_job_id=runpod_job_id)
+        log.info("submitted", job_id=job.id, runpod_job_id=runpod_job_id)
         if await self._move(job, "submitted", changes, known, evidence) is None:
             # Somebody asked for a cancel meanwhile: the id is what that cancel needs.
             await run_in_threadpool(self._store.note, known)
@@ -240,7 +240,7 @@ class Reconciler:
             return False
         size = await run_in_threadpool(self._bucket.size, object_key(job.user_id, result.output_key))
         if size != result.facts.bytes:
-            log.error("result_without_output", action="result_without_output", job_id=job.id, size=size)
+            log.error("result_without_output", job_id=job.id, size=size)
             await self._supersede(
                 job, attempt, ErrorCode.RESULT_LOST, "The finished file is not in the bucket."
             )
@@ -297,14 +297,14 @@ class Reconciler:
                 )
                 await self._fail(job, attempt, ErrorCode.EXECUTION_TIMEOUT, sentence)
             case RemoteState.FAILED if (failure := _parsed(Failure, remote.output)) is not None:
-                log.info("worker_failed", action="worker_failed", job_id=job.id, detail=failure.detail)
+                log.info("worker_failed", job_id=job.id, detail=failure.detail)
                 sentence = remote.error or "The worker could not do the job."
                 # "cancelled" without a cancel: we fenced it, and then somebody else moved the job first.
                 again = failure.retryable or failure.error_code is ErrorCode.CANCELLED
                 fail = self._supersede if again else self._fail
                 await fail(job, attempt, failure.error_code, sentence)
             case RemoteState.FAILED:
-                log.error("provider_failed", action="provider_failed", job_id=job.id, error=remote.error)
+                log.error("provider_failed", job_id=job.id, error=remote.error)
                 await self._supersede(job, attempt, ErrorCode.WORKER_LOST, "The GPU worker was lost.")
             case _:
                 await self._supersede(job, attempt, ErrorCode.RESULT_LOST, "The job ended without a result.")
@@ -320,7 +320,7 @@ class Reconciler:
         try:
             stopped = await self._stopped_at_provider(attempt)
         except (ProviderUnreachable, ProviderUncertain) as error:
-            log.warning("cancel_unanswered", action="cancel_unanswered", job_id=job.id, error=str(error))
+            log.warning("cancel_unanswered", job_id=job.id, error=str(error))
             stopped = False
         waited = self._seconds_since(job.cancel_requested_at)
         if await self._finish_from_bucket(job, attempt):
@@ -353,7 +353,7 @@ class Reconciler:
             "progress": 0,
         }
         given_up = attempt.model_copy(update={"state": AttemptState.SUPERSEDED})
-        log.warning("superseded", action="superseded", job_id=job.id, code=code, attempt=job.attempt)
+        log.warning("superseded", job_id=job.id, code=code, attempt=job.attempt)
         await self._move(job, "superseded", changes, given_up, wait=wait)
 
     async def _fail(self, job: Job, attempt: Attempt, code: ErrorCode, sentence: str) -> None:
@@ -364,7 +364,7 @@ class Reconciler:
         self, job: Job, attempt: Attempt | None, kind: str, changes: dict[str, Any], evidence: str
     ) -> None:
         ended = attempt.model_copy(update={"state": AttemptState.ENDED}) if attempt else None
-        log.info("ended", action="ended", job_id=job.id, status=changes["status"])
+        log.info("ended", job_id=job.id, status=changes["status"])
         await self._move(job, kind, {**changes, "completed_at": self._clock()}, ended, evidence)
 
     async def _fence(self, job: Job, attempt: Attempt) -> None:
@@ -410,7 +410,7 @@ class Reconciler:
             return model.model_validate_json(body)
         except ValidationError as error:
             # Written by a worker that speaks another protocol: as good as not there, but somebody must know.
-            log.error("document_unreadable", action="document_unreadable", job_id=job.id, error=str(error))
+            log.error("document_unreadable", job_id=job.id, error=str(error))
             return None
 
     def _seconds_since(self, moment: int | None) -> float:

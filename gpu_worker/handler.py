@@ -45,12 +45,10 @@ def make_handler(settings: Settings, bucket: Bucket) -> Handler:
                 async with _sender(settings, job) as send:
                     return await _run(asked, job["id"], settings, bucket, send)
             except WorkerError as error:
-                log.warning(
-                    "job_failed", action="job_failed", code=error.code, error=str(error), detail=error.detail
-                )
+                log.warning("job_failed", code=error.code, error=str(error), detail=error.detail)
                 return _failure(error.code, str(error), error.detail)
             except Exception as error:
-                log.exception("job_crashed", action="job_crashed")
+                log.exception("job_crashed")
                 return _failure(ErrorCode.INTERNAL, "Something went wrong in the worker.", repr(error))
 
     return handler
@@ -65,21 +63,21 @@ async def _run(
     work = asyncio.create_task(asyncio.to_thread(execution.run))
     teller = asyncio.create_task(_tell(progress, send))
     fence = asyncio.create_task(_watch_fence(execution, cancelled))
-    log.info("job_started", action="job_started", job_id=asked.job_id)
+    log.info("job_started", job_id=asked.job_id)
     try:
         result = await asyncio.shield(work)
     except asyncio.CancelledError:
         cancelled.set()
         with contextlib.suppress(WorkerError, TimeoutError):
             await asyncio.wait_for(work, STOP_SECONDS)
-        log.info("job_stopped", action="job_stopped", job_id=asked.job_id)
+        log.info("job_stopped", job_id=asked.job_id)
         raise
     finally:
         fence.cancel()
         # Awaited to its end, and not cut off, so that no progress can overtake the result.
         progress.close()
         await teller
-    log.info("job_done", action="job_done", job_id=asked.job_id, output_key=result.output_key)
+    log.info("job_done", job_id=asked.job_id, output_key=result.output_key)
     return result.model_dump(mode="json")
 
 
@@ -127,7 +125,7 @@ async def _sender(settings: Settings, job: dict[str, Any]) -> AsyncIterator[Send
     if settings.result_url is None:
 
         async def only_log(progress: Progress) -> None:
-            log.info("progress", action="progress", phase=progress.phase, progress=progress.progress)
+            log.info("progress", phase=progress.phase, progress=progress.progress)
 
         yield only_log
         return
@@ -174,6 +172,7 @@ def main() -> None:
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.format_exc_info,
+            structlog.processors.EventRenamer("action"),
             structlog.processors.KeyValueRenderer(
                 key_order=["timestamp", "level", "action"], drop_missing=True
             ),

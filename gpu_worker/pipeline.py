@@ -96,7 +96,7 @@ class Execution:
         if self._job.attempt_token is None:
             return None
         if (committed := self._bucket.read(self._document("result.json"))) is not None:
-            log.info("already_committed", action="already_committed", job_id=self._job.job_id)
+            log.info("already_committed", job_id=self._job.job_id)
             return Result.model_validate_json(committed)
         self._refuse_if_stopped()
         started = Started(
@@ -110,7 +110,7 @@ class Execution:
     def _edit(self, source: Path, output: Path, engine: Engine) -> None:
         params = self._job.params
         facts = probe(source)
-        log.info("probed", action="probed", job_id=self._job.job_id, facts=str(facts))
+        log.info("probed", job_id=self._job.job_id, facts=str(facts))
         timeline = Timeline.of(params, facts.duration_seconds)
         path = CropPath.of(params, facts)
         fps = _output_rate(params, facts)

@@ -63,7 +63,7 @@ async def refuse(request: Request, error: Exception) -> Response:
 
 
 async def storage_failed(request: Request, error: Exception) -> Response:
-    log.error("storage_failed", action="storage_failed", error=str(error))
+    log.error("storage_failed", error=str(error))
     return problem(request, 503, "storage_unavailable", "The object store cannot be reached.", retryable=True)
 
 

@@ -54,6 +54,7 @@ class ObjectStore:
 
     def command(self) -> list[str]:
         """Writes the key file and returns the command that runs the store in the foreground."""
+        self.sweep()
         data = self.folder / "data"
         data.mkdir(parents=True, exist_ok=True)
         keys = self.folder / "s3.json"
@@ -95,7 +96,7 @@ class ObjectStore:
         return True
 
     def sweep(self) -> None:
-        """Removes the sockets that `weed` leaves in the temporary folder after it has ended."""
+        """Removes the sockets that a `weed` of these ports, which has ended, left in the temporary folder."""
         for port in self.ports.values():
             for left in Path(tempfile.gettempdir()).glob(f"seaweedfs-*-{port}.sock"):
                 left.unlink(missing_ok=True)

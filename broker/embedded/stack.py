@@ -257,7 +257,7 @@ class RunningPart:
             if time.monotonic() > deadline:
                 raise self._failure(f"was not ready after {READY_SECONDS:.0f} s")
             await asyncio.sleep(0.1)
-        log.info("part_ready", action="part_ready", part=self.part.name, pid=self.pid)
+        log.info("part_ready", part=self.part.name, pid=self.pid)
 
     def watch(self) -> None:
         """Restarts the process whenever it ends, until stopped."""
@@ -270,12 +270,12 @@ class RunningPart:
             code = await self._ended()
             self._kill_group()
             failures = 0 if time.monotonic() - began > STEADY_SECONDS else failures + 1
-            log.warning("part_ended", action="part_ended", part=self.part.name, code=code)
+            log.warning("part_ended", part=self.part.name, code=code)
             await asyncio.sleep(BACKOFF_SECONDS[min(failures, len(BACKOFF_SECONDS) - 1)])
             try:
                 await self.start()
             except StackError as error:
-                log.error("part_failed", action="part_failed", error=str(error))
+                log.error("part_failed", error=str(error))
 
     async def _ended(self) -> int:
         """Waits for the process to end; meanwhile keeps its log from filling the disk.
