@@ -75,7 +75,7 @@ def log_to_stderr(level: str = "INFO") -> None:
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.format_exc_info,
             structlog.processors.EventRenamer("action"),
-            structlog.processors.KeyValueRenderer(
+            structlog.processors.LogfmtRenderer(
                 key_order=["timestamp", "level", "action"], drop_missing=True
             ),
         ],

@@ -173,7 +173,7 @@ def main() -> None:
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.format_exc_info,
             structlog.processors.EventRenamer("action"),
-            structlog.processors.KeyValueRenderer(
+            structlog.processors.LogfmtRenderer(
                 key_order=["timestamp", "level", "action"], drop_missing=True
             ),
         ],

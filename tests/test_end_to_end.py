@@ -119,3 +119,17 @@ def test_no_secret_is_in_the_logs(stack, source):
         for secret in ("api_key", "runpod_api_key", "s3_secret_key"):
             assert secrets[secret] not in text, name
         assert "X-Amz-Signature" not in text, name
+
+
+def test_two_workers_take_two_jobs_at_once(tmp_path, big_buck_bunny):
+    """Each job is run by one of them, and both are at work at the same time."""
+    with StackThread(tmp_path.resolve(), workers=2) as stack:
+        key = stack.upload(big_buck_bunny)
+        urls = [stack.submit(key, **SMALL) for _ in range(2)]
+
+        def both_run(_):
+            return all(stack.client.get(url).json()["phase"] == "processing" for url in urls)
+
+        stack.until(urls[0], both_run)
+        assert [stack.finished(url)["status"] for url in urls] == ["complete", "complete"]
+    assert processes_in(tmp_path) == []

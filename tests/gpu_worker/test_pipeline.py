@@ -33,7 +33,7 @@ class Job:
         self.objects.put(f"{self.user_id}/in.mp4", path.read_bytes())
         return self
 
-    def execution(self, token=TOKEN, **params):
+    def run(self, token=TOKEN, report=None, bucket=None, **params):
         where = {"attempt_token": token} if token else {"output_key": "out/exactly.mp4"}
         asked = {
             "job_id": "j1",
@@ -43,10 +43,8 @@ class Job:
             "params": params,
         }
         job = WorkerInput.model_validate(asked | where)
-        return Execution(job, "rp-1", self.bucket, self.settings, self.progress.append, self.cancelled)
-
-    def run(self, **params):
-        return self.execution(**params).run()
+        report = report or self.progress.append
+        return Execution(job, "rp-1", bucket or self.bucket, self.settings, report, self.cancelled).run()
 
     def document(self, name):
         return f"{self.user_id}/jobs/j1/{TOKEN}/{name}"
@@ -131,21 +129,17 @@ def test_a_fenced_attempt_is_not_begun(job, short):
 
 def test_an_attempt_fenced_while_it_worked_publishes_nothing(job, short):
     """It looks once more before it commits, and takes its file away."""
-    job.source(short)
-    execution = job.execution(**SMALL)
-    upload = execution._bucket.upload
 
     class FencedMeanwhile:
         def __getattr__(self, name):
             return getattr(job.bucket, name)
 
         def upload(self, path, key):
-            upload(path, key)
+            job.bucket.upload(path, key)
             job.objects.put(job.document("stop.json"), b"{}")
 
-    execution._bucket = FencedMeanwhile()
     with pytest.raises(Cancelled):
-        execution.run()
+        job.source(short).run(bucket=FencedMeanwhile(), **SMALL)
     assert job.outputs() == []
     assert job.document("result.json") not in job.objects.keys(f"{job.user_id}/jobs/")
 
@@ -159,19 +153,16 @@ def test_a_job_from_the_console_is_written_where_it_says(job, short):
 
 def test_a_cancel_stops_within_a_frame_and_leaves_nothing(job, big_buck_bunny):
     """No file in the bucket, no file on disk; the frames that were left are not made."""
-    job.source(big_buck_bunny)
     stopped = []
 
-    def cancel_at_half(progress):
+    def cancel_at_10(progress):
         job.progress.append(progress)
         if progress.progress > 10 and not stopped:
             stopped.append(time.monotonic())
             job.cancelled.set()
 
-    execution = job.execution()
-    execution._report = cancel_at_half
     with pytest.raises(Cancelled):
-        execution.run()
+        job.source(big_buck_bunny).run(report=cancel_at_10)
     assert time.monotonic() - stopped[0] < 2
     assert job.progress[-1].progress < 15
     assert job.outputs() == []

@@ -100,6 +100,15 @@ def test_sound_alone_is_no_video(tmp_path):
         probe(with_cover)
 
 
+def test_a_video_without_a_frame_is_refused(tmp_path):
+    """A header promises a track, but nothing is in it."""
+    whole = make(tmp_path / "whole.mp4", *PICTURE, "-movflags", "frag_keyframe+empty_moov").read_bytes()
+    header_only = tmp_path / "a.mp4"
+    header_only.write_bytes(whole[: whole.index(b"moof") - 4])
+    with pytest.raises(InvalidMedia, match=r"without a single frame\.$"):
+        probe(header_only)
+
+
 def test_a_finished_file_is_counted(big_buck_bunny):
     """Frames by packets, not by what the header claims."""
     facts = output_facts(big_buck_bunny)
