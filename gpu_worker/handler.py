@@ -19,6 +19,7 @@ from runpod.serverless.modules.rp_http import send_result
 
 from gpu_worker.errors import InvalidParams, WorkerError
 from gpu_worker.pipeline import Execution
+from gpu_worker.process import prepare_process
 from gpu_worker.settings import Settings
 from gpu_worker.storage import Bucket, open_bucket
 from schemas.jobs import ErrorCode
@@ -183,6 +184,7 @@ def main() -> None:
         settings = Settings()
     except ValidationError as error:
         sys.exit("; ".join(f"{found['loc'][0]}: {found['msg']}" for found in error.errors()))
+    prepare_process()
     runpod.serverless.start({"handler": make_handler(settings, open_bucket(settings))})
 
 

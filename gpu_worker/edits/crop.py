@@ -169,7 +169,7 @@ def _resample(plane: torch.Tensor, columns: _Taps, rows: _Taps) -> torch.Tensor:
     """
     columns, left, right = _on(columns, plane.shape[1], plane.device)
     rows, top, bottom = _on(rows, plane.shape[0], plane.device)
-    source = plane[top:bottom, left:right].t().float().contiguous()
+    source = plane[top:bottom, left:right].t().contiguous().float()  # turned while it is still small
     wide = functional.embedding_bag(columns.indices, source, per_sample_weights=columns.weights, mode="sum")
     full = functional.embedding_bag(
         rows.indices, wide.t().contiguous(), per_sample_weights=rows.weights, mode="sum"
