@@ -2,8 +2,9 @@
 
 On one side RunPod's public routes under `/v2/{id}/`, on the other the protocol by which the SDK's workers take jobs and
 return results. What a job's states and lifetimes are is said in queue.py; here is only HTTP. Not reproduced: rate
-limits (429), scaling (the number of workers is what the supervisor runs), `s3Config`. Unknown on the platform and
-chosen here: a webhook goes out at every end, also after a cancel.
+limits (429), scaling (the number of workers is what the supervisor runs, hence no `lowPriority`), `s3Config`, and the
+replacing of a worker that sends `stopPod`. Unknown on the platform and chosen here: a webhook goes out at every end,
+also after a cancel. Tries of a webhook that are still due are lost with the process.
 """
 
 import argparse
@@ -21,7 +22,7 @@ from typing import Annotated, Any
 
 import httpx
 import uvicorn
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, Field, HttpUrl, ValidationError
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -54,6 +55,12 @@ class EndpointConfig:
     clock: Clock = field(default=time.time)
 
 
+def _web_address(text: str) -> str:
+    """Returns a usable address as it is written: it is echoed to whoever is called."""
+    HttpUrl(text)
+    return text
+
+
 class Policy(BaseModel):
     """Deadlines in milliseconds, within RunPod's bounds."""
 
@@ -66,7 +73,7 @@ class RunBody(BaseModel):
     """The body of `/run` and `/runsync`. RunPod drops an empty input, and the job with it; we say so at once."""
 
     input: Annotated[dict[str, Any], Field(min_length=1)]
-    webhook: Annotated[str, Field(pattern=r"^https?://")] | None = None
+    webhook: Annotated[str, AfterValidator(_web_address)] | None = None
     policy: Policy = Policy()
 
 
@@ -77,6 +84,7 @@ class Endpoint:
         self._config = config
         self._queue = JobQueue(config.database, config.limits, config.clock())
         self._changed = asyncio.Event()
+        self._http = httpx.AsyncClient(timeout=10)
         self._webhooks: set[asyncio.Task[None]] = set()
 
     def routes(self) -> list[Route]:
@@ -114,6 +122,7 @@ class Endpoint:
             for task in (expiry, *self._webhooks):
                 task.cancel()
             await asyncio.gather(expiry, *self._webhooks, return_exceptions=True)
+            await self._http.aclose()
             self._queue.close()
 
     # ── public ──────────────────────────────────────────────────────────────────────────────────────────────────
@@ -127,13 +136,15 @@ class Endpoint:
         """Queues a job and waits for its end, but not longer than `wait` milliseconds."""
         job = await self._queued(request, RUNSYNC_LIMIT_BYTES, sync=True)
         wait = _number(request, "wait", 90_000, 1_000, 300_000)
-        await self._until(lambda: job.state in ENDED, wait / 1000, request)
+        await self._until(lambda: job.state in ENDED or self._is_gone(job), wait / 1000, request)
+        if self._is_gone(job):
+            raise _Refusal(404, "the job was deleted while it waited")
         return JSONResponse(job.status())
 
     async def status(self, request: Request) -> Response:
         job = self._job(request)
         if "ttl" in request.query_params:
-            job.ttl = _number(request, "ttl", DAY, 10_000, WEEK) / 1000
+            self._queue.set_ttl(job, _number(request, "ttl", DAY, 10_000, WEEK) / 1000)
         return JSONResponse(job.status())
 
     async def stream(self, request: Request) -> Response:
@@ -164,8 +175,9 @@ class Endpoint:
     async def health(self, _: Request) -> Response:
         """Counts jobs and workers; a worker counts while it calls."""
         count = self._queue.counts()
-        busy = self._queue.busy_workers() & self._queue.workers.keys()
-        idle = len(self._queue.workers) - len(busy)
+        unhealthy = {name for name, worker in self._queue.workers.items() if not worker.is_healthy}
+        busy = self._queue.busy_workers() & self._queue.workers.keys() - unhealthy
+        idle = len(self._queue.workers) - len(busy) - len(unhealthy)
         jobs = {
             "completed": count[State.COMPLETED],
             "failed": count[State.FAILED] + count[State.TIMED_OUT],
@@ -179,7 +191,7 @@ class Endpoint:
             "ready": idle,
             "running": len(busy),
             "throttled": 0,
-            "unhealthy": 0,
+            "unhealthy": len(unhealthy),
         }
         return JSONResponse({"jobs": jobs, "workers": workers})
 
@@ -209,8 +221,8 @@ class Endpoint:
 
     async def job_done(self, request: Request) -> Response:
         """Takes progress (`status: IN_PROGRESS`) or the final result; the SDK sends JSON under a form's content type."""
-        job, worker_id = self._job(request), request.path_params["worker_id"]
         body = await _json_body(request, RUNSYNC_LIMIT_BYTES)
+        job, worker_id = self._job(request), request.path_params["worker_id"]
         if body.get("status") == State.IN_PROGRESS:
             self._queue.progress(worker_id, job, body.get("output"), self._now())
         elif self._queue.done(worker_id, job, body.get("output"), body.get("error"), self._now()):
@@ -220,13 +232,17 @@ class Endpoint:
 
     async def job_stream(self, request: Request) -> Response:
         body = await _json_body(request, RUNSYNC_LIMIT_BYTES)
-        self._queue.append_stream(self._job(request), body.get("output"))
+        job, worker_id = self._job(request), request.path_params["worker_id"]
+        self._queue.append_stream(worker_id, job, body.get("output"), self._now())
         self._notify()
         return JSONResponse({})
 
     async def ping(self, request: Request) -> Response:
         jobs = [job_id for job_id in request.query_params.get("job_id", "").split(",") if job_id]
-        self._queue.ping(request.path_params["worker_id"], jobs, self._now())
+        worker_id = request.path_params["worker_id"]
+        self._queue.ping(worker_id, jobs, self._now())
+        if request.query_params.get("status") == "unhealthy":
+            self._queue.see_unhealthy(worker_id, self._now())
         self._notify()
         return JSONResponse({})
 
@@ -272,6 +288,9 @@ class Endpoint:
             raise _Refusal(404, "no such job")
         return job
 
+    def _is_gone(self, job: QueuedJob) -> bool:
+        return self._queue.get(job.id) is None
+
     async def _until(self, done: Callable[[], bool], seconds: float, request: Request) -> None:
         """Waits for `done()`, which is asked after every change; gives up after a while, or when the caller is gone."""
         with contextlib.suppress(TimeoutError):
@@ -310,10 +329,9 @@ class Endpoint:
         for tries in range(WEBHOOK_TRIES):
             if tries:
                 await asyncio.sleep(self._config.webhook_retry_seconds)
-            with contextlib.suppress(httpx.HTTPError):
-                async with httpx.AsyncClient(timeout=10) as http:
-                    if (await http.post(url, json=body)).status_code == 200:
-                        return
+            with contextlib.suppress(httpx.HTTPError, httpx.InvalidURL):
+                if (await self._http.post(url, json=body)).status_code == 200:
+                    return
 
     def _now(self) -> float:
         return self._config.clock()
@@ -381,6 +399,11 @@ def _for_worker(job: QueuedJob) -> dict[str, Any]:
 
 
 async def _json_body(request: Request, limit: int) -> dict[str, Any]:
+    """Reads a JSON object, no further than the limit.
+
+    Python reads what it cannot send on: NaN, 1e999, half a surrogate pair. One of those in an input would break every
+    `job-take`, which the SDK repeats at once and for ever; in an output, every `/status`.
+    """
     body = bytearray()
     async for chunk in request.stream():
         body += chunk
@@ -388,6 +411,7 @@ async def _json_body(request: Request, limit: int) -> dict[str, Any]:
             raise _Refusal(413, f"the body is over {limit} bytes")
     try:
         parsed = json.loads(body)
+        json.dumps(parsed, allow_nan=False, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
         raise _Refusal(400, "the body is not JSON") from error
     if not isinstance(parsed, dict):
@@ -410,7 +434,10 @@ def main() -> None:
     parser.add_argument("--endpoint-id", required=True)
     parser.add_argument("--database", type=Path, required=True)
     chosen = parser.parse_args()
-    config = EndpointConfig(chosen.endpoint_id, os.environ["RUNPOD_API_KEY"], chosen.database)
+    key = os.environ.get("RUNPOD_API_KEY", "")
+    if not key:
+        parser.error("RUNPOD_API_KEY is not set")
+    config = EndpointConfig(chosen.endpoint_id, key, chosen.database)
     uvicorn.run(
         create_endpoint(config),
         host=chosen.host,

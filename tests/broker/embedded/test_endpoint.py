@@ -8,14 +8,17 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import httpx
 import pytest
+import uvicorn
 
-from broker.embedded.endpoint import worker_environment
+from broker.embedded.endpoint import EndpointConfig, create_endpoint, worker_environment
 from broker.embedded.ports import free_ports
+from broker.embedded.queue import LOST, Limits
 
 KEY = "endpoint-key"
 HANDLER = """
@@ -78,18 +81,22 @@ class Host:
         self.processes.append(process)
         return process
 
+    def await_port(self):
+        deadline = time.monotonic() + 20
+        while time.monotonic() < deadline:
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", self.port)) == 0:
+                    return
+            time.sleep(0.05)
+        raise AssertionError("the endpoint did not come up")
+
     def start_endpoint(self):
         flags = ["--port", str(self.port), "--endpoint-id", "ep", "--database", str(self.folder / "q.db")]
         root = str(Path(__file__).parents[3])
         environment = {"RUNPOD_API_KEY": KEY, "PYTHONPATH": root}
         process = self.spawn(["-m", "broker.embedded.endpoint", *flags], environment, "endpoint")
-        deadline = time.monotonic() + 20
-        while time.monotonic() < deadline:
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", self.port)) == 0:
-                    return process
-            time.sleep(0.05)
-        raise AssertionError((self.folder / "endpoint.log").read_text())
+        self.await_port()
+        return process
 
     def start_worker(self, **environment):
         self.workers += 1
@@ -105,6 +112,14 @@ class Host:
         for process in self.processes:
             if process.poll() is None:
                 self.kill(process)
+
+    def await_workers(self, count):
+        deadline = time.monotonic() + 20
+        while time.monotonic() < deadline:
+            if self.http.get("health").json()["workers"]["idle"] == count:
+                return
+            time.sleep(0.05)
+        raise AssertionError("the workers did not come up")
 
     def run(self, input_, **body):
         return self.http.post("run", json={"input": input_} | body).raise_for_status().json()["id"]
@@ -122,6 +137,48 @@ class Host:
         raise AssertionError(job)
 
 
+class QuickHost(Host):
+    """The same with shorter lifetimes: the endpoint in a thread."""
+
+    def start_endpoint(self):
+        config = EndpointConfig(
+            "ep",
+            KEY,
+            self.folder / "q.db",
+            Limits(lease=3.0),
+            long_poll_seconds=1.0,
+            webhook_retry_seconds=0.3,
+        )
+        server = uvicorn.Server(
+            uvicorn.Config(
+                create_endpoint(config), port=self.port, log_level="critical", timeout_graceful_shutdown=1
+            )
+        )
+        self.thread = threading.Thread(target=server.run, daemon=True)
+        self.thread.start()
+        self.await_port()
+        return server
+
+    def start_worker(self, **environment):
+        return super().start_worker(RUNPOD_PING_INTERVAL="1000", **environment)
+
+    def close(self):
+        super().close()
+        self.endpoint.should_exit = True
+        self.thread.join(10)
+
+    def take(self, worker="hand"):
+        """Takes a job as the SDK would."""
+        return self.http.get(f"job-take/{worker}?gpu=CPU&job_in_progress=0", headers={"Authorization": KEY})
+
+    def done(self, job_id, body, worker="hand"):
+        """Returns a result as the SDK does: JSON under a form's content type."""
+        headers = {"Authorization": KEY, "Content-Type": "application/x-www-form-urlencoded"}
+        return self.http.post(
+            f"job-done/{worker}/{job_id}?gpu=CPU&isStream=false", content=body, headers=headers
+        )
+
+
 @pytest.fixture(scope="module")
 def host(tmp_path_factory):
     """One endpoint with one worker for all tests that kill nothing."""
@@ -135,6 +192,14 @@ def host(tmp_path_factory):
 def fresh(tmp_path):
     """An endpoint of its own, without a worker."""
     host = Host(tmp_path)
+    yield host
+    host.close()
+
+
+@pytest.fixture
+def quick(tmp_path):
+    """An endpoint whose leases and webhooks do not keep a test waiting."""
+    host = QuickHost(tmp_path)
     yield host
     host.close()
 
@@ -199,17 +264,6 @@ def test_runsync_waits_for_the_result(host):
     assert slow["status"] in ("IN_QUEUE", "IN_PROGRESS")
 
 
-def test_a_failed_job_can_be_retried_under_its_id(host):
-    """A completed one cannot."""
-    failed = host.run({"raise": "x"})
-    host.until(failed, "FAILED")
-    assert host.http.post(f"retry/{failed}").json() == {"id": failed, "status": "IN_QUEUE"}
-    host.until(failed, "FAILED")
-    done = host.run({"return": 1})
-    host.until(done, "COMPLETED")
-    assert host.http.post(f"retry/{done}").status_code == 400
-
-
 def test_health_counts_jobs_and_workers(host):
     """In RunPod's words."""
     told = host.http.get("health").json()
@@ -256,6 +310,10 @@ def test_what_is_not_there_is_404(host):
         pytest.param(b'{"input": [1]}', id="input-no-object"),
         pytest.param(b'{"input": {"x": 1}, "policy": {"executionTimeout": 10}}', id="policy-too-short"),
         pytest.param(b'{"input": {"x": 1}, "webhook": "file:///etc/passwd"}', id="webhook-no-http"),
+        pytest.param(b'{"input": {"x": 1}, "webhook": "http://[::1"}', id="webhook-no-address"),
+        pytest.param(b'{"input": {"x": NaN}}', id="nan"),
+        pytest.param(b'{"input": {"x": 1e999}}', id="infinite"),
+        pytest.param(b'{"input": {"x": "\\ud800"}}', id="half-a-character"),
     ],
 )
 def test_a_wrong_body_is_400(host, body):
@@ -275,22 +333,109 @@ def test_a_body_over_the_limit_is_413(host, route, limit):
     assert host.http.post(route, content=body()).status_code == 413
 
 
-def test_a_killed_worker_costs_one_retry(fresh):
+def test_a_killed_worker_costs_one_retry(quick):
     """The job is requeued under its id and completes on the next worker."""
-    first = fresh.start_worker()
-    job_id = fresh.run({"sleep": 3, "stopped": "x", "return": {"ok": 1}})
-    fresh.until(job_id, "IN_PROGRESS")
-    fresh.kill(first)
-    fresh.until(job_id, "IN_QUEUE", seconds=20)
-    fresh.start_worker()
-    job = fresh.until(job_id, "COMPLETED")
+    first = quick.start_worker()
+    job_id = quick.run({"sleep": 1, "stopped": "x", "return": {"ok": 1}})
+    quick.until(job_id, "IN_PROGRESS")
+    quick.kill(first)
+    quick.until(job_id, "IN_QUEUE", seconds=10)
+    quick.start_worker()
+    job = quick.until(job_id, "COMPLETED")
     assert (job["retries"], job["workerId"]) == (1, "w2")
+
+
+def test_a_job_that_loses_two_workers_has_failed(quick):
+    """In the platform's words."""
+    workers = {"w1": quick.start_worker(), "w2": quick.start_worker()}
+    quick.await_workers(2)
+    job_id = quick.run({"sleep": 60, "stopped": "x", "return": 1})
+    first = quick.until(job_id, "IN_PROGRESS")["workerId"]
+    quick.kill(workers.pop(first))
+    (second,) = workers
+    quick.until(job_id, "IN_PROGRESS", also=lambda job: job["workerId"] == second)
+    quick.kill(workers[second])
+    job = quick.until(job_id, "FAILED")
+    assert (job["error"], job["retries"]) == (LOST, 1)
+
+
+def test_a_worker_that_hangs_up_while_it_waits_gets_no_job(quick):
+    """The next one gets it at once, as its first try."""
+    call = f"GET /v2/ep/job-take/gone?gpu=CPU HTTP/1.1\r\nHost: x\r\nAuthorization: {KEY}\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", quick.port)) as waiting:
+        waiting.sendall(call.encode())
+        quick.await_workers(1)
+    job_id = quick.run({"x": 1})
+    taken = quick.take()
+    assert (taken.status_code, taken.json()) == (200, {"id": job_id, "input": {"x": 1}})
+    assert "retries" not in quick.status(job_id)
+
+
+def test_a_worker_gets_the_webhook_or_nothing(quick):
+    """204 after the long poll; extra fields of a job reach the handler."""
+    began = time.monotonic()
+    assert quick.take().status_code == 204
+    assert 0.9 < time.monotonic() - began < 3
+    job_id = quick.run({"x": 1}, webhook="http://127.0.0.1:9/hook")
+    assert quick.take().json() == {"id": job_id, "input": {"x": 1}, "webhook": "http://127.0.0.1:9/hook"}
+
+
+def test_several_jobs_are_taken_as_a_list(quick):
+    """Not more than asked for."""
+    first, second, _ = (quick.run({"n": number}) for number in range(3))
+    batch = quick.http.get("job-take-batch/hand?gpu=CPU&batch_size=2&job_in_progress=0").json()
+    assert [job["id"] for job in batch] == [first, second]
+
+
+def test_a_result_that_no_client_could_read_is_refused(quick):
+    """NaN is not JSON: kept, it would break every later status."""
+    job_id = quick.run({"x": 1})
+    quick.take()
+    assert quick.done(job_id, b'{"output": {"psnr": NaN}}').status_code == 400
+    assert quick.status(job_id)["status"] == "IN_PROGRESS"
+
+
+def test_a_failed_job_can_be_retried_under_its_id(quick):
+    """Without its old output; a completed one cannot."""
+    job_id = quick.run({"x": 1})
+    quick.take()
+    quick.done(job_id, b'{"error": "bad", "output": {"why": 1}}')
+    assert quick.http.post(f"retry/{job_id}").json() == {"id": job_id, "status": "IN_QUEUE"}
+    assert quick.status(job_id) == {"id": job_id, "status": "IN_QUEUE"}
+    assert quick.take().json()["id"] == job_id
+    quick.done(job_id, b'{"output": {"ok": 1}}')
+    assert quick.http.post(f"retry/{job_id}").status_code == 400
+
+
+def test_late_progress_does_not_reopen_a_job(quick):
+    """The SDK sends it from another thread: it may come after the result."""
+    job_id = quick.run({"x": 1})
+    quick.take()
+    assert quick.done(job_id, b'{"output": {"ok": 1}}').status_code == 200
+    assert quick.done(job_id, b'{"status": "IN_PROGRESS", "output": {"progress": 9}}').status_code == 200
+    assert (quick.status(job_id)["status"], quick.status(job_id)["output"]) == ("COMPLETED", {"ok": 1})
+
+
+def test_a_worker_that_reports_a_failed_check_is_unhealthy(quick):
+    """Not idle, so that nobody waits for it."""
+    quick.http.get("ping/hand?status=unhealthy&check=gpu&reason=none")
+    workers = quick.http.get("health").json()["workers"]
+    assert (workers["unhealthy"], workers["idle"], workers["ready"]) == (1, 0, 0)
+
+
+def test_a_wait_for_a_purged_job_ends(quick):
+    """With a 404, not with the end of the wait."""
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(quick.http.post, "runsync?wait=60000", json={"input": {"x": 1}})
+        while quick.http.post("purge-queue").json()["removed"] == 0:
+            time.sleep(0.05)
+        assert waiting.result(5).status_code == 404
 
 
 def test_a_killed_endpoint_loses_no_job(fresh):
     """What waited still waits; what ran is finished by the worker that ran it."""
     worker = fresh.start_worker()
-    running = fresh.run({"sleep": 4, "stopped": "x", "return": {"ok": 1}})
+    running = fresh.run({"sleep": 3, "stopped": "x", "return": {"ok": 1}})
     fresh.until(running, "IN_PROGRESS")
     waiting = fresh.run({"return": {"ok": 2}})
     fresh.kill(fresh.endpoint)
@@ -323,43 +468,46 @@ def test_a_generators_chunks_are_streamed(fresh):
 def test_the_endpoint_ends_quickly_with_calls_held(fresh):
     """A worker's held call does not keep it alive."""
     fresh.start_worker()
-    time.sleep(2)
+    fresh.await_workers(1)
     fresh.endpoint.terminate()
     began = time.monotonic()
     fresh.endpoint.wait(10)
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < 2.5
 
 
-def test_the_webhook_is_tried_three_times(fresh, tmp_path):
-    """Here the second try is taken: the whole envelope, ten seconds later, and no third."""
-    seen = []
+class Receiver(BaseHTTPRequestHandler):
+    """Answers webhooks with the codes that it is given, the last one for ever, and keeps what came."""
 
-    class Receiver(BaseHTTPRequestHandler):
-        def do_POST(self):
-            body = json.loads(self.rfile.read(int(self.headers["content-length"])))
-            seen.append((time.monotonic(), body))
-            self.send_response(500 if len(seen) == 1 else 200)
-            self.end_headers()
+    def do_POST(self):
+        seen, codes = self.server.seen, self.server.codes
+        seen.append(json.loads(self.rfile.read(int(self.headers["content-length"]))))
+        self.send_response(codes[min(len(seen), len(codes)) - 1])
+        self.end_headers()
 
-        def log_message(self, *_):
-            pass
+    def log_message(self, *_):
+        pass
 
-    server = HTTPServer(("127.0.0.1", 0), Receiver)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    url = f"http://127.0.0.1:{server.server_port}/hook"
-    fresh.start_worker()
-    job_id = fresh.run({"return": {"x": 1}}, webhook=url)
-    deadline = time.monotonic() + 30
-    while len(seen) < 2 and time.monotonic() < deadline:
-        time.sleep(0.1)
-    server.shutdown()
-    server.server_close()
-    (first, _), (second, body) = seen
-    assert 9 < second - first < 13
-    assert (body["id"], body["status"], body["output"], body["webhook"]) == (
-        job_id,
-        "COMPLETED",
-        {"x": 1},
-        url,
-    )
-    assert body["input"] == {"return": {"x": 1}}
+
+@pytest.mark.parametrize(("codes", "tries"), [([200], 1), ([500, 200], 2), ([500], 3)], ids=str)
+def test_a_webhook_is_tried_until_it_is_taken_but_three_times_at_most(quick, codes, tries):
+    """The whole envelope each time."""
+    with HTTPServer(("127.0.0.1", 0), Receiver) as server:
+        server.seen, server.codes = [], codes
+        thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
+        thread.start()
+        url = f"http://127.0.0.1:{server.server_port}/hook"
+        job_id = quick.run({"x": 1}, webhook=url)
+        quick.take()
+        quick.done(job_id, b'{"output": {"ok": 1}}')
+        deadline = time.monotonic() + 10
+        while len(server.seen) < tries and time.monotonic() < deadline:
+            time.sleep(0.05)
+        time.sleep(0.5)  # for one too many
+        server.shutdown()
+        thread.join()
+    assert len(server.seen) == tries
+    assert all(body == server.seen[0] for body in server.seen)
+    body = server.seen[0]
+    assert {"delayTime", "executionTime"} < body.keys()
+    assert (body["id"], body["status"], body["input"]) == (job_id, "COMPLETED", {"x": 1})
+    assert (body["output"], body["webhook"]) == ({"ok": 1}, url)

@@ -1,5 +1,7 @@
 """RunPod's states and lifetimes, with time in the test's hand."""
 
+import json
+import sqlite3
 import tempfile
 from pathlib import Path
 
@@ -121,6 +123,77 @@ def test_a_stop_is_repeated_until_the_worker_lets_go(queue):
     assert queue.stops_for("w1") == []
 
 
+def test_a_stop_does_not_outlive_its_run(queue):
+    """A retried job that comes back to the same worker is not hit by the stop of its earlier run."""
+    job = add(queue, execution_timeout=5)
+    queue.take("w1", 1, 0)
+    queue.expire(6)
+    queue.retry(job, 7)
+    queue.take("w1", 1, 8)
+    assert queue.stops_for("w1") == []
+
+
+def test_a_lost_job_is_next_and_its_delay_counts_anew(queue):
+    """It has waited its turn already; the platform, too, restarts delayTime."""
+    job = add(queue, "lost", 0)
+    queue.take("w1", 1, 1)
+    add(queue, "later", 2)
+    queue.expire(12)
+    assert queue.take("w2", 1, 15) == [job]
+    assert job.status()["delayTime"] == 3000
+
+
+def test_a_job_whose_hand_over_failed_is_next_and_was_not_tried(queue):
+    """The worker hung up while it waited: nothing has run."""
+    job = add(queue, "a", 0)
+    add(queue, "b", 1)
+    queue.take("w1", 1, 2)
+    queue.give_back(job)
+    assert job.status() == {"id": "a", "status": "IN_QUEUE"}
+    assert queue.take("w2", 1, 3) == [job]
+
+
+def test_chunks_count_only_from_the_worker_that_holds_the_job(queue):
+    """They renew its lease, as progress does; a retry begins without them."""
+    job = add(queue)
+    queue.take("w1", 1, 0)
+    queue.append_stream("w2", job, "foreign", 5)
+    queue.append_stream("w1", job, "kept", 8)
+    queue.expire(17)
+    assert (job.state, job.stream) == (State.IN_PROGRESS, ["kept"])
+    queue.done("w1", job, None, "broken", 18)
+    queue.append_stream("w1", job, "late", 19)
+    assert job.stream == ["kept"]
+    queue.retry(job, 20)
+    assert job.stream == []
+
+
+def test_a_worker_whose_own_checks_failed_is_told_apart(queue):
+    """The SDK says so once, before it ends."""
+    queue.see("w1", 0)
+    queue.see_unhealthy("w2", 0)
+    assert {name: worker.is_healthy for name, worker in queue.workers.items()} == {"w1": True, "w2": False}
+
+
+def test_what_is_removed_is_not_written_again(queue, tmp_path):
+    """A message that was on its way when its job was purged must not bring the job back after a restart."""
+    job = add(queue)
+    queue.purge()
+    queue.drain_stream(job)
+    again = JobQueue(tmp_path / "q.db", Limits(), now=1)
+    assert again.get("a") is None
+    again.close()
+
+
+def test_a_changed_ttl_survives_a_restart(queue, tmp_path):
+    """Counted from the submit, as before."""
+    queue.set_ttl(add(queue), 20)
+    again = JobQueue(tmp_path / "q.db", Limits(), now=1)
+    again.expire(21)
+    assert again.get("a") is None
+    again.close()
+
+
 def test_a_worker_that_finished_is_not_told_to_stop(queue):
     """Its next ping may still name the job."""
     job = add(queue)
@@ -187,7 +260,7 @@ def test_the_queue_survives_a_restart(tmp_path):
 
 
 class QueueMachine(RuleBasedStateMachine):
-    """Random clients, workers and passing time."""
+    """Random clients, workers, passing time and restarts."""
 
     workers = st.sampled_from(["w1", "w2", "w3"])
 
@@ -195,8 +268,10 @@ class QueueMachine(RuleBasedStateMachine):
         super().__init__()
         self.folder = tempfile.TemporaryDirectory()
         self.now = 0.0
-        self.queue = JobQueue(Path(self.folder.name) / "q.db", Limits(), self.now)
+        self.path = Path(self.folder.name) / "q.db"
+        self.queue = JobQueue(self.path, Limits(), self.now)
         self.jobs = []
+        self.purged = set()
         self.ended = {}
 
     def job(self, data):
@@ -211,6 +286,25 @@ class QueueMachine(RuleBasedStateMachine):
         for job in self.queue.take(worker, limit, self.now):
             assert (job.state, job.worker_id) == (State.IN_PROGRESS, worker)
 
+    @rule(worker=workers)
+    def take_in_vain(self, worker):
+        before = self.queue.counts()
+        for job in self.queue.take(worker, 1, self.now):
+            self.queue.give_back(job)
+        assert self.queue.counts() == before
+
+    @rule()
+    def purge(self):
+        waiting = [job for job in self.jobs if self.queue.get(job.id) and job.state is State.IN_QUEUE]
+        assert self.queue.purge() == len(waiting)
+        self.purged.update(job.id for job in waiting)
+
+    @rule()
+    def restart(self):
+        self.queue.close()
+        self.queue = JobQueue(self.path, Limits(), self.now)
+        self.jobs = [self.queue.get(job.id) or job for job in self.jobs]
+
     @rule(data=st.data(), worker=workers, error=st.none() | st.just("x"))
     def finish(self, data, worker, error):
         job = self.job(data)
@@ -224,10 +318,12 @@ class QueueMachine(RuleBasedStateMachine):
         if job is not None:
             self.queue.ping(worker, [job.id], self.now)
             self.queue.progress(worker, job, {"progress": 1}, self.now)
+            self.queue.append_stream(worker, job, "chunk", self.now)
 
     @rule(data=st.data())
     def cancel(self, data):
-        if (job := self.job(data)) is not None:
+        job = self.job(data)
+        if job is not None and self.queue.get(job.id) is job:
             self.queue.cancel(job, self.now)
 
     @rule(data=st.data())
@@ -253,10 +349,21 @@ class QueueMachine(RuleBasedStateMachine):
     def every_job_is_somewhere(self):
         there = [job for job in self.jobs if self.queue.get(job.id)]
         assert sum(self.queue.counts().values()) == len(there)
-        assert all(job.state in ENDED for job in self.jobs if job not in there)
+        gone = [job for job in self.jobs if self.queue.get(job.id) is None]
+        assert all(job.state in ENDED or job.id in self.purged for job in gone)
         assert all(job.retries <= 1 for job in self.jobs)
         assert all((job.worker_id is not None) for job in there if job.state is State.IN_PROGRESS)
         assert all((job.worker_id is None) for job in there if job.state is State.IN_QUEUE)
+
+    @invariant()
+    def the_file_holds_what_memory_holds(self):
+        with sqlite3.connect(self.path) as file:
+            rows = {name: json.loads(job) for name, job in file.execute("SELECT id, job FROM queue")}
+        file.close()
+        there = [job for job in self.jobs if self.queue.get(job.id)]
+        # A restart renews leases in memory only: the next one would, too.
+        expected = {job.id: vars(job) | {"input": None, "lease_until": None} for job in there}
+        assert {name: row | {"input": None, "lease_until": None} for name, row in rows.items()} == expected
 
     def teardown(self):
         self.queue.close()
