@@ -1,10 +1,10 @@
 """How the worker's process uses a machine that it shares with two ffmpegs: one thread, and memory that it keeps.
 
-Measured on two cores, 132 frames to 1080x1920 with x264 `fast`, seconds of wall clock:
+Measured on two cores, 132 frames to 1080x1920 with x264 `fast`, seconds of wall clock, medians of three:
 
     source          as it comes    one thread    and kept memory
-    1280x720        9.4            6.6           6.7
-    1080x1920       12.9           9.0 to 11.3   7.8
+    1280x720        9.1            7.0           6.8
+    1080x1920       11.6           9.1           8.2
 """
 
 import ctypes
