@@ -59,7 +59,7 @@ class JobFields(SQLModel):
     phase: Phase = Field(default=Phase.ACCEPTED, sa_type=Text)
     progress: int = Field(default=0, sa_type=Integer)
     message: str = Field(default="Waiting to be sent to a GPU", sa_type=Text)
-    input_key: str = Field(sa_type=Text)
+    input_key: str | None = Field(default=None, sa_type=Text)  #: None where each clip has its own
     output_key: str | None = Field(default=None, sa_type=Text)
     params: str = Field(sa_type=Text)  #: JSON of the canonical params model
     meta: str = Field(default="{}", sa_type=Text)  #: JSON of the caller's own metadata

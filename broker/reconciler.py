@@ -12,6 +12,7 @@ An attempt that is given up is first fenced by `stop.json`, so that two workers 
 """
 
 import asyncio
+import json
 import random
 import secrets
 from collections.abc import Callable
@@ -28,9 +29,9 @@ from broker.runpod import RemoteJob, RemoteState, RunPodClient
 from broker.settings import Settings
 from broker.storage import Bucket
 from broker.store import JobStore, now_ms
-from schemas.edits import FramingParams
 from schemas.jobs import ErrorCode, JobStatus, Phase
-from schemas.worker import Failure, Progress, Result, Started, WorkerInput, attempt_folder, object_key
+from schemas.keys import object_key
+from schemas.worker import Failure, Progress, Result, Started, WorkerInput, attempt_folder
 
 log = structlog.get_logger(__name__)
 Model = TypeVar("Model", bound=BaseModel)
@@ -430,7 +431,7 @@ def _worker_input(job: Job, attempt: Attempt) -> WorkerInput:
         user_id=job.user_id,
         type=job.type,
         input_key=job.input_key,
-        params=FramingParams.model_validate_json(job.params),
+        params=json.loads(job.params),
         attempt_token=attempt.token,
     )
 

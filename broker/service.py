@@ -29,7 +29,7 @@ from schemas.jobs import (
     UploadRequest,
     UploadTicket,
 )
-from schemas.worker import object_key
+from schemas.keys import object_key
 
 
 class JobService:

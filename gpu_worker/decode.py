@@ -13,6 +13,7 @@ from typing import IO
 from gpu_worker.errors import FfmpegFailed, InvalidMedia
 from gpu_worker.ffmpeg import INPUT_OPTIONS, run_ffmpeg
 from gpu_worker.frames import Frame, frame_bytes, frame_from_bytes
+from gpu_worker.guard import Guard
 from gpu_worker.probe import SourceFacts
 
 #: How much of a video may be missing at its end before it counts as truncated.
@@ -21,24 +22,36 @@ MISSING_SHARE = 0.02
 
 
 @contextmanager
-def decode(path: Path, facts: SourceFacts, first: int, count: int) -> Iterator[Iterator[Frame]]:
+def decode(
+    path: Path,
+    facts: SourceFacts,
+    first: int,
+    count: int,
+    guard: Guard,
+    interpolated_fps: Fraction | None = None,
+) -> Iterator[Iterator[Frame]]:
     """Yields `count` frames from index `first` on, frame i being the one at `i / facts.fps` seconds.
 
-    A file whose rate varies is read onto this even grid. The iterator ends early where the file does.
+    A file whose rate varies is read onto this even grid. The iterator ends early where the file does. With
+    `interpolated_fps`, frames between are made by motion interpolation: the n-th is at `first / facts.fps + n /
+    interpolated_fps` seconds.
 
     Raises:
         InvalidMedia: while iterating, when the file cannot be decoded, or ends long before its header says.
     """
     # A quarter of a frame early, so that no rounding of timestamps can lose the first one.
     seek = ["-ss", f"{float((first - Fraction(1, 4)) / facts.fps):.6f}"] if first > 0 else []
+    decoder = ["-c:v", facts.alpha_decoder] if facts.alpha_decoder else []
     arguments = [
         *INPUT_OPTIONS,
+        *decoder,
         *seek,
         *("-i", str(path), "-map", "0:v:0", "-an", "-sn", "-dn"),
-        *("-frames:v", str(count), "-vf", _filters(facts)),
+        *("-frames:v", str(count), "-vf", _filters(facts, interpolated_fps)),
         *("-fps_mode", "passthrough", "-f", "rawvideo", "-pix_fmt", "yuv420p", "pipe:1"),
     ]
-    with run_ffmpeg(arguments, reads=True) as ffmpeg:
+    fps = interpolated_fps or facts.fps
+    with run_ffmpeg(arguments, guard, reads=True) as ffmpeg:
 
         def frames() -> Iterator[Frame]:
             size = frame_bytes(facts.width, facts.height)
@@ -50,23 +63,41 @@ def decode(path: Path, facts: SourceFacts, first: int, count: int) -> Iterator[I
                 ffmpeg.finish()
             except FfmpegFailed as error:
                 raise InvalidMedia("The video is damaged and cannot be decoded.", error.detail) from error
-            _refuse_truncated(float(seen / facts.fps), float(count / facts.fps), ffmpeg.said())
+            _refuse_truncated(float(seen / fps), float(count / fps), ffmpeg.said())
 
         yield frames()
 
 
-def _filters(facts: SourceFacts) -> str:
+def _filters(facts: SourceFacts, interpolated_fps: Fraction | None) -> str:
     """ffmpeg turns the picture upright by itself, before these."""
-    source = f"in_color_matrix={facts.matrix}:in_range={'full' if facts.full_range else 'limited'}"
-    ours = "out_color_matrix=bt709:out_range=limited"
-    return ",".join(
-        [
-            # start_time=0: a video track that begins late shows its first frame from the beginning.
-            f"fps={facts.fps.numerator}/{facts.fps.denominator}:start_time=0",
-            f"scale={facts.width}:{facts.height}:flags=bicubic+accurate_rnd+full_chroma_int+full_chroma_inp:{source}:{ours}",
-            "format=yuv420p",
-        ]
-    )
+    steps = ["bwdif=mode=send_frame:deint=all"] if facts.interlaced else []
+    # start_time=0: a video track that begins late shows its first frame from the beginning.
+    steps.append(f"fps={facts.fps.numerator}/{facts.fps.denominator}:start_time=0")
+    if facts.alpha:
+        steps += ["format=yuva444p|yuva420p|gbrap", "premultiply=inplace=1"]
+    steps += _to_bt709(facts)
+    if interpolated_fps is not None:
+        rate = f"{interpolated_fps.numerator}/{interpolated_fps.denominator}"
+        steps.append(f"minterpolate=fps={rate}:mi_mode=mci:mc_mode=aobmc:me_mode=bidir:vsbmc=1")
+    return ",".join([*steps, "format=yuv420p"])
+
+
+def _to_bt709(facts: SourceFacts) -> list[str]:
+    """Makes square pixels of BT.709 in limited range, whatever they were."""
+    size = f"{facts.width}:{facts.height}:flags=bicubic+accurate_rnd+full_chroma_int+full_chroma_inp"
+    if not (facts.hdr or facts.wide_gamut):
+        source = f"in_color_matrix={facts.matrix}:in_range={'full' if facts.full_range else 'limited'}"
+        return [f"scale={size}:{source}:out_color_matrix=bt709:out_range=limited"]
+    # In light, not in code values: 100 nits are SDR's white, brighter ones are bent down by Hable's curve.
+    curve = ["tonemap=hable:desat=0"] if facts.hdr else []
+    return [
+        f"scale={size}",
+        "zscale=t=linear:npl=100",
+        "format=gbrpf32le",
+        "zscale=p=bt709",
+        *curve,
+        "zscale=t=bt709:m=bt709:r=limited",
+    ]
 
 
 def _read_exactly(pipe: IO[bytes], size: int) -> bytearray | None:

@@ -1,4 +1,4 @@
-"""Encoding: frames and the source's sound become one H.264 + AAC file that any player starts at once."""
+"""Encoding: frames and the sources' sound become one H.264 + AAC file that any player starts at once."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -6,12 +6,14 @@ from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
+from gpu_worker.errors import OutputTooLarge
 from gpu_worker.ffmpeg import INPUT_OPTIONS, Ffmpeg, run_ffmpeg
 from gpu_worker.frames import Frame
+from gpu_worker.guard import Guard
 
 AUDIO_BITRATE = "192k"
-#: What a filter graph for the sound takes in and gives out.
-SOUND_IN, SOUND_OUT = "1:a:0", "sound"
+#: What a filter graph for the sound gives out.
+SOUND = "sound"
 #: Said on the frames: ffmpeg 9 takes primaries and transfer of untagged raw frames over the output's own options.
 _BT709 = "setparams=range=tv:colorspace=bt709:color_primaries=bt709:color_trc=bt709"
 
@@ -24,22 +26,47 @@ class Quality:
     crf: int = 18
 
 
+@dataclass(frozen=True)
+class Sound:
+    """Files, each read from a moment on (seconds), and the filter graph that makes SOUND of `1:a:0`, `2:a:0`, …"""
+
+    inputs: tuple[tuple[Path, float], ...]
+    graph: str
+
+    def arguments(self) -> list[str]:
+        """Returns ffmpeg's inputs and graph; pictures and subtitles of the files are not even read."""
+        inputs: list[str] = []
+        for path, seek in self.inputs:
+            begin = ["-ss", f"{seek:.6f}"] if seek else []
+            inputs += [*INPUT_OPTIONS, *begin, "-vn", "-sn", "-dn", "-i", str(path)]
+        return [*inputs, "-filter_complex", self.graph]
+
+
 class Encoder:
     """Takes frames in order."""
 
-    def __init__(self, ffmpeg: Ffmpeg) -> None:
+    def __init__(self, ffmpeg: Ffmpeg, path: Path, max_bytes: int) -> None:
         self._ffmpeg = ffmpeg
+        self._path = path
+        self._max_bytes = max_bytes
 
     def write(self, frame: Frame) -> None:
-        """Appends a frame; raises FfmpegFailed with ffmpeg's words where ffmpeg has ended."""
+        """Appends a frame.
+
+        Raises:
+            FfmpegFailed: ffmpeg has ended; with its words.
+            OutputTooLarge: the file has grown beyond the limit.
+        """
         try:
             for plane in frame.planes:
-                data = memoryview(plane.contiguous().cpu().numpy().tobytes())
+                data = plane.cpu().contiguous().view(-1).numpy().data
                 while data:
                     data = data[self._ffmpeg.stdin.write(data) :]
         except BrokenPipeError:
             self._ffmpeg.finish()
             raise
+        if self._path.exists() and self._path.stat().st_size > self._max_bytes:
+            raise OutputTooLarge(f"The result has become larger than {self._max_bytes} bytes.")
 
 
 @contextmanager
@@ -48,32 +75,30 @@ def encode(
     size: tuple[int, int],
     fps: Fraction,
     quality: Quality,
-    sound: tuple[Path, str] | None,
+    sound: Sound | None,
+    guard: Guard,
+    max_bytes: int = 8 << 30,
 ) -> Iterator[Encoder]:
     """Writes `path` while entered; it is complete when the `with` was left without an error.
 
     Args:
         size: width and height of the frames to come.
         fps: their exact rate.
-        sound: a file with an audio track, and the filter graph that makes SOUND_OUT of SOUND_IN.
     """
     rate = f"{fps.numerator}/{fps.denominator}"
     picture = ("-f", "rawvideo", "-pix_fmt", "yuv420p", "-s", f"{size[0]}x{size[1]}", "-framerate", rate)
-    sound_input: list[str] = []
     sound_output = ["-an"]
     if sound is not None:
-        source, graph = sound
-        sound_input = [*INPUT_OPTIONS, "-i", str(source), "-filter_complex", graph]
-        sound_output = ["-map", f"[{SOUND_OUT}]", "-c:a", "aac", "-b:a", AUDIO_BITRATE]
+        sound_output = ["-map", f"[{SOUND}]", "-c:a", "aac", "-b:a", AUDIO_BITRATE]
     arguments = [
         *picture,
         *("-i", "pipe:0"),
-        *sound_input,
+        *(sound.arguments() if sound else ()),
         *("-map", "0:v", "-c:v", "libx264", "-preset", quality.preset, "-crf", str(quality.crf)),
         *("-profile:v", "high", "-pix_fmt", "yuv420p", "-vf", _BT709),
         *sound_output,
         *("-movflags", "+faststart", "-map_metadata", "-1", "-y", str(path)),
     ]
-    with run_ffmpeg(arguments, writes=True) as ffmpeg:
-        yield Encoder(ffmpeg)
+    with run_ffmpeg(arguments, guard, writes=True) as ffmpeg:
+        yield Encoder(ffmpeg, path, max_bytes)
         ffmpeg.finish()

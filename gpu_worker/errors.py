@@ -5,6 +5,12 @@ WorkerError                 has a code that the broker understands, and a senten
 ├── SourceNotFound
 ├── InvalidMedia            not a video, or damaged
 ├── UnsupportedMedia        a video, but not one that we take
+├── MediaTooLarge           more pixels or bytes than the limit
+├── MediaTooLong
+├── TooManyStreams
+├── OutputTooLarge
+├── ExecutionTimeout        more wall-clock time than the limit
+├── CpuTimeout              more CPU time than the limit
 ├── ModelUnavailable        the worker has no model for the export mode
 ├── OutOfMemory
 ├── StorageUnavailable      the bucket failed or could not be reached
@@ -52,6 +58,42 @@ class UnsupportedMedia(WorkerError):
     """The file is a video of a kind that is not taken."""
 
     code = ErrorCode.UNSUPPORTED_MEDIA
+
+
+class MediaTooLarge(WorkerError):
+    """The video has more pixels, or the file more bytes, than this worker takes."""
+
+    code = ErrorCode.MEDIA_TOO_LARGE
+
+
+class MediaTooLong(WorkerError):
+    """The video is longer than this worker takes."""
+
+    code = ErrorCode.MEDIA_TOO_LONG
+
+
+class TooManyStreams(WorkerError):
+    """The file has more streams than any camera writes."""
+
+    code = ErrorCode.TOO_MANY_STREAMS
+
+
+class OutputTooLarge(WorkerError):
+    """The result would be longer, or has become larger, than this worker makes."""
+
+    code = ErrorCode.OUTPUT_TOO_LARGE
+
+
+class ExecutionTimeout(WorkerError):
+    """The export took longer than it may."""
+
+    code = ErrorCode.EXECUTION_TIMEOUT
+
+
+class CpuTimeout(WorkerError):
+    """One of the tools used more CPU time than it may."""
+
+    code = ErrorCode.CPU_TIMEOUT
 
 
 class ModelUnavailable(WorkerError):

@@ -3,6 +3,7 @@
 import collections
 import contextlib
 import fcntl
+import signal
 import subprocess
 import sys
 import threading
@@ -12,12 +13,13 @@ from typing import IO
 
 import imageio_ffmpeg
 
-from gpu_worker.errors import FfmpegFailed
+from gpu_worker.errors import CpuTimeout, FfmpegFailed
+from gpu_worker.guard import Guard, kill_group
 
 STDERR_TAIL_LINES = 40
 PIPE_BYTES = 1 << 20
 #: Demuxers for files from strangers; playlists and scripts, which could open other files, are not among them.
-FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,mpegts,avi"
+FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,mpegts,avi,mpeg,flv,asf"
 INPUT_OPTIONS = ("-protocol_whitelist", "file,pipe", "-format_whitelist", FORMATS)
 
 
@@ -28,6 +30,7 @@ class Ffmpeg:
     process: subprocess.Popen[bytes]
     _said: collections.deque[str]
     _drain: threading.Thread
+    _guard: Guard
 
     @property
     def stdin(self) -> IO[bytes]:
@@ -46,6 +49,9 @@ class Ffmpeg:
                 self.process.stdin.close()
         code = self.process.wait()
         self._drain.join()
+        self._guard.check()
+        if code == -signal.SIGXCPU:
+            raise CpuTimeout(f"The video needs more than {self._guard.cpu_seconds} seconds of computing.")
         if code != 0:
             raise FfmpegFailed(
                 "The video could not be processed.", f"ffmpeg ended with {code}: {self.said()}"
@@ -57,22 +63,27 @@ class Ffmpeg:
 
 
 @contextlib.contextmanager
-def run_ffmpeg(arguments: Sequence[str], *, writes: bool = False, reads: bool = False) -> Iterator[Ffmpeg]:
+def run_ffmpeg(
+    arguments: Sequence[str], guard: Guard, *, writes: bool = False, reads: bool = False
+) -> Iterator[Ffmpeg]:
     """Runs ffmpeg while entered; on the way out it is dead, whatever happened.
 
     Args:
+        guard: kills it when the execution is stopped, and limits its CPU time.
         writes: we write to its stdin.
         reads: we read from its stdout.
     """
-    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-nostdin", "-hide_banner", "-v", "error", *arguments]
-    if writes:
-        command.remove("-nostdin")
+    guard.check()
+    stdin = [] if writes else ["-nostdin"]
+    limits = ["-timelimit", str(guard.cpu_seconds)]
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), *stdin, "-hide_banner", "-v", "error", *limits, *arguments]
     process = subprocess.Popen(
         command,
         stdin=subprocess.PIPE if writes else subprocess.DEVNULL,
         stdout=subprocess.PIPE if reads else subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         bufsize=0,
+        process_group=0,
     )
     assert process.stderr is not None  # noqa: S101
     said: collections.deque[str] = collections.deque(maxlen=STDERR_TAIL_LINES)
@@ -81,10 +92,11 @@ def run_ffmpeg(arguments: Sequence[str], *, writes: bool = False, reads: bool = 
     for pipe in (process.stdin, process.stdout):
         _widen(pipe)
     try:
-        yield Ffmpeg(process, said, drain)
+        with guard.owns(process):
+            yield Ffmpeg(process, said, drain, guard)
     finally:
         if process.poll() is None:
-            process.kill()
+            kill_group(process)
             process.wait()
         drain.join()
         for pipe in (process.stdin, process.stdout, process.stderr):

@@ -3,8 +3,11 @@ box in it.
 """
 
 from dataclasses import dataclass
+from typing import Any, TypeVar, cast
 
 import torch
+
+T = TypeVar("T", bound=Any)
 
 
 def chroma_size(luma: int) -> int:
@@ -42,8 +45,35 @@ class Frame:
         """Returns the frame on a device; itself where it is there already."""
         return Frame(self.y.to(device), self.u.to(device), self.v.to(device))
 
+    def cut(self, width: int, height: int) -> "Frame":
+        """Returns the top-left part of that size; itself where it has that size already."""
+        if (width, height) == (self.width, self.height):
+            return self
+        columns, rows = chroma_size(width), chroma_size(height)
+        return Frame(self.y[:height, :width], self.u[:rows, :columns], self.v[:rows, :columns])
+
     def __repr__(self) -> str:
         return f"Frame({self.width}x{self.height}, {self.y.device})"
+
+
+#: The planes' values of black.
+BLACK = (16, 128, 128)
+#: R'G'B' of 0 to 1 to the planes' values: ITU-R BT.709-6, items 3.2 to 3.4, in limited range.
+_RGB_TO_YCC = (
+    (16.0, (46.559, 156.629, 15.812)),
+    (128.0, (-25.664, -86.336, 112.0)),
+    (128.0, (112.0, -101.730, -10.270)),
+)
+
+
+def planes_of_rgb(red: T, green: T, blue: T) -> tuple[T, T, T]:
+    """Returns Y, U and V (0 to 255, not rounded) of gamma-encoded R, G and B (0 to 1); numbers, arrays or tensors."""
+
+    def plane(offset: float, weights: tuple[float, float, float]) -> T:
+        return cast("T", offset + weights[0] * red + weights[1] * green + weights[2] * blue)
+
+    y, u, v = (plane(*row) for row in _RGB_TO_YCC)
+    return y, u, v
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ handler, and it loses the result of one that blocks its loop for longer than a c
 import asyncio
 import contextlib
 import sys
-import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
@@ -17,7 +16,8 @@ from pydantic import ValidationError
 from runpod.http_client import AsyncClientSession
 from runpod.serverless.modules.rp_http import send_result
 
-from gpu_worker.errors import InvalidParams, WorkerError
+from gpu_worker.errors import Cancelled, InvalidParams, WorkerError
+from gpu_worker.guard import Guard
 from gpu_worker.pipeline import Execution
 from gpu_worker.process import prepare_process
 from gpu_worker.settings import Settings
@@ -29,7 +29,7 @@ log = structlog.get_logger(__name__)
 
 FENCE_SECONDS = 5.0
 PROGRESS_SECONDS = 1.0
-#: How long a cancelled job's thread may take to notice: one frame, and the end of ffmpeg.
+#: How long a cancelled job's thread may take to end; its ffmpegs are killed at once.
 STOP_SECONDS = 10.0
 
 Send = Callable[[Progress], Awaitable[None]]
@@ -58,17 +58,17 @@ def make_handler(settings: Settings, bucket: Bucket) -> Handler:
 async def _run(
     asked: WorkerInput, runpod_job_id: str, settings: Settings, bucket: Bucket, send: Send
 ) -> dict[str, Any]:
-    cancelled = threading.Event()
+    guard = Guard(settings.max_cpu_seconds)
     progress = _Latest()
-    execution = Execution(asked, runpod_job_id, bucket, settings, progress.put, cancelled)
+    execution = Execution(asked, runpod_job_id, bucket, settings, progress.put, guard)
     work = asyncio.create_task(asyncio.to_thread(execution.run))
     teller = asyncio.create_task(_tell(progress, send))
-    fence = asyncio.create_task(_watch_fence(execution, cancelled))
+    fence = asyncio.create_task(_watch_fence(execution, guard))
     log.info("job_started", job_id=asked.job_id)
     try:
         result = await asyncio.shield(work)
     except asyncio.CancelledError:
-        cancelled.set()
+        guard.stop(Cancelled("The job was cancelled."))
         with contextlib.suppress(WorkerError, TimeoutError):
             await asyncio.wait_for(work, STOP_SECONDS)
         log.info("job_stopped", job_id=asked.job_id)
@@ -141,13 +141,13 @@ async def _sender(settings: Settings, job: dict[str, Any]) -> AsyncIterator[Send
         yield send
 
 
-async def _watch_fence(execution: Execution, cancelled: threading.Event) -> None:
-    """Sets `cancelled` once the attempt is fenced: the platform's own stop signal may never arrive."""
-    while not cancelled.is_set():
+async def _watch_fence(execution: Execution, guard: Guard) -> None:
+    """Stops the execution once its attempt is fenced: the platform's own stop signal may never arrive."""
+    while not guard.stopped:
         await asyncio.sleep(FENCE_SECONDS)
         with contextlib.suppress(WorkerError):  # a bucket that is away for a moment fences nobody
             if await asyncio.to_thread(execution.is_fenced):
-                cancelled.set()
+                guard.stop(Cancelled("The job was cancelled, or another attempt has taken its place."))
 
 
 def _validated(raw: Any) -> WorkerInput:

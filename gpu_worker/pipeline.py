@@ -1,35 +1,31 @@
-"""One export, on one screen: fence, fetch, probe, decode ▸ edit ▸ encode, upload, commit.
+"""One export, on one screen: fence, fetch, probe, compose, render, upload, commit.
 
 `result.json` is the commit: it is put last and only once, so an attempt has one result even if it was delivered
-twice. An execution that was cancelled or superseded stops at the next frame and publishes nothing.
+twice. An execution that was cancelled or superseded stops at once and publishes nothing.
 """
 
 import hashlib
 import secrets
 import tempfile
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict
-from fractions import Fraction
 from pathlib import Path
 
 import structlog
-import torch
 
-from gpu_worker.decode import decode
-from gpu_worker.edits.crop import CropPath, crop, rotate
-from gpu_worker.edits.timeline import Timeline, frame_at
-from gpu_worker.encode import SOUND_IN, SOUND_OUT, Quality, encode
-from gpu_worker.errors import Cancelled, InvalidMedia, OutOfMemory
-from gpu_worker.frames import Box, Frame
-from gpu_worker.probe import SourceFacts, output_facts, probe
+from gpu_worker.edits.compose import Kit, Source, compose, engine_for, needed_keys, needed_parts, needed_pngs
+from gpu_worker.edits.fonts import Fonts
+from gpu_worker.encode import Quality
+from gpu_worker.errors import Cancelled, SourceNotFound, WorkerError
+from gpu_worker.guard import Guard
+from gpu_worker.probe import Limits, SourceFacts, output_facts, probe
+from gpu_worker.render import OutputLimits, render
 from gpu_worker.settings import Settings
 from gpu_worker.storage import Bucket
-from gpu_worker.upscale.engine import Engine, quality_engine
-from schemas.edits import ExportMode, FramingParams
 from schemas.jobs import OutputFacts, Phase
-from schemas.worker import Progress, Result, Started, Timings, WorkerInput, attempt_folder, object_key
+from schemas.keys import object_key
+from schemas.worker import Progress, Result, Started, Timings, WorkerInput, attempt_folder
 
 log = structlog.get_logger(__name__)
 
@@ -43,7 +39,7 @@ class Execution:
 
     Args:
         report: told of progress; must not block.
-        cancelled: set from outside to stop at the next frame.
+        guard: stopped from outside, it ends the execution at once.
     """
 
     def __init__(
@@ -53,14 +49,14 @@ class Execution:
         bucket: Bucket,
         settings: Settings,
         report: Report,
-        cancelled: threading.Event,
+        guard: Guard,
     ) -> None:
         self._job = job
         self._runpod_job_id = runpod_job_id
         self._bucket = bucket
         self._settings = settings
         self._report = report
-        self._cancelled = cancelled
+        self._guard = guard
         self._output_key = (
             job.output_key or f"final_videos/{job.type}_{job.job_id}_{secrets.token_hex(4)}.mp4"
         )
@@ -73,14 +69,16 @@ class Execution:
         """
         if (committed := self._begin()) is not None:
             return committed
-        engine: Engine = crop if self._job.params.export_mode is ExportMode.FAST else quality_engine()
-        with tempfile.TemporaryDirectory(prefix="export-", dir=self._settings.work_dir) as folder:
-            source, output = Path(folder) / "source", Path(folder) / "output.mp4"
+        with (
+            self._guard.within(self._settings.max_export_seconds),
+            tempfile.TemporaryDirectory(prefix="export-", dir=self._settings.work_dir) as folder,
+        ):
             clock = _Stopwatch()
-            self._show(Phase.DOWNLOADING, 0)
-            self._bucket.fetch(object_key(self._job.user_id, self._job.input_key), source)
-            fetch_seconds = clock.lap()
-            self._edit(source, output, engine)
+            try:
+                output, fetch_seconds = self._make(Path(folder), clock)
+            except WorkerError:
+                self._guard.check()  # a tool that was killed fails in its own words; this is why it was
+                raise
             facts = _facts(output)
             edit_seconds = clock.lap()
             self._refuse_if_stopped()
@@ -107,41 +105,60 @@ class Execution:
         self._bucket.write(self._document("started.json"), started.model_dump_json().encode())
         return None
 
-    def _edit(self, source: Path, output: Path, engine: Engine) -> None:
-        params = self._job.params
-        facts = probe(source)
-        log.info("probed", job_id=self._job.job_id, facts=str(facts))
-        timeline = Timeline.of(params, facts.duration_seconds)
-        path = CropPath.of(params, facts)
-        fps = _output_rate(params, facts)
-        count = timeline.frame_count(fps)
-        first = frame_at(timeline.start, facts.fps)
-        last = timeline.source_frame(float((count - 1) / fps), facts.fps)
-        sound = None
-        if params.include_audio and facts.audio_codec is not None:
-            sound = (source, timeline.audio_filter(SOUND_IN, SOUND_OUT))
-        size = (params.output_width, params.output_height)
-        quality = Quality(self._settings.x264_preset, self._settings.x264_crf)
-        with (
-            decode(source, facts, first, last - first + 1) as frames,
-            encode(output, size, fps, quality, sound) as encoder,
-        ):
-            reader = _Reader(frames, first)
-            for index in range(count):
-                if self._cancelled.is_set():
-                    raise Cancelled("The job was cancelled.")
-                moment = timeline.source_time(float(index / fps))
-                frame = reader.at(frame_at(moment, facts.fps))
-                encoder.write(self._picture(frame, path.at(moment), size, engine))
-                self._show(Phase.PROCESSING, FRAMES_FROM + (FRAMES_TO - FRAMES_FROM) * (index + 1) // count)
+    def _make(self, folder: Path, clock: "_Stopwatch") -> tuple[Path, float]:
+        """Fetches all sources, probes them and makes the output; returns it and the seconds spent on fetching."""
+        params, input_key, settings = self._job.params, self._job.input_key, self._settings
+        engine = engine_for(params)  # before anything is fetched: it may not be there
+        self._show(Phase.DOWNLOADING, 0)
+        paths = {
+            key: self._fetched(key, folder / f"source-{number}")
+            for number, key in enumerate(needed_keys(params, input_key))
+        }
+        pngs = {key: self._picture(key) for key in needed_pngs(params)}
+        fetch_seconds = clock.lap()
+        sources = {key: Source(path, self._probed(key, path)) for key, path in paths.items()}
+        kit = Kit(engine, sources, pngs, Fonts(settings.font_dir), settings.torch_device)
+        composition = compose(params, input_key, kit)
+        output = folder / "output.mp4"
+        render(
+            composition,
+            output,
+            Quality(settings.x264_preset, settings.x264_crf),
+            settings.torch_device,
+            self._guard,
+            self._show_frames,
+            OutputLimits(settings.max_output_seconds, settings.max_output_bytes),
+        )
+        return output, fetch_seconds
 
-    def _picture(self, frame: Frame, box: Box, size: tuple[int, int], engine: Engine) -> Frame:
-        """Makes one output frame of one source frame, on the worker's device."""
+    def _fetched(self, key: str, path: Path) -> Path:
+        self._guard.check()
+        parts = needed_parts(self._job.params)
+        self._bucket.fetch(object_key(self._job.user_id, key), path, self._settings.max_source_bytes, parts)
+        return path
+
+    def _picture(self, key: str) -> bytes:
+        body = self._bucket.read(object_key(self._job.user_id, key))
+        if body is None:
+            raise SourceNotFound(f"The picture {key} is not in the bucket.")
+        return body
+
+    def _probed(self, key: str, path: Path) -> SourceFacts:
+        """Probes a source; where there are several, an error says which."""
+        limits = Limits(
+            self._settings.max_pixels, self._settings.max_source_seconds, self._settings.max_streams
+        )
         try:
-            upright = rotate(frame.to(self._settings.torch_device), self._job.params.rotation)
-            return engine(upright, box, *size)
-        except torch.OutOfMemoryError as error:
-            raise OutOfMemory("The GPU has too little memory for this video.", str(error)) from error
+            facts = probe(path, limits)
+        except WorkerError as error:
+            if key == self._job.input_key:
+                raise
+            raise type(error)(f"{key}: {error}", error.detail) from error
+        log.info("probed", job_id=self._job.job_id, key=key, facts=str(facts))
+        return facts
+
+    def _show_frames(self, done: int, count: int) -> None:
+        self._show(Phase.PROCESSING, FRAMES_FROM + (FRAMES_TO - FRAMES_FROM) * done // count)
 
     def _commit(self, facts: OutputFacts, timings: Timings) -> Result:
         self._show(Phase.VERIFYING, 99)
@@ -168,7 +185,8 @@ class Execution:
 
     def _refuse_if_stopped(self) -> None:
         """Raises Cancelled when the attempt was fenced, or stopped from outside."""
-        if self.is_fenced() or self._cancelled.is_set():
+        self._guard.check()
+        if self.is_fenced():
             raise Cancelled("The job was cancelled, or another attempt has taken its place.")
 
     def is_fenced(self) -> bool:
@@ -188,28 +206,6 @@ class Execution:
         self._report(Progress(phase=phase, progress=progress))
 
 
-class _Reader:
-    """Frames by index, going forward only; past the end of the file, its last frame."""
-
-    def __init__(self, frames: Iterator[Frame], first: int) -> None:
-        self._frames = frames
-        self._index = first - 1
-        self._frame: Frame | None = None
-
-    def at(self, index: int) -> Frame:
-        """Returns the frame at `index`, which never falls from call to call."""
-        while self._index < index:
-            following = next(self._frames, None)
-            if following is None:
-                self._index = index
-                break
-            self._frame = following
-            self._index += 1
-        if self._frame is None:
-            raise InvalidMedia("The video has no frame that can be read.")
-        return self._frame
-
-
 class _Stopwatch:
     """Wall-clock seconds from lap to lap."""
 
@@ -221,16 +217,6 @@ class _Stopwatch:
         now = time.monotonic()
         seconds, self._began = now - self._began, now
         return round(seconds, 3)
-
-
-def _output_rate(params: FramingParams, facts: SourceFacts) -> Fraction:
-    """Returns the rate asked for, exactly where it is one of the 1001 family (29.97 means 30000/1001)."""
-    if params.target_fps is None:
-        return facts.fps
-    ntsc = Fraction(round(params.target_fps) * 1000, 1001)
-    if abs(float(ntsc) - params.target_fps) < 0.005:
-        return ntsc
-    return Fraction(params.target_fps).limit_denominator(1001)
 
 
 def _facts(path: Path) -> OutputFacts:

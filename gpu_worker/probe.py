@@ -9,11 +9,21 @@ import av.error
 from av.container import InputContainer
 from av.video.stream import VideoStream
 
-from gpu_worker.errors import InvalidMedia, UnsupportedMedia
+from gpu_worker.errors import InvalidMedia, MediaTooLarge, MediaTooLong, TooManyStreams, UnsupportedMedia
 from gpu_worker.ffmpeg import FORMATS
 
-MAX_RATE = Fraction(120)
-MAX_PIXELS = 8192 * 8192
+MAX_RATE = Fraction(240)
+#: ffmpeg's numbers of BT.2020 primaries, and of the transfer functions of HDR: SMPTE 2084 (PQ) and HLG.
+BT2020, HDR_TRANSFERS = 9, (16, 18)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How large a source may be; the worker's settings say otherwise."""
+
+    pixels: int = 8192 * 4320
+    seconds: float = 6 * 3600
+    streams: int = 32
 
 
 @dataclass(frozen=True)
@@ -23,9 +33,14 @@ class SourceFacts:
     Attributes:
         width, height: of the upright picture with square pixels, exactly as decode.py delivers it.
         fps: frames a second; for a variable rate, the rate that holds every frame.
-        duration_seconds: of the video stream.
+        duration_seconds: when the picture ends, counted from the beginning of the file.
         matrix: ffmpeg's name of the colour matrix that the pixels are in, `bt709` or `bt601` where untagged.
         full_range: True for 0 to 255 luma.
+        wide_gamut: True where the primaries are BT.2020, which are brought to BT.709.
+        hdr: True where the light is PQ or HLG, which is tone-mapped.
+        interlaced: True where a frame is two fields, which are made one picture.
+        alpha_decoder: the decoder that keeps the picture's transparency, where another would drop it.
+        alpha: True where parts of the picture are transparent; they become black.
     """
 
     width: int
@@ -37,6 +52,11 @@ class SourceFacts:
     audio_codec: str | None
     matrix: str
     full_range: bool
+    wide_gamut: bool = False
+    hdr: bool = False
+    interlaced: bool = False
+    alpha: bool = False
+    alpha_decoder: str | None = None
 
 
 @dataclass(frozen=True)
@@ -52,20 +72,28 @@ class FileFacts:
     audio_codec: str | None
 
 
-def probe(path: Path) -> SourceFacts:
+def probe(path: Path, limits: Limits = Limits()) -> SourceFacts:
     """Reads a file's header and decodes its first frame.
 
     Raises:
         InvalidMedia: it is no video, or no frame of it can be decoded.
-        UnsupportedMedia: its picture is too large.
+        UnsupportedMedia: it is a playlist or a script, which could open other files.
+        MediaTooLarge, MediaTooLong, TooManyStreams: it is beyond the limits.
     """
+    _refuse_text(path)
     try:
         with _opened(path) as container:
             stream = _video_stream(container)
+            _refuse_beyond(container, stream, limits)
             frame = next(container.decode(stream), None)
             if frame is None:
                 raise InvalidMedia("The file has a video track without a single frame.")
-            return _facts(container, stream, frame)
+            facts = _facts(path, container, stream, frame)
+            if facts.duration_seconds > limits.seconds:
+                raise MediaTooLong(
+                    f"The video is {facts.duration_seconds:.0f} seconds long; {limits.seconds:g} are taken."
+                )
+            return facts
     except av.error.FFmpegError as error:
         raise InvalidMedia(
             "The file is not a video that can be read, or it is damaged.", str(error)
@@ -82,15 +110,34 @@ def output_facts(path: Path) -> FileFacts:
             height=stream.codec_context.height,
             fps=round(float(stream.average_rate or 0), 6),
             frames=frames,
-            duration_seconds=round(_duration(container, stream), 6),
+            duration_seconds=round(_duration(path, container, stream), 6),
             video_codec=stream.codec_context.name,
             audio_codec=_audio_codec(container),
         )
 
 
+def _refuse_text(path: Path) -> None:
+    """Tells apart what poses as a video and is text: playlists, scripts, web pages. ffmpeg is not asked."""
+    with path.open("rb") as file:
+        head = file.read(4096)
+    start = head.lstrip(b"\xef\xbb\xbf \t\r\n")
+    if start.startswith((b"#EXTM3U", b"ffconcat", b"<MPD", b"<?xml", b"[playlist]", b"#!", b"<smil")):
+        raise UnsupportedMedia("The file is a playlist or a script, not a video.")
+    if head and b"\x00" not in head and head.isascii():
+        raise InvalidMedia("The file is text, not a video.")
+
+
 def _opened(path: Path) -> InputContainer:
     options = {"protocol_whitelist": "file", "format_whitelist": FORMATS}
-    return av.open(str(path), options=options)
+    return av.open(str(path), options=options, metadata_errors="replace")
+
+
+def _refuse_beyond(container: InputContainer, stream: VideoStream, limits: Limits) -> None:
+    if len(container.streams) > limits.streams:
+        raise TooManyStreams(f"The file has {len(container.streams)} streams; {limits.streams} are taken.")
+    width, height = stream.codec_context.width, stream.codec_context.height
+    if width * height > limits.pixels:
+        raise MediaTooLarge(f"The picture is too large: {width}x{height}; {limits.pixels} pixels are taken.")
 
 
 def _video_stream(container: InputContainer) -> VideoStream:
@@ -101,25 +148,31 @@ def _video_stream(container: InputContainer) -> VideoStream:
     return streams[0]
 
 
-def _facts(container: InputContainer, stream: VideoStream, frame: av.VideoFrame) -> SourceFacts:
-    if frame.width * frame.height > MAX_PIXELS:
-        raise UnsupportedMedia(f"The picture is too large: {frame.width}x{frame.height}.")
+def _facts(path: Path, container: InputContainer, stream: VideoStream, frame: av.VideoFrame) -> SourceFacts:
     width, height = frame.width, frame.height
     pixel = stream.sample_aspect_ratio or Fraction(1)
     if pixel > 0:
         width = max(1, round(width * pixel))
     if frame.rotation % 180:
         width, height = height, width
+    # VP8 and VP9 keep transparency beside the picture, where only libvpx looks for it.
+    beside = stream.metadata.get("alpha_mode") == "1" and stream.codec_context.name in ("vp8", "vp9")
     return SourceFacts(
         width=width,
         height=height,
         fps=_rate(stream),
-        duration_seconds=_duration(container, stream),
+        duration_seconds=_duration(path, container, stream),
         rotation_degrees=frame.rotation,
         video_codec=stream.codec_context.name,
         audio_codec=_audio_codec(container),
         matrix=_matrix(frame),
         full_range=frame.color_range == 2 or frame.format.name.startswith("yuvj"),
+        wide_gamut=frame.color_primaries == BT2020,
+        hdr=frame.color_trc in HDR_TRANSFERS,
+        interlaced=frame.interlaced_frame,
+        alpha=beside
+        or frame.format.name.startswith(("yuva", "gbrap", "rgba", "bgra", "argb", "abgr", "ya", "pal8")),
+        alpha_decoder={"vp8": "libvpx", "vp9": "libvpx-vp9"}[stream.codec_context.name] if beside else None,
     )
 
 
@@ -134,10 +187,38 @@ def _rate(stream: VideoStream) -> Fraction:
     return min(Fraction(average), MAX_RATE)
 
 
-def _duration(container: InputContainer, stream: VideoStream) -> float:
+def _duration(path: Path, container: InputContainer, stream: VideoStream) -> float:
+    """Returns when the picture ends, in seconds from the beginning of the file, which is not always its own."""
+    begins = (
+        float((stream.start_time or 0) * (stream.time_base or 0)) - (container.start_time or 0) / 1_000_000
+    )
     if stream.duration and stream.time_base:
-        return float(stream.duration * stream.time_base)
-    return (container.duration or 0) / 1_000_000
+        return begins + float(stream.duration * stream.time_base)
+    if (told := _clock(stream.metadata.get("DURATION", ""))) is not None:
+        return told
+    return _counted_duration(path, stream.index)
+
+
+def _clock(text: str) -> float | None:
+    """Reads Matroska's `00:00:05.280000000`."""
+    parts = text.split(":")
+    try:
+        return sum(float(part) * 60**power for power, part in enumerate(reversed(parts))) or None
+    except ValueError:
+        return None
+
+
+def _counted_duration(path: Path, index: int) -> float:
+    """Goes through all packets: some files (webm of a browser's recorder, transport streams) do not say their length."""
+    with _opened(path) as container:
+        stream = container.streams[index]
+        end = 0.0
+        step = 1 / float(stream.average_rate or 25)
+        for packet in container.demux(stream):
+            if packet.pts is not None and packet.time_base is not None:
+                lasts = float(packet.duration * packet.time_base) if packet.duration else step
+                end = max(end, float(packet.pts * packet.time_base) + lasts)
+        return end - (container.start_time or 0) / 1_000_000
 
 
 def _matrix(frame: av.VideoFrame) -> str:

@@ -24,6 +24,23 @@ class Settings(BaseSettings):
     x264_preset: str = Field(default="fast", validation_alias="REELBROKER_X264_PRESET", pattern="^[a-z]+$")
     x264_crf: int = Field(default=18, validation_alias="REELBROKER_X264_CRF", ge=0, le=40)
 
+    #: Limits on what strangers upload; each has an error code of its own.
+    max_source_bytes: int = Field(default=32 << 30, validation_alias="REELBROKER_MAX_SOURCE_BYTES", gt=0)
+    max_pixels: int = Field(default=8192 * 4320, validation_alias="REELBROKER_MAX_PIXELS", gt=0)
+    max_source_seconds: float = Field(
+        default=6 * 3600, validation_alias="REELBROKER_MAX_SOURCE_SECONDS", gt=0
+    )
+    max_streams: int = Field(default=32, validation_alias="REELBROKER_MAX_STREAMS", gt=0)
+    max_output_seconds: float = Field(default=3600, validation_alias="REELBROKER_MAX_OUTPUT_SECONDS", gt=0)
+    max_output_bytes: int = Field(default=8 << 30, validation_alias="REELBROKER_MAX_OUTPUT_BYTES", gt=0)
+    max_export_seconds: float = Field(
+        default=2 * 3600, validation_alias="REELBROKER_MAX_EXPORT_SECONDS", gt=0
+    )
+    max_cpu_seconds: int = Field(default=4 * 3600, validation_alias="REELBROKER_MAX_CPU_SECONDS", gt=0)
+
+    #: More fonts, before the system's own.
+    font_dir: Path | None = Field(default=None, validation_alias="REELBROKER_FONT_DIR")
+
     #: Both are set by RunPod, and by the embedded endpoint.
     worker_id: str = Field(default="local", validation_alias="RUNPOD_POD_ID")
     result_url: str | None = Field(default=None, validation_alias="RUNPOD_WEBHOOK_POST_OUTPUT")

@@ -1,24 +1,30 @@
 """The bucket as the worker sees it: fetch a source, upload a result, read and commit control documents."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import boto3
+import structlog
 from boto3.exceptions import S3UploadFailedError
 from boto3.s3.transfer import TransferConfig
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
-from gpu_worker.errors import SourceNotFound, StorageUnavailable
+from gpu_worker.errors import MediaTooLarge, SourceNotFound, StorageUnavailable
+from gpu_worker.excerpt import fetch_excerpt
 from gpu_worker.settings import Settings
 
 if TYPE_CHECKING:
     from mypy_boto3_s3.client import S3Client
 
+log = structlog.get_logger(__name__)
+
 #: R2 wants all parts but the last of one size.
 _TRANSFER = TransferConfig(multipart_threshold=100 << 20, multipart_chunksize=16 << 20, max_concurrency=4)
+#: A file up to that size is fetched whole, which is simpler and as fast.
+WHOLE_BYTES = 64 << 20
 _MISSING = {"404", "NoSuchKey", "NotFound"}
 _EXISTS = {"412", "PreconditionFailed"}
 
@@ -34,10 +40,34 @@ class Bucket:
         self._client = client
         self._name = name
 
-    def fetch(self, key: str, path: Path) -> None:
-        """Downloads an object, or raises SourceNotFound."""
+    def fetch(
+        self, key: str, path: Path, max_bytes: int, parts: Sequence[tuple[float, float]] | None = None
+    ) -> None:
+        """Downloads a video; of a long one only `parts` (seconds), where those are given and the file allows it.
+
+        Raises:
+            SourceNotFound: there is no such object.
+            MediaTooLarge: it has more than `max_bytes`.
+        """
         with _answers(f"GET {key}"):
             try:
+                head = self._client.head_object(Bucket=self._name, Key=key)
+                size = head["ContentLength"]
+                if size > max_bytes:
+                    raise MediaTooLarge(f"The file has {size} bytes; {max_bytes} are taken.")
+
+                def read_range(begin: int, end: int) -> bytes:
+                    wanted = f"bytes={begin}-{end - 1}"
+                    answer = self._client.get_object(
+                        Bucket=self._name, Key=key, Range=wanted, IfMatch=head["ETag"]
+                    )
+                    return answer["Body"].read()
+
+                if parts is not None and size > WHOLE_BYTES:
+                    fetched = fetch_excerpt(read_range, size, path, parts)
+                    if fetched is not None:
+                        log.info("fetched_parts", bytes=fetched, of=size)
+                        return
                 self._client.download_file(self._name, key, str(path), Config=_TRANSFER)
             except ClientError as error:
                 if _code(error) in _MISSING:

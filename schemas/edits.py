@@ -1,7 +1,7 @@
-"""What an edit asks for: one params model per job type, units in the names.
+"""What an edit asks for: the params of framing, upscale and multi_clip; those of overlay and annotate are in overlays.py.
 
-snake_case is canonical and what we emit. The other spellings that clients in the field use (camelCase, `keyframes`,
-`fps`, the dialects of `segment_data`) are accepted here and normalised here, once; nothing further in knows of them.
+snake_case is canonical and what we emit. The other spellings that clients in the field use are accepted here and
+normalised here, once, with dialects.py; nothing further in knows of them.
 All times are seconds from the start of the input file; a trim shifts nothing. Crop `x, y` is the top-left corner,
 in pixels of the upright, square-pixel picture, and stays a float to the end.
 
@@ -13,13 +13,36 @@ from enum import StrEnum
 from itertools import pairwise
 from typing import Annotated, Any, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, Strict, model_validator
-from pydantic.alias_generators import to_snake
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    Strict,
+    StringConstraints,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
+
+from schemas.dialects import (
+    CLIPS_SYNONYMS,
+    FRAMING_SYNONYMS,
+    FRAMING_WORDS,
+    IGNORED_WORDS,
+    SEGMENT_WORDS,
+    canonical,
+    clips_from_sources,
+    from_segment_data,
+    refuse_both,
+    renamed,
+)
+from schemas.keys import ObjectKey
 
 MAX_SECONDS = 86_400.0
 MAX_PIXELS_PER_SIDE = 7680
 MAX_KEYFRAMES = 10_000
+MAX_CLIPS = 200
 
 
 def _even(value: int) -> int:
@@ -44,7 +67,9 @@ Seconds = Annotated[float, Strict(), Field(ge=0), AfterValidator(_below_a_day)]
 Pixels = Annotated[float, Strict(), Field(ge=0, le=65_536)]
 PositivePixels = Annotated[float, Strict(), Field(gt=0, le=65_536)]
 EvenPixels = Annotated[int, Strict(), Field(ge=16, le=MAX_PIXELS_PER_SIDE), AfterValidator(_even)]
+Share = Annotated[float, Strict(), Field(ge=0, le=1)]
 UpperCase = BeforeValidator(lambda value: value.upper() if isinstance(value, str) else value)
+LowerCase = BeforeValidator(lambda value: value.lower() if isinstance(value, str) else value)
 
 
 class Edit(BaseModel):
@@ -58,11 +83,7 @@ class Edit(BaseModel):
         """Renames known camelCase keys; an unknown key keeps its spelling, so that the error names what was sent."""
         if not isinstance(raw, dict):
             return raw
-        return {_canonical(key, cls.model_fields): value for key, value in raw.items()}
-
-
-def _canonical(key: Any, known: Any) -> Any:
-    return to_snake(key) if isinstance(key, str) and to_snake(key) in known else key
+        return {canonical(key, cls.model_fields): value for key, value in raw.items()}
 
 
 class ExportMode(StrEnum):
@@ -102,28 +123,37 @@ class SpeedSegment(Edit):
     @model_validator(mode="after")
     def _ends_after_start(self) -> Self:
         if self.end is not None and self.end <= self.start:
-            raise _not_after("end", self.end, "start", self.start)
+            raise not_after("end", self.end, "start", self.start)
         return self
 
 
-class FramingParams(Edit):
-    """An animated crop, resampled to the output size. No keyframes: a centred crop at the output's ratio.
+class SlowMotion(StrEnum):
+    REPEAT = "repeat"  #: a source frame stays on screen until the next one is due
+    INTERPOLATE = "interpolate"  #: frames between are made by motion interpolation; takes many times longer
+
+
+class OutputParams(Edit):
+    """What every job type may say of its output."""
+
+    target_fps: Annotated[float, Strict(), Field(ge=1, le=240)] | None = None
+    export_mode: Annotated[ExportMode, UpperCase] = ExportMode.FAST
+    include_audio: bool = True
+
+
+class Framing(Edit):
+    """One clip: its trim, speeds, rotation and animated crop. No keyframes: a centred crop at the output's ratio.
 
     `source_width, source_height` may be sent along by a client that knows its video; then keyframes outside the
     picture are refused at once, and not only when the worker has probed the file.
     """
 
-    output_width: EvenPixels = 1080
-    output_height: EvenPixels = 1920
-    target_fps: Annotated[float, Strict(), Field(ge=1, le=240)] | None = None
-    export_mode: Annotated[ExportMode, UpperCase] = ExportMode.FAST
-    include_audio: bool = True
     crop_keyframes: Annotated[tuple[CropKeyframe, ...], Field(max_length=MAX_KEYFRAMES)] = ()
     interpolation: Interpolation = Interpolation.LINEAR
     start_time: Seconds = 0.0
     end_time: Seconds | None = None
     rotation: Annotated[float, Strict(), Field(ge=-360, le=360)] = 0.0
     segments: Annotated[tuple[SpeedSegment, ...], Field(max_length=1000)] = ()
+    slow_motion: Annotated[SlowMotion, LowerCase] = SlowMotion.REPEAT
     source_width: PositivePixels | None = None
     source_height: PositivePixels | None = None
 
@@ -133,22 +163,21 @@ class FramingParams(Edit):
         """Turns the clients' other words into the canonical ones; two words for one field are an error."""
         if not isinstance(raw, dict):
             return raw
-        params = {_canonical(key, _DIALECT_WORDS): value for key, value in raw.items()}
-        params.pop("clip_index", None)  # the caller's own bookkeeping: a job has one clip
-        for word, canonical in _SYNONYMS.items():
-            if word in params:
-                _refuse_both(word, canonical, params)
-                params[canonical] = params.pop(word)
-        for word in _SEGMENT_WORDS & params.keys():
-            for canonical, value in _from_segment_data(params.pop(word)).items():
-                _refuse_both(word, canonical, params)
-                params[canonical] = value
+        params = {canonical(key, FRAMING_WORDS): value for key, value in raw.items()}
+        params = {key: value for key, value in params.items() if key not in IGNORED_WORDS}
+        params = renamed(params, FRAMING_SYNONYMS)
+        if params.get("crop_keyframes", ()) is None:  # how some say "none"
+            del params["crop_keyframes"]
+        for word in SEGMENT_WORDS & params.keys():
+            for name, value in from_segment_data(params.pop(word)).items():
+                refuse_both(word, name, params)
+                params[name] = value
         return params
 
     @model_validator(mode="after")
     def _times_in_order(self) -> Self:
         if self.end_time is not None and self.end_time <= self.start_time:
-            raise _not_after("end_time", self.end_time, "start_time", self.start_time)
+            raise not_after("end_time", self.end_time, "start_time", self.start_time)
         for before, after in pairwise(self.segments):
             if before.end is None or after.start < before.end:
                 raise PydanticCustomError(
@@ -191,6 +220,54 @@ class FramingParams(Edit):
         return self
 
 
+class FramingParams(Framing, OutputParams):
+    """An animated crop, resampled to the output size."""
+
+    output_width: EvenPixels = 1080
+    output_height: EvenPixels = 1920
+
+
+class UpscaleParams(FramingParams):
+    """As framing, through a model of the client's choice; by default the one that fits the size asked for."""
+
+    export_mode: Annotated[ExportMode, UpperCase] = ExportMode.QUALITY
+    model: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")] | None = None
+    scale: Annotated[int, Strict(), Field(ge=1, le=4)] | None = None
+
+
+class TransitionType(StrEnum):
+    CUT = "cut"
+    FADE = "fade"  #: through black: `duration` down, then `duration` up
+    DISSOLVE = "dissolve"  #: the clips overlap for `duration`
+
+
+class Transition(Edit):
+    """How one clip becomes the next, in picture and sound."""
+
+    type: Annotated[TransitionType, LowerCase] = TransitionType.CUT
+    duration: Annotated[float, Strict(), Field(gt=0, le=10)] = 0.5
+
+
+class ClipFraming(Framing):
+    """One clip of several; without `input_key` it is a part of the job's own input."""
+
+    input_key: ObjectKey | None = None
+
+
+class MultiClipParams(OutputParams):
+    """Clips, each with its own framing, joined in their order. The default rate is the highest among the clips'."""
+
+    output_width: EvenPixels = 1080
+    output_height: EvenPixels = 1920
+    clips: Annotated[tuple[ClipFraming, ...], Field(min_length=1, max_length=MAX_CLIPS)]
+    transition: Transition = Transition()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _normalise_dialects(cls, raw: Any) -> Any:
+        return clips_from_sources(renamed(raw, CLIPS_SYNONYMS)) if isinstance(raw, dict) else raw
+
+
 def first_keyframe_outside(
     keyframes: tuple[CropKeyframe, ...], width: float, height: float, tolerance: float = 1.0
 ) -> int | None:
@@ -204,85 +281,7 @@ def first_keyframe_outside(
     return None
 
 
-_SYNONYMS = {
-    "keyframes": "crop_keyframes",
-    "fps": "target_fps",
-    "target_width": "output_width",
-    "target_height": "output_height",
-    "source_start_time": "start_time",
-    "source_end_time": "end_time",
-}
-_SEGMENT_WORDS = {"segment_data", "segments_data"}
-_DIALECT_WORDS = {*_SYNONYMS, *_SEGMENT_WORDS, "clip_index", "source_width", "source_height"}
-
-
-def _from_segment_data(data: Any) -> dict[str, Any]:
-    """Reads any of the four dialects of `segment_data` as `start_time`, `end_time` and `segments`.
-
-    - `{trim_start, trim_end, segments[{start, end, speed}]}`
-    - `{trimRange: {start, end} | [start, end], segments[...]}`
-    - `{boundaries: [0, splits..., duration], segmentSpeeds: {"0": 0.5}, trimRange}`
-    - the same with `boundaries` (or `userSplits`) holding the splits alone
-    """
-    if data is None:
-        return {}
-    if not isinstance(data, dict):
-        raise PydanticCustomError("segment_data", "segment_data must be an object")
-    data = {to_snake(key): value for key, value in data.items()}
-    unknown = data.keys() - {
-        "trim_start",
-        "trim_end",
-        "trim_range",
-        "segments",
-        "boundaries",
-        "user_splits",
-        "segment_speeds",
-    }
-    if unknown:
-        raise PydanticCustomError(
-            "segment_data", "segment_data has an unknown field: {name}", {"name": min(unknown)}
-        )
-    start, end = _trim(data)
-    found = {"start_time": start, "end_time": end, "segments": data.get("segments") or _speeds_by_split(data)}
-    return {name: value for name, value in found.items() if value}
-
-
-def _trim(data: dict[str, Any]) -> tuple[Any, Any]:
-    match data.get("trim_range"):
-        case {"start": start, "end": end}:
-            return start, end
-        case [start, end]:
-            return start, end
-        case None:
-            return data.get("trim_start"), data.get("trim_end")
-        case _:
-            raise PydanticCustomError("segment_data", "trimRange must be {start, end} or [start, end]")
-
-
-def _speeds_by_split(data: dict[str, Any]) -> list[dict[str, Any]]:
-    speeds = data.get("segment_speeds") or {}
-    splits = data.get("boundaries") or data.get("user_splits") or []
-    if not isinstance(speeds, dict) or not isinstance(splits, list):
-        raise PydanticCustomError("segment_data", "segmentSpeeds must be an object and boundaries a list")
-    starts = splits if splits and splits[0] == 0 else [0.0, *splits]
-    try:
-        ends = {str(index): end for index, end in enumerate(starts[1:])}
-        return [
-            {"start": starts[int(index)], "end": ends.get(index), "speed": speed}
-            for index, speed in sorted(speeds.items(), key=lambda item: int(item[0]))
-        ]
-    except (ValueError, IndexError):
-        raise PydanticCustomError(
-            "segment_data", "segmentSpeeds must be keyed by the index of a segment"
-        ) from None
-
-
-def _refuse_both(word: str, canonical: str, params: dict[str, Any]) -> None:
-    if canonical in params:
-        raise PydanticCustomError("synonym", "give {a} or {b}, not both", {"a": word, "b": canonical})
-
-
-def _not_after(end_name: str, end: float, start_name: str, start: float) -> PydanticCustomError:
+def not_after(end_name: str, end: float, start_name: str, start: float) -> PydanticCustomError:
     return PydanticCustomError(
         "order",
         "{end_name} ({end} s) must be after {start_name} ({start} s)",

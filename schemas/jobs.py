@@ -1,25 +1,47 @@
 """A job as clients see it: the request, the view, and the closed lists of words that both sides use."""
 
 from enum import StrEnum
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 from pydantic import (
-    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
     JsonValue,
+    SerializeAsAny,
     Strict,
     StringConstraints,
+    ValidationInfo,
+    field_validator,
     model_validator,
 )
 from pydantic_core import PydanticCustomError
 
-from schemas.edits import FramingParams
+from schemas.edits import FramingParams, MultiClipParams, OutputParams, UpscaleParams
+from schemas.keys import ObjectKey
+from schemas.overlays import AnnotateParams, OverlayParams
 
 
 class JobType(StrEnum):
-    FRAMING = "framing"
+    FRAMING = "framing"  #: an animated crop
+    OVERLAY = "overlay"  #: highlights and text on the picture
+    ANNOTATE = "annotate"  #: captioned clips of one long video, joined
+    MULTI_CLIP = "multi_clip"  #: clips of several videos, joined
+    UPSCALE = "upscale"  #: framing through a model of the client's choice
+
+    @property
+    def params_model(self) -> type[OutputParams]:
+        """The model of the type's params."""
+        return _PARAMS[self]
+
+
+_PARAMS: dict[JobType, type[OutputParams]] = {
+    JobType.FRAMING: FramingParams,
+    JobType.OVERLAY: OverlayParams,
+    JobType.ANNOTATE: AnnotateParams,
+    JobType.MULTI_CLIP: MultiClipParams,
+    JobType.UPSCALE: UpscaleParams,
+}
 
 
 class JobStatus(StrEnum):
@@ -55,7 +77,11 @@ class ErrorCode(StrEnum):
     SOURCE_NOT_FOUND = "source_not_found"
     INVALID_MEDIA = "invalid_media"
     UNSUPPORTED_MEDIA = "unsupported_media"
-    MEDIA_TOO_LARGE = "media_too_large"
+    MEDIA_TOO_LARGE = "media_too_large"  #: too many pixels, or bytes
+    MEDIA_TOO_LONG = "media_too_long"
+    TOO_MANY_STREAMS = "too_many_streams"
+    OUTPUT_TOO_LARGE = "output_too_large"
+    CPU_TIMEOUT = "cpu_timeout"
     MODEL_UNAVAILABLE = "model_unavailable"
     OUT_OF_MEMORY = "out_of_memory"
     EXECUTION_TIMEOUT = "execution_timeout"
@@ -84,21 +110,6 @@ _RETRYABLE = {
 }
 
 
-def _confined(key: str) -> str:
-    if key.startswith("/") or any(part in ("", ".", "..") for part in key.split("/")):
-        raise PydanticCustomError(
-            "key", "a key is relative to your folder: no leading `/`, no empty, `.` or `..` part"
-        )
-    return key
-
-
-#: A key below the user's folder; the object's key is `{user_id}/{key}`.
-ObjectKey = Annotated[
-    str,
-    StringConstraints(min_length=1, max_length=512, pattern=r"^[^\x00-\x1f\x7f\\]+$"),
-    AfterValidator(_confined),
-]
-UserId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
 SafeInt = Annotated[int, Strict(), Field(ge=0, le=2**53 - 1)]
 
 
@@ -106,12 +117,36 @@ class Wire(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-class JobRequest(Wire):
-    """The body of `POST /api/jobs`. `input_video_key` is another spelling of `input_key`."""
+def _no_params() -> Any:
+    return {}
+
+
+class Edited(Wire):
+    """An edit of a video: what a client asks of the broker, and the broker of the worker."""
 
     type: JobType
-    input_key: ObjectKey
-    params: FramingParams = FramingParams()
+    #: Left out only by a `multi_clip` whose clips all name their own.
+    input_key: Annotated[ObjectKey | None, Field(validate_default=True)] = None
+    params: Annotated[SerializeAsAny[OutputParams], Field(default_factory=_no_params, validate_default=True)]
+
+    @field_validator("params", mode="plain")
+    @classmethod
+    def _params_of_the_type(cls, raw: Any, info: ValidationInfo) -> Any:
+        """Reads the params as those of the type; with an unknown type, only the type is complained of."""
+        job_type = info.data.get("type")
+        return raw if job_type is None else job_type.params_model.model_validate(raw)
+
+    @model_validator(mode="after")
+    def _knows_its_input(self) -> Self:
+        complete = isinstance(self.params, MultiClipParams) and all(c.input_key for c in self.params.clips)
+        if self.input_key is None and not complete:
+            raise PydanticCustomError("missing", "Field required", {"at": ["input_key"]})
+        return self
+
+
+class JobRequest(Edited):
+    """The body of `POST /api/jobs`. `input_video_key` is another spelling of `input_key`."""
+
     project_id: SafeInt | None = None
     game_id: SafeInt | None = None
     metadata: Annotated[dict[str, str], Field(max_length=32)] = {}
@@ -160,7 +195,7 @@ class JobView(Wire):
     phase: Phase
     progress: Annotated[int, Field(ge=0, le=100)]
     message: str
-    input_key: str
+    input_key: str | None
     output_key: str | None
     error: str | None
     error_code: ErrorCode | None

@@ -9,23 +9,20 @@ from typing import Annotated, Self
 from pydantic import ConfigDict, Field, StringConstraints, model_validator
 from pydantic_core import PydanticCustomError
 
-from schemas.edits import FramingParams
-from schemas.jobs import ErrorCode, JobType, ObjectKey, OutputFacts, Phase, UserId, Wire
+from schemas.jobs import Edited, ErrorCode, OutputFacts, Phase, Wire
+from schemas.keys import ObjectKey, UserId
 
 AttemptToken = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{32}$")]
 JobId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
 
 
-class WorkerInput(Wire):
+class WorkerInput(Edited):
     """The `input` of a provider job. Without `attempt_token` (a job pasted into the RunPod console) the worker writes
     exactly `output_key` and no control documents; with one, the worker draws the output key itself.
     """
 
     job_id: JobId
     user_id: UserId
-    type: JobType
-    input_key: ObjectKey
-    params: FramingParams = FramingParams()
     attempt_token: AttemptToken | None = None
     output_key: ObjectKey | None = None
 
@@ -86,8 +83,3 @@ class Failure(FromWorker):
 def attempt_folder(job_id: str, attempt_token: str) -> str:
     """Returns the attempt's folder, relative to the user's."""
     return f"jobs/{job_id}/{attempt_token}"
-
-
-def object_key(user_id: str, key: str) -> str:
-    """Returns the bucket's key for a key relative to the user's folder."""
-    return f"{user_id}/{key}"

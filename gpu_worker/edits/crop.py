@@ -15,15 +15,14 @@ import torch
 import torch.nn.functional as functional
 
 from gpu_worker.errors import InvalidParams
-from gpu_worker.frames import Box, Frame, chroma_size
+from gpu_worker.frames import BLACK, Box, Frame, chroma_size
 from gpu_worker.probe import SourceFacts
-from schemas.edits import FramingParams, Interpolation, first_keyframe_outside, is_upright
+from schemas.edits import Framing, Interpolation, first_keyframe_outside, is_upright
 
 #: Keys' cubic with a = -1/2, the one that reproduces quadratics (R. Keys, "Cubic convolution interpolation for
 #: digital image processing", IEEE Trans. ASSP 29(6), 1981).
 CUBIC_A = -0.5
 CUBIC_RADIUS = 2.0
-BLACK = (16, 128, 128)
 
 
 @dataclass(frozen=True)
@@ -37,8 +36,8 @@ class CropPath:
     height: int
 
     @classmethod
-    def of(cls, params: FramingParams, source: SourceFacts) -> "CropPath":
-        """Builds the path; without keyframes, the largest centred crop of the output's ratio.
+    def of(cls, params: Framing, source: SourceFacts, ratio: float, where: str = "params") -> "CropPath":
+        """Builds the path; without keyframes, the largest centred crop of `ratio` (width : height).
 
         Raises:
             InvalidParams: a keyframe leaves the picture by more than a pixel.
@@ -47,12 +46,12 @@ class CropPath:
         outside = first_keyframe_outside(keys, source.width, source.height)
         if outside is not None:
             raise InvalidParams(
-                f"params.crop_keyframes[{outside}] reaches outside the {source.width}x{source.height} picture."
+                f"{where}.crop_keyframes[{outside}] reaches outside the {source.width}x{source.height} picture."
             )
         times = tuple(_seconds(key.time, key.frame, source.fps) for key in keys)
         boxes = tuple(Box(key.x, key.y, key.width, key.height) for key in keys)
         if not keys:
-            times, boxes = (0.0,), (_centred(params, source),)
+            times, boxes = (0.0,), (_centred(ratio, source),)
         return cls(times, boxes, params.interpolation, source.width, source.height)
 
     def at(self, moment: float) -> Box:
@@ -97,8 +96,13 @@ def crop(frame: Frame, box: Box, width: int, height: int) -> Frame:
         box: in pixels of the picture, inside it.
 
     Returns:
-        A frame of the new size, rounded to uint8.
+        A frame of the new size, rounded to uint8; the same where nothing is to be done.
     """
+    if box == Box(0.0, 0.0, float(frame.width), float(frame.height)) and (frame.width, frame.height) == (
+        width,
+        height,
+    ):
+        return frame
     x, y = box.width / width, box.height / height
     luma = _resample(frame.y, _taps(box.x + 0.5 * x - 0.5, x, width), _taps(box.y + 0.5 * y - 0.5, y, height))
     # Chroma sits on even luma columns (hence the x of luma sample 0, halved) and between luma rows.
@@ -122,8 +126,7 @@ def _seconds(time: float | None, frame: int | None, fps: Fraction) -> float:
     return time if time is not None else float((frame or 0) / fps)
 
 
-def _centred(params: FramingParams, source: SourceFacts) -> Box:
-    ratio = params.output_width / params.output_height
+def _centred(ratio: float, source: SourceFacts) -> Box:
     width = min(float(source.width), source.height * ratio)
     height = width / ratio
     return Box((source.width - width) / 2, (source.height - height) / 2, width, height)

@@ -8,7 +8,8 @@ import json
 
 import httpx
 
-from schemas.worker import attempt_folder, object_key
+from schemas.keys import object_key
+from schemas.worker import attempt_folder
 
 
 class Provider(httpx.MockTransport):

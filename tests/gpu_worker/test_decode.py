@@ -5,6 +5,7 @@ import pytest
 
 from gpu_worker.decode import decode
 from gpu_worker.errors import InvalidMedia
+from gpu_worker.guard import Guard
 from gpu_worker.probe import probe
 from tests.gpu_worker.footage import make, make_raw
 
@@ -13,7 +14,7 @@ def decoded(path, first=0, count=None):
     """Returns the luma of the frames, (n, height, width)."""
     facts = probe(path)
     count = count or round(facts.duration_seconds * facts.fps) - first
-    with decode(path, facts, first, count) as frames:
+    with decode(path, facts, first, count, Guard()) as frames:
         return np.stack([frame.y.numpy() for frame in frames])
 
 
@@ -93,7 +94,7 @@ def test_colours_arrive_in_bt709(tmp_path, matrix, range_, tags):
         "-c:v", "libx264", "-qp", "0", *tags, "-color_range", range_,
     )  # fmt: skip
     facts = probe(clip)
-    with decode(clip, facts, 0, 1) as frames:
+    with decode(clip, facts, 0, 1, Guard()) as frames:
         frame = next(frames)
     middle = [int(plane[plane.shape[0] // 2, plane.shape[1] // 2]) for plane in frame.planes]
     assert np.abs(np.array(middle) - [63, 102, 240]).max() <= 2
@@ -110,7 +111,7 @@ def test_a_truncated_file_is_not_a_short_film(tmp_path, big_buck_bunny):
 
 def test_memory_does_not_grow_with_the_clip(big_buck_bunny):
     """A frame is gone once the next one is asked for: leaving early leaves no process either."""
-    with decode(big_buck_bunny, probe(big_buck_bunny), 0, 132) as frames:
+    with decode(big_buck_bunny, probe(big_buck_bunny), 0, 132, Guard()) as frames:
         first = next(frames)
         address = first.y.data_ptr()
         del first

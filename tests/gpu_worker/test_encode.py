@@ -10,6 +10,7 @@ import torch
 from gpu_worker.encode import Quality, encode
 from gpu_worker.errors import FfmpegFailed
 from gpu_worker.frames import Frame
+from gpu_worker.guard import Guard
 from gpu_worker.probe import output_facts
 from tests.gpu_worker.footage import luma, psnr
 
@@ -25,7 +26,7 @@ def grey(level, width=64, height=96):
 def test_as_many_frames_at_exactly_that_rate(tmp_path, fps):
     """Rational rates stay rational."""
     path = tmp_path / "a.mp4"
-    with encode(path, (64, 96), fps, NEARLY_LOSSLESS, None) as encoder:
+    with encode(path, (64, 96), fps, NEARLY_LOSSLESS, None, Guard()) as encoder:
         for n in range(10):
             encoder.write(grey(20 + n))
     with av.open(str(path)) as container:
@@ -38,7 +39,7 @@ def test_as_many_frames_at_exactly_that_rate(tmp_path, fps):
 def test_the_file_starts_at_once_and_says_its_colours(tmp_path):
     """moov before mdat; BT.709, limited range, 8-bit 4:2:0."""
     path = tmp_path / "a.mp4"
-    with encode(path, (64, 96), Fraction(25), Quality(), None) as encoder:
+    with encode(path, (64, 96), Fraction(25), Quality(), None, Guard()) as encoder:
         encoder.write(grey(100))
     raw = path.read_bytes()
     assert raw.index(b"moov") < raw.index(b"mdat")
@@ -55,7 +56,7 @@ def test_the_default_quality_is_hard_to_tell_from_the_source(tmp_path):
     picture = (128 + 60 * np.sin(x / 5) * np.cos(y / 7)).astype(np.uint8)
     frame = Frame(torch.from_numpy(picture), *(torch.full((96, 64), 128, dtype=torch.uint8),) * 2)
     path = tmp_path / "a.mp4"
-    with encode(path, (128, 192), Fraction(25), Quality(), None) as encoder:
+    with encode(path, (128, 192), Fraction(25), Quality(), None, Guard()) as encoder:
         for _ in range(5):
             encoder.write(frame)
     assert min(psnr(made, picture) for made in luma(path)[0]) > 40
@@ -65,7 +66,7 @@ def test_a_dead_encoder_is_reported_in_its_own_words(tmp_path):
     """An error of ffmpeg is no broken pipe of ours."""
 
     def write_into_nowhere():
-        with encode(tmp_path / "no" / "a.mp4", (64, 96), Fraction(25), Quality(), None) as encoder:
+        with encode(tmp_path / "no" / "a.mp4", (64, 96), Fraction(25), Quality(), None, Guard()) as encoder:
             for _ in range(1000):
                 encoder.write(grey(100))
 

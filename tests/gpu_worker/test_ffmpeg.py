@@ -6,6 +6,7 @@ import pytest
 
 from gpu_worker.errors import FfmpegFailed
 from gpu_worker.ffmpeg import run_ffmpeg
+from gpu_worker.guard import Guard
 
 ENDLESS = ["-f", "lavfi", "-i", "testsrc2=s=320x240", "-f", "rawvideo", "pipe:1"]
 
@@ -15,7 +16,7 @@ def test_leaving_early_kills_it():
     seen = {}
 
     def look_and_crash():
-        with run_ffmpeg(ENDLESS, reads=True) as ffmpeg:
+        with run_ffmpeg(ENDLESS, Guard(), reads=True) as ffmpeg:
             seen["pid"] = ffmpeg.process.pid
             assert len(ffmpeg.stdout.read(1000)) == 1000
             raise RuntimeError("stop")
@@ -30,7 +31,7 @@ def test_a_bad_end_comes_with_its_words():
     """What ffmpeg said is kept for the log; the user gets a sentence."""
     with (
         pytest.raises(FfmpegFailed, match=r"could not be processed\.$") as caught,
-        run_ffmpeg(["-i", "/nonexistent.mp4", "-f", "null", "-"]) as ffmpeg,
+        run_ffmpeg(["-i", "/nonexistent.mp4", "-f", "null", "-"], Guard()) as ffmpeg,
     ):
         ffmpeg.finish()
     assert "No such file" in caught.value.detail
@@ -38,6 +39,8 @@ def test_a_bad_end_comes_with_its_words():
 
 def test_much_to_say_does_not_block_it():
     """Its stderr is drained while nobody reads it; the end of it is kept."""
-    with run_ffmpeg(["-v", "debug", "-f", "lavfi", "-i", "testsrc2=d=20", "-f", "null", "-"]) as ffmpeg:
+    with run_ffmpeg(
+        ["-v", "debug", "-f", "lavfi", "-i", "testsrc2=d=20", "-f", "null", "-"], Guard()
+    ) as ffmpeg:
         ffmpeg.finish()
     assert 0 < len(ffmpeg.said().splitlines()) <= 40

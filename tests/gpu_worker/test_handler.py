@@ -65,7 +65,7 @@ async def test_a_failure_has_a_code_and_a_sentence(settings, bucket, job_input, 
     (tmp_path / "x.mp4").write_bytes(b"no video" * 100)
     output = await make_handler(settings(), bucket)({"id": "rp-1", "input": job_input(tmp_path / "x.mp4")})
     assert (output["error_code"], output["retryable"]) == ("invalid_media", False)
-    assert output["error"] == "The file is not a video that can be read, or it is damaged."
+    assert output["error"] == "The file is text, not a video."
     assert "Invalid data" in output["detail"]
 
 

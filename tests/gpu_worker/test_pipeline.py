@@ -4,16 +4,15 @@ import hashlib
 import json
 import threading
 import time
-from fractions import Fraction
 
 import numpy as np
 import pytest
 
 from gpu_worker.encode import Quality
 from gpu_worker.errors import Cancelled, InvalidMedia, InvalidParams, ModelUnavailable, SourceNotFound
-from gpu_worker.pipeline import Execution, _output_rate
-from gpu_worker.probe import SourceFacts, output_facts
-from schemas.edits import FramingParams
+from gpu_worker.guard import Guard
+from gpu_worker.pipeline import Execution
+from gpu_worker.probe import output_facts
 from schemas.worker import Result, WorkerInput
 from tests.gpu_worker.footage import beeps, flash_and_beep, flashes, luma, make, make_raw
 
@@ -26,7 +25,7 @@ class Job:
 
     def __init__(self, settings, bucket, objects, user_id):
         self.settings, self.bucket, self.objects, self.user_id = settings, bucket, objects, user_id
-        self.cancelled = threading.Event()
+        self.guard = Guard()
         self.progress = []
 
     def source(self, path):
@@ -44,7 +43,7 @@ class Job:
         }
         job = WorkerInput.model_validate(asked | where)
         report = report or self.progress.append
-        return Execution(job, "rp-1", bucket or self.bucket, self.settings, report, self.cancelled).run()
+        return Execution(job, "rp-1", bucket or self.bucket, self.settings, report, self.guard).run()
 
     def document(self, name):
         return f"{self.user_id}/jobs/j1/{TOKEN}/{name}"
@@ -159,7 +158,7 @@ def test_a_cancel_stops_within_a_frame_and_leaves_nothing(job, big_buck_bunny):
         job.progress.append(progress)
         if progress.progress > 10 and not stopped:
             stopped.append(time.monotonic())
-            job.cancelled.set()
+            job.guard.stop(Cancelled("The job was cancelled."))
 
     with pytest.raises(Cancelled):
         job.source(big_buck_bunny).run(report=cancel_at_10)
@@ -308,21 +307,6 @@ def test_the_length_is_the_timelines(job, tmp_path):
     facts = output_facts(job.fetched(result, tmp_path / "out.mp4"))
     assert abs(facts.frames / facts.fps - expected) <= 0.5 / 25 + 1e-6
     assert abs(facts.duration_seconds - expected) <= 0.5 / 25 + 1e-3
-
-
-@pytest.mark.parametrize(
-    ("asked", "rate"),
-    [
-        (None, Fraction(25)),
-        (30.0, Fraction(30)),
-        (29.97, Fraction(30000, 1001)),
-        (23.976, Fraction(24000, 1001)),
-    ],
-)
-def test_the_rate_asked_for_is_meant_exactly(asked, rate):
-    """29.97 is the broadcast rate, not 2997/100."""
-    source = SourceFacts(64, 64, Fraction(25), 1.0, 0, "h264", None, "bt709", False)
-    assert _output_rate(FramingParams(target_fps=asked), source) == rate
 
 
 def test_the_default_quality_is_the_settings(settings):

@@ -4,8 +4,8 @@ from fractions import Fraction
 
 import pytest
 
-from gpu_worker.errors import InvalidMedia
-from gpu_worker.probe import output_facts, probe
+from gpu_worker.errors import InvalidMedia, MediaTooLarge, MediaTooLong, TooManyStreams, UnsupportedMedia
+from gpu_worker.probe import Limits, output_facts, probe
 from tests.gpu_worker.footage import make
 
 PICTURE = ["-f", "lavfi", "-i", "testsrc2=s=320x240:r=25:d=1"]
@@ -63,6 +63,37 @@ def test_a_variable_rate_is_read_onto_the_finer_grid(tmp_path):
     assert probe(clip).fps == 30
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        pytest.param(b"#EXTM3U\n#EXTINF:1,\nfile:///etc/passwd\n", id="playlist"),
+        pytest.param(b"\xef\xbb\xbf\n#EXTM3U\n", id="playlist-behind-a-byte-order-mark"),
+        pytest.param(b"ffconcat version 1.0\nfile /etc/passwd\n", id="concat-script"),
+        pytest.param(b"<?xml version='1.0'?><MPD/>", id="dash-manifest"),
+    ],
+)
+def test_playlists_and_scripts_are_refused_by_their_content(tmp_path, body):
+    """Whatever they are called: they could make ffmpeg open other files."""
+    path = tmp_path / "clip.mp4"
+    path.write_bytes(body)
+    with pytest.raises(UnsupportedMedia, match="playlist or a script"):
+        probe(path)
+
+
+@pytest.mark.parametrize(
+    ("limits", "error"),
+    [
+        (Limits(pixels=320 * 240 - 1), MediaTooLarge),
+        (Limits(seconds=0.5), MediaTooLong),
+        (Limits(streams=0), TooManyStreams),
+    ],
+)
+def test_each_limit_has_its_own_error(tmp_path, limits, error):
+    """And is not exceeded before it is checked."""
+    with pytest.raises(error):
+        probe(make(tmp_path / "a.mp4", *PICTURE), limits)
+
+
 def test_a_clip_without_sound_says_so(tmp_path):
     """None, not an empty string."""
     assert probe(make(tmp_path / "a.mp4", *PICTURE)).audio_codec is None
@@ -73,8 +104,6 @@ def test_a_clip_without_sound_says_so(tmp_path):
     [
         pytest.param(b"", id="zero-bytes"),
         pytest.param(b"dear diary " * 100, id="text"),
-        pytest.param(b"#EXTM3U\n#EXTINF:1,\nfile:///etc/passwd\n", id="playlist"),
-        pytest.param(b"ffconcat version 1.0\nfile /etc/passwd\n", id="concat-script"),
         pytest.param(b"\x00\x00\x00\x18ftypisom\x00\x00\x02\x00isomiso2" + b"\x00" * 500, id="no-moov"),
     ],
 )

@@ -10,7 +10,7 @@ def test_what_is_uploaded_is_fetched(bucket, user_id, tmp_path):
     """Byte for byte."""
     (tmp_path / "a").write_bytes(b"film" * 1000)
     bucket.upload(tmp_path / "a", f"{user_id}/a.mp4")
-    bucket.fetch(f"{user_id}/a.mp4", tmp_path / "b")
+    bucket.fetch(f"{user_id}/a.mp4", tmp_path / "b", 5000)
     assert (tmp_path / "b").read_bytes() == b"film" * 1000
 
 
@@ -26,11 +26,11 @@ def test_what_is_not_there_is_told_apart_from_a_failure(bucket, settings, user_i
     assert bucket.read(f"{user_id}/none.json") is None
     bucket.delete(f"{user_id}/none.json")
     with pytest.raises(SourceNotFound):
-        bucket.fetch(f"{user_id}/none.mp4", tmp_path / "x")
+        bucket.fetch(f"{user_id}/none.mp4", tmp_path / "x", 5000)
     # A store that refuses us, rather than one that is away: the client would wait for that one to come back.
     refused = open_bucket(settings(R2_SECRET_ACCESS_KEY="wrong"))
     with pytest.raises(StorageUnavailable) as caught:
-        refused.fetch(f"{user_id}/none.mp4", tmp_path / "x")
+        refused.fetch(f"{user_id}/none.mp4", tmp_path / "x", 5000)
     assert "wrong" not in caught.value.detail
 
 

@@ -3,7 +3,8 @@
 import pytest
 from pydantic import ValidationError
 
-from schemas.worker import Progress, WorkerInput, attempt_folder, object_key
+from schemas.keys import object_key
+from schemas.worker import Progress, WorkerInput, attempt_folder
 
 JOB = {"job_id": "j1", "user_id": "u1", "type": "framing", "input_key": "a.mp4"}
 

@@ -24,7 +24,7 @@ def upgrade() -> None:
         sa.Column("phase", sa.Text(), nullable=False),
         sa.Column("progress", sa.Integer(), nullable=False),
         sa.Column("message", sa.Text(), nullable=False),
-        sa.Column("input_key", sa.Text(), nullable=False),
+        sa.Column("input_key", sa.Text(), nullable=True),
         sa.Column("output_key", sa.Text(), nullable=True),
         sa.Column("params", sa.Text(), nullable=False),
         sa.Column("meta", sa.Text(), nullable=False),

@@ -17,7 +17,9 @@ SOURCE = SourceFacts(1280, 720, Fraction(25), 10.0, 0, "h264", None, "bt709", Fa
 
 
 def path(source=SOURCE, **params):
-    return CropPath.of(FramingParams.model_validate(params), source)
+    return CropPath.of(
+        params := FramingParams.model_validate(params), source, params.output_width / params.output_height
+    )
 
 
 def key(time, x, y=0.0, width=400.0, height=700.0):

@@ -6,13 +6,13 @@ from itertools import pairwise
 import pytest
 from hypothesis import given, strategies as st
 
-from gpu_worker.edits.timeline import Span, Timeline, frame_at
+from gpu_worker.edits.timeline import ClipTime, Span, Timeline, frame_at
 from gpu_worker.errors import InvalidParams
 from schemas.edits import FramingParams
 
 
 def timeline(duration=10.0, **params):
-    return Timeline.of(FramingParams.model_validate(params), duration)
+    return ClipTime.of(FramingParams.model_validate(params), duration)
 
 
 def test_nothing_asked_for_plays_the_whole_clip():
@@ -81,5 +81,5 @@ def test_source_time_rises_without_jumps_but_for_the_cuts(parts, duration, start
     assert all(a <= b + 1e-9 for a, b in pairwise(moments))
     assert max(b - a for a, b in pairwise(moments)) <= 4 * line.output_seconds / 200 + 1e-6
     assert sum(span.end - span.start for span in line.spans) == pytest.approx(line.end - line.start)
-    length = line.frame_count(Fraction(25)) / 25
+    length = Timeline((line,)).frame_count(Fraction(25)) / 25
     assert length == 1 / 25 or abs(length - line.output_seconds) <= 0.5 / 25 + 1e-9

@@ -1,0 +1,237 @@
+"""What an edit is made of: params of any job type become clips, each with its time and its look, on one timeline."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import torch
+
+from gpu_worker.edits.caption import caption
+from gpu_worker.edits.crop import CropPath, crop, rotate
+from gpu_worker.edits.fonts import Fonts
+from gpu_worker.edits.highlight import Highlights
+from gpu_worker.edits.layer import Layer, layer_of
+from gpu_worker.edits.text import text_layers
+from gpu_worker.edits.timeline import CUT, ClipTime, Timeline
+from gpu_worker.frames import Frame
+from gpu_worker.probe import SourceFacts
+from gpu_worker.upscale.engine import Engine, quality_engine
+from schemas.edits import (
+    ExportMode,
+    Framing,
+    FramingParams,
+    MultiClipParams,
+    OutputParams,
+    SlowMotion,
+    Transition,
+    is_upright,
+)
+from schemas.overlays import AnnotatedClip, AnnotateParams, OverlayParams
+
+CAPTION_FADE_SECONDS = 0.25
+
+
+@dataclass(frozen=True)
+class Source:
+    """A video of the bucket, on this machine."""
+
+    path: Path
+    facts: SourceFacts
+
+
+@dataclass(frozen=True)
+class Look:
+    """What is done to each picture of a clip: turn, highlight, crop to size, write over. In that order."""
+
+    size: tuple[int, int]
+    path: CropPath | None
+    engine: Engine
+    rotation: float = 0.0
+    highlights: Highlights | None = None
+    layers: tuple[Layer, ...] = ()
+
+    def at(self, frame: Frame, moment: float) -> Frame:
+        """Makes the output's picture of the source's at `moment`; what nothing touches passes through as it is."""
+        frame = rotate(frame, self.rotation)
+        if self.highlights is not None:
+            frame = self.highlights.draw(frame, moment)
+        if self.path is None:
+            frame = frame.cut(*self.size)
+        else:
+            frame = self.engine(frame, self.path.at(moment), *self.size)
+        for layer in self.layers:
+            frame = layer.draw(frame, moment)
+        return frame
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A part of a source as it goes into the output; `name` says which one in the params."""
+
+    name: str
+    source: Source
+    time: ClipTime
+    look: Look
+    interpolate: bool = False
+
+
+@dataclass(frozen=True)
+class Composition:
+    """The whole output, as data."""
+
+    clips: tuple[Clip, ...]
+    timeline: Timeline
+    size: tuple[int, int]
+    fps: Fraction
+    sound: bool
+
+
+@dataclass(frozen=True)
+class Kit:
+    """What an edit is made with: the engine, the device, the fonts, and the files by key."""
+
+    engine: Engine
+    sources: Mapping[str, Source]
+    pngs: Mapping[str, bytes]
+    fonts: Fonts
+    device: torch.device
+
+
+def compose(params: OutputParams, input_key: str | None, kit: Kit) -> Composition:
+    """Reads the params of any job type.
+
+    Raises:
+        InvalidParams: the edit cannot be made of these sources; names the field.
+    """
+    engine = kit.engine
+    main = kit.sources.get(input_key or "")
+    match params:
+        case MultiClipParams():
+            size = (params.output_width, params.output_height)
+            clips = [
+                _framed(
+                    framing,
+                    kit.sources[framing.input_key or input_key or ""],
+                    size,
+                    engine,
+                    f"params.clips[{i}]",
+                )
+                for i, framing in enumerate(params.clips)
+            ]
+            return _joined(clips, params, size, params.transition)
+        case AnnotateParams():
+            assert main is not None  # noqa: S101  # schemas.jobs.Edited
+            size = _size(params.output_width, params.output_height, main.facts)
+            clips = [
+                _annotated(clip, main, size, engine, kit, f"params.clips[{i}]")
+                for i, clip in enumerate(params.clips)
+            ]
+            return _joined(clips, params, size, params.transition)
+        case OverlayParams():
+            assert main is not None  # noqa: S101
+            size = _size(params.output_width, params.output_height, main.facts)
+            end = main.facts.duration_seconds
+            layers = text_layers(params.text_layers, size, end, kit.pngs, kit.fonts, kit.device)
+            highlights = Highlights.of(params, main.facts)
+            return _joined([_framed(params, main, size, engine, "params", highlights, layers)], params, size)
+        case FramingParams():
+            assert main is not None  # noqa: S101
+            size = (params.output_width, params.output_height)
+            return _joined([_framed(params, main, size, engine, "params")], params, size)
+        case _:
+            raise TypeError(f"no such edit: {type(params).__name__}")
+
+
+def engine_for(params: OutputParams) -> Engine:
+    """Returns what makes the pictures; raises ModelUnavailable where that needs a model that is not here."""
+    return crop if params.export_mode is ExportMode.FAST else quality_engine()
+
+
+def needed_keys(params: OutputParams, input_key: str | None) -> list[str]:
+    """Returns the keys of all videos that an edit is made of, each once."""
+    keys = [input_key]
+    if isinstance(params, MultiClipParams):
+        keys = [clip.input_key or input_key for clip in params.clips]
+    return list(dict.fromkeys(key for key in keys if key is not None))
+
+
+def needed_pngs(params: OutputParams) -> list[str]:
+    """Returns the keys of all pictures that are put over it."""
+    layers = params.text_layers if isinstance(params, OverlayParams) else ()
+    return list(dict.fromkeys(layer.png_key for layer in layers if layer.png_key is not None))
+
+
+def needed_parts(params: OutputParams) -> list[tuple[float, float]] | None:
+    """Returns the stretches (seconds) of the input that an edit shows, or None for all of it."""
+    if isinstance(params, AnnotateParams):
+        return [(clip.start_time, clip.end_time) for clip in params.clips]
+    if isinstance(params, Framing) and params.end_time is not None:
+        return [(params.start_time, params.end_time)]
+    return None
+
+
+def _framed(
+    framing: Framing,
+    source: Source,
+    size: tuple[int, int],
+    engine: Engine,
+    name: str,
+    highlights: Highlights | None = None,
+    layers: tuple[Layer, ...] = (),
+) -> Clip:
+    facts = source.facts
+    untouched = (
+        not framing.crop_keyframes and is_upright(framing.rotation) and size == _size(None, None, facts)
+    )
+    path = None if untouched else CropPath.of(framing, facts, size[0] / size[1], name)
+    return Clip(
+        name=name,
+        source=source,
+        time=ClipTime.of(framing, facts.duration_seconds, name),
+        look=Look(size, path, engine, framing.rotation, highlights, layers),
+        interpolate=framing.slow_motion is SlowMotion.INTERPOLATE,
+    )
+
+
+def _annotated(
+    clip: AnnotatedClip, source: Source, size: tuple[int, int], engine: Engine, kit: Kit, name: str
+) -> Clip:
+    card = caption(clip, size, kit.fonts)
+    layers: tuple[Layer, ...] = ()
+    if card is not None:
+        when = (clip.start_time, clip.end_time, CAPTION_FADE_SECONDS)
+        made = layer_of(card, (0, size[1] - card.height), size, when, device=kit.device)
+        layers = (made,) if made else ()
+    framing = Framing(start_time=clip.start_time, end_time=clip.end_time)
+    return _framed(framing, source, size, engine, name, layers=layers)
+
+
+def _joined(
+    clips: Sequence[Clip],
+    params: OutputParams,
+    size: tuple[int, int],
+    transition: Transition = CUT,
+) -> Composition:
+    return Composition(
+        clips=tuple(clips),
+        timeline=Timeline(tuple(clip.time for clip in clips), transition),
+        size=size,
+        fps=_rate(params.target_fps, [clip.source.facts.fps for clip in clips]),
+        sound=params.include_audio and any(clip.source.facts.audio_codec for clip in clips),
+    )
+
+
+def _size(width: int | None, height: int | None, facts: SourceFacts) -> tuple[int, int]:
+    """Returns the size asked for; else the source's, without an odd last column or row, which H.264 cannot have."""
+    return (width or max(2, facts.width & ~1), height or max(2, facts.height & ~1))
+
+
+def _rate(asked: float | None, rates: Sequence[Fraction]) -> Fraction:
+    """Returns the rate asked for, exactly where it is one of the 1001 family (29.97 means 30000/1001)."""
+    if asked is None:
+        return max(rates)
+    ntsc = Fraction(round(asked) * 1000, 1001)
+    if abs(float(ntsc) - asked) < 0.005:
+        return ntsc
+    return Fraction(asked).limit_denominator(1001)

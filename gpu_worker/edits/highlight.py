@@ -1,0 +1,266 @@
+"""Highlights: ellipses that follow somebody, and what is done to the picture inside or outside of them.
+
+docs/effects.md has the formulas in one table; the code follows it. Everything is computed in float32 on the Y, U and V
+planes as they are, each mask at the places of that plane's samples, and rounded once.
+"""
+
+import bisect
+import math
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass
+
+import torch
+import torch.nn.functional as functional
+
+from gpu_worker.edits.timeline import EPSILON_SECONDS, fade_at
+from gpu_worker.frames import BLACK, Frame, planes_of_rgb
+from gpu_worker.probe import SourceFacts
+from schemas.overlays import Effect, HighlightKeyframe, HighlightRegion, OverlayParams
+
+#: How strong an effect is, and how wide its edge in shares of the smaller radius, where the client does not say.
+DEFAULT_STRENGTH = {
+    Effect.DARK_OVERLAY: 0.3,
+    Effect.SPOTLIGHT: 0.7,
+    Effect.BRIGHTNESS_BOOST: 0.5,
+    Effect.BLUR: 1.0,
+    Effect.ORIGINAL: 0.0,
+}
+DEFAULT_FEATHER = {
+    Effect.DARK_OVERLAY: 0.1,
+    Effect.SPOTLIGHT: 0.3,
+    Effect.BRIGHTNESS_BOOST: 0.1,
+    Effect.BLUR: 0.1,
+    Effect.ORIGINAL: 0.0,
+}
+_OUTSIDE = (Effect.DARK_OVERLAY, Effect.SPOTLIGHT, Effect.BLUR)
+#: Of the picture's height: the stroke's width, and the blur's standard deviation.
+STROKE_SHARE, BLUR_SHARE = 3 / 1080, 0.01
+MIN_STROKE_PIXELS = 2.0
+#: The blur is computed on averages of that many luma samples along each axis, which looks the same and costs a 16th.
+BLUR_BLOCK = 4
+LEGAL_MAX = (235, 240, 240)
+
+
+@dataclass(frozen=True)
+class Ellipse:
+    """One highlight at one moment; pixels of the picture, pixel i covering i to i + 1. The colour is in Y, U, V."""
+
+    x: float
+    y: float
+    radius_x: float
+    radius_y: float
+    opacity: float
+    stroke_opacity: float
+    fill_opacity: float
+    colour_y: float
+    colour_u: float
+    colour_v: float
+
+    @property
+    def colour(self) -> tuple[float, float, float]:
+        return self.colour_y, self.colour_u, self.colour_v
+
+
+@dataclass(frozen=True)
+class Region:
+    """A highlight over time: `start` to `end` in seconds of the source, fading in and out for `fade` seconds.
+
+    A region too short for both fades has none: trackers send a region a frame.
+    """
+
+    start: float
+    end: float
+    fade: float
+    times: tuple[float, ...]
+    ellipses: tuple[Ellipse, ...]
+
+    def at(self, moment: float) -> tuple[Ellipse, float] | None:
+        """Returns the ellipse and how far it is faded in (0 to 1); None when there is none."""
+        if not self.start - EPSILON_SECONDS <= moment < self.end - EPSILON_SECONDS:
+            return None
+        return self._ellipse(moment), fade_at(moment, self.start, self.end, self.fade)
+
+    def _ellipse(self, moment: float) -> Ellipse:
+        after = bisect.bisect_right(self.times, moment)
+        if after == 0 or after == len(self.times):
+            return self.ellipses[0 if after == 0 else -1]
+        begin, end = self.times[after - 1], self.times[after]
+        part = (moment - begin) / (end - begin)
+        pairs = zip(astuple(self.ellipses[after - 1]), astuple(self.ellipses[after]), strict=True)
+        return Ellipse(*(a + (b - a) * part for a, b in pairs))
+
+
+@dataclass(frozen=True)
+class Highlights:
+    """All regions of a job and the effect that they have."""
+
+    effect: Effect
+    strength: float
+    feather: float
+    stroke_pixels: float
+    blur_pixels: float
+    regions: tuple[Region, ...]
+
+    @classmethod
+    def of(cls, params: OverlayParams, source: SourceFacts) -> "Highlights":
+        """Converts frames to seconds, and coordinates to pixels of the source."""
+        effect = params.effect_type
+        stroke = params.stroke_width
+        if stroke is None:
+            stroke = max(MIN_STROKE_PIXELS, source.height * STROKE_SHARE)
+        return cls(
+            effect=effect,
+            strength=DEFAULT_STRENGTH[effect] if params.effect_strength is None else params.effect_strength,
+            feather=DEFAULT_FEATHER[effect] if params.feather is None else params.feather,
+            stroke_pixels=stroke,
+            blur_pixels=source.height * BLUR_SHARE,
+            regions=tuple(
+                _region(region, source, params.fade_seconds)
+                for region in params.highlight_regions
+                if region.enabled
+            ),
+        )
+
+    def draw(self, frame: Frame, moment: float) -> Frame:
+        """Returns the frame with what is highlighted at `moment` (seconds of the source); itself where nothing is."""
+        shown = [found for region in self.regions if (found := region.at(moment)) is not None]
+        if not shown:
+            return frame
+        y, u, v = (self._draw_plane(frame, shown, plane) for plane in range(3))
+        return Frame(y, u, v)
+
+    def _draw_plane(self, frame: Frame, shown: Sequence[tuple[Ellipse, float]], index: int) -> torch.Tensor:
+        plane, scale, black = frame.planes[index], (1 if index == 0 else 2), BLACK[index]
+        grids = [_Grid.around(ellipse, self._reach(ellipse), plane, scale) for ellipse, _ in shown]
+        values = plane.float()
+        if self.effect is not Effect.ORIGINAL:
+            # `light` is how much of the inside there is; the outside's weight is what it misses to the strongest.
+            light = torch.zeros_like(values)
+            for grid, (ellipse, presence) in zip(grids, shown, strict=True):
+                inside = grid.inside(ellipse, self._feather_pixels(ellipse)).mul_(presence * ellipse.opacity)
+                torch.maximum(light[grid.area], inside, out=light[grid.area])
+            strongest = max(presence * ellipse.opacity for ellipse, presence in shown)
+            weight = light.neg_().add_(strongest) if self.effect in _OUTSIDE else light
+            values = self._apply(values, weight.mul_(self.strength), black, scale, LEGAL_MAX[index])
+        for grid, (ellipse, presence) in zip(grids, shown, strict=True):
+            there = values[grid.area]
+            colour = ellipse.colour[index]
+            if ellipse.fill_opacity:
+                alpha = grid.inside(ellipse, 1.0).mul_(presence * ellipse.fill_opacity)
+                there += (colour - there) * alpha
+            if self.stroke_pixels and ellipse.stroke_opacity:
+                alpha = grid.stroke(ellipse, self.stroke_pixels).mul_(presence * ellipse.stroke_opacity)
+                there += (colour - there) * alpha
+        return values.add_(0.5).clamp_(0, 255).to(torch.uint8)
+
+    def _apply(
+        self, values: torch.Tensor, weight: torch.Tensor, black: int, scale: int, legal_max: int
+    ) -> torch.Tensor:
+        """Applies the effect where it has weight; may change both tensors."""
+        if self.effect is Effect.BLUR:
+            return torch.lerp(values, _blurred(values, self.blur_pixels / scale, BLUR_BLOCK // scale), weight)
+        gain = weight.add_(1) if self.effect is Effect.BRIGHTNESS_BOOST else weight.neg_().add_(1)
+        lit = values.sub_(black).mul_(gain).add_(black)
+        # Only what was made brighter can leave the legal range.
+        return lit.clamp_(16, legal_max) if self.effect is Effect.BRIGHTNESS_BOOST else lit
+
+    def _feather_pixels(self, ellipse: Ellipse) -> float:
+        return max(1.0, self.feather * min(ellipse.radius_x, ellipse.radius_y))
+
+    def _reach(self, ellipse: Ellipse) -> float:
+        """How far beyond its radii an ellipse changes anything."""
+        return 2 * max(self._feather_pixels(ellipse), self.stroke_pixels) + 4
+
+
+@dataclass(frozen=True)
+class _Grid:
+    """The samples of one plane near an ellipse: which they are, and where, in luma pixels from the ellipse's centre."""
+
+    area: tuple[slice, slice]
+    dx: torch.Tensor
+    dy: torch.Tensor
+
+    @classmethod
+    def around(cls, ellipse: Ellipse, reach: float, plane: torch.Tensor, scale: int) -> "_Grid":
+        height, width = plane.shape
+        columns = _near(ellipse.x, ellipse.radius_x + reach, width, scale)
+        rows = _near(ellipse.y, ellipse.radius_y + reach, height, scale)
+        # MPEG-2 siting: chroma is at every even luma column, and halfway between two luma rows.
+        x = torch.arange(columns.start, columns.stop, dtype=torch.float32) * scale + 0.5
+        y = torch.arange(rows.start, rows.stop, dtype=torch.float32) * scale + scale / 2
+        device = plane.device
+        return cls((rows, columns), (x - ellipse.x).to(device)[None], (y - ellipse.y).to(device)[:, None])
+
+    def inside(self, ellipse: Ellipse, edge: float) -> torch.Tensor:
+        """Returns 1 inside to 0 outside, with a smooth edge of `edge` pixels centred on the outline."""
+        part = self._distance(ellipse).div_(-edge).add_(0.5).clamp_(0, 1)
+        return part * part * (3 - 2 * part)
+
+    def stroke(self, ellipse: Ellipse, width: float) -> torch.Tensor:
+        """Returns how much of each sample's pixel a stroke of `width` pixels, centred on the outline, covers."""
+        return self._distance(ellipse).abs_().neg_().add_((width + 1) / 2).clamp_(0, 1)
+
+    def _distance(self, ellipse: Ellipse) -> torch.Tensor:
+        """Returns the distance from the outline in pixels, negative inside, to first order: f / |grad f|."""
+        a, b = ellipse.radius_x, ellipse.radius_y
+        nearness = torch.hypot(self.dx / a, self.dy / b)
+        slope = torch.hypot(self.dx / (a * a), self.dy / (b * b)).clamp_(min=1e-9)
+        return torch.where(nearness < 1e-6, -min(a, b), nearness * (nearness - 1) / slope)
+
+
+def _near(centre: float, reach: float, length: int, scale: int) -> slice:
+    first = math.floor((centre - reach) / scale)
+    last = math.ceil((centre + reach) / scale) + 1
+    return slice(min(max(first, 0), length), min(max(last, 0), length))
+
+
+def _blurred(values: torch.Tensor, sigma: float, block: int) -> torch.Tensor:
+    """Returns a Gaussian blur of (h, w): of the averages of blocks, brought back to size bilinearly; edges repeat."""
+    height, width = values.shape
+    padding = (0, -width % block, 0, -height % block)
+    padded = functional.pad(values[None, None], padding, mode="replicate")
+    small = functional.avg_pool2d(padded, block)
+    radius = math.ceil(3 * sigma / block)
+    offsets = torch.arange(-radius, radius + 1, dtype=torch.float32, device=values.device)
+    kernel = torch.exp(-0.5 * (offsets * block / sigma) ** 2)
+    kernel /= kernel.sum()
+    small = functional.conv2d(
+        functional.pad(small, (radius, radius, 0, 0), mode="replicate"), kernel[None, None, None]
+    )
+    small = functional.conv2d(
+        functional.pad(small, (0, 0, radius, radius), mode="replicate"), kernel[None, None, :, None]
+    )
+    large = functional.interpolate(small, padded.shape[2:], mode="bilinear", align_corners=False)
+    return large[0, 0, :height, :width]
+
+
+def _region(region: HighlightRegion, source: SourceFacts, fade: float) -> Region:
+    x_scale = source.width / region.video_width if region.video_width else 1.0
+    y_scale = source.height / region.video_height if region.video_height else 1.0
+    return Region(
+        start=_seconds(region.start_time, region.start_frame, source),
+        # The end frame of the static form is still highlighted.
+        end=_seconds(region.end_time, None if region.end_frame is None else region.end_frame + 1, source),
+        fade=fade,
+        times=tuple(key.time for key in region.keyframes),
+        ellipses=tuple(_ellipse(key, x_scale, y_scale) for key in region.keyframes),
+    )
+
+
+def _seconds(time: float | None, frame: int | None, source: SourceFacts) -> float:
+    return time if time is not None else float((frame or 0) / source.fps)
+
+
+def _ellipse(key: HighlightKeyframe, x_scale: float, y_scale: float) -> Ellipse:
+    red, green, blue = (int(key.color[i : i + 2], 16) / 255 for i in (1, 3, 5))
+    colour = planes_of_rgb(red, green, blue)
+    return Ellipse(
+        key.x * x_scale,
+        key.y * y_scale,
+        key.radius_x * x_scale,
+        key.radius_y * y_scale,
+        key.opacity,
+        key.stroke_opacity,
+        key.fill_opacity,
+        *colour,
+    )

@@ -1,0 +1,222 @@
+"""A composition becomes a file: decode ▸ edit ▸ encode, three stages side by side, in constant memory."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import torch
+
+from gpu_worker.decode import decode
+from gpu_worker.edits.compose import Clip, Composition
+from gpu_worker.edits.timeline import EPSILON_SECONDS, Shown, frame_at
+from gpu_worker.edits.transition import mix
+from gpu_worker.encode import SOUND, Quality, Sound, encode
+from gpu_worker.errors import InvalidMedia, OutOfMemory, OutputTooLarge
+from gpu_worker.frames import Frame
+from gpu_worker.guard import Guard
+from gpu_worker.stages import Ahead, Behind
+
+#: Sound is read from that long before it is needed, so that decoders have settled when it is.
+SOUND_RUN_IN_SECONDS = 2.0
+
+
+@dataclass(frozen=True)
+class OutputLimits:
+    """How large a result may become."""
+
+    seconds: float = 3600
+    bytes: int = 8 << 30
+
+
+def render(
+    composition: Composition,
+    path: Path,
+    quality: Quality,
+    device: torch.device,
+    guard: Guard,
+    progress: Callable[[int, int], None],
+    limits: OutputLimits = OutputLimits(),
+) -> None:
+    """Writes the composition to `path`, calling `progress(frames done, frames in all)` after each.
+
+    Raises:
+        WorkerError: a source is damaged, memory or a limit is exceeded, or the guard has stopped it.
+    """
+    fps, timeline = composition.fps, composition.timeline
+    if timeline.output_seconds > limits.seconds:
+        raise OutputTooLarge(
+            f"The result would be {timeline.output_seconds:.0f} seconds long; {limits.seconds:g} are made."
+        )
+    count = timeline.frame_count(fps)
+    with (
+        encode(path, composition.size, fps, quality, _sound(composition), guard, limits.bytes) as encoder,
+        Behind(encoder.write) as written,
+        Stage(composition, device, guard) as stage,
+    ):
+        for index in range(count):
+            guard.check()
+            written.put(stage.picture(float(index / fps)))
+            progress(index + 1, count)
+    guard.check()
+
+
+class Stage:
+    """Where clips are brought on when they begin, and taken off when they have ended."""
+
+    def __init__(self, composition: Composition, device: torch.device, guard: Guard) -> None:
+        self._composition = composition
+        self._device = device
+        self._guard = guard
+        self._on: dict[int, tuple[Footage, contextlib.ExitStack]] = {}
+
+    def __enter__(self) -> "Stage":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._keep(set())
+
+    def picture(self, output_time: float) -> Frame:
+        """Returns the output's picture at that moment, which never falls from call to call."""
+        shown = self._composition.timeline.shown(output_time)
+        self._keep({one.clip for one in shown})
+        try:
+            return mix([(self._look(one), one.weight) for one in shown])
+        except torch.OutOfMemoryError as error:
+            raise OutOfMemory("The GPU has too little memory for this video.", str(error)) from error
+
+    def _look(self, shown: Shown) -> Frame:
+        clip = self._composition.clips[shown.clip]
+        if shown.clip not in self._on:
+            stack = contextlib.ExitStack()
+            footage = stack.enter_context(Footage(clip, self._composition.fps, self._guard))
+            self._on[shown.clip] = (footage, stack)
+        try:
+            frame = self._on[shown.clip][0].at(shown.clip_time)
+        except InvalidMedia as error:
+            if len(self._composition.clips) == 1:
+                raise
+            raise InvalidMedia(f"{clip.name}: {error}", error.detail) from error
+        return clip.look.at(frame.to(self._device), clip.time.source_time(shown.clip_time))
+
+    def _keep(self, wanted: set[int]) -> None:
+        for index in self._on.keys() - wanted:
+            _, stack = self._on.pop(index)
+            stack.close()
+
+
+class Footage:
+    """One clip's frames by its own time, going forward only; a decoder for each run of it."""
+
+    def __init__(self, clip: Clip, output_fps: Fraction, guard: Guard) -> None:
+        self._clip = clip
+        self._guard = guard
+        self._runs = _runs(clip, output_fps)
+        self._next = 0
+        self._run: _Run | None = None
+        self._open = contextlib.ExitStack()
+        self._reader: _Reader | None = None
+
+    def __enter__(self) -> "Footage":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._open.close()
+
+    def at(self, clip_time: float) -> Frame:
+        """Returns the frame that is on screen at that moment of the clip."""
+        while self._next < len(self._runs) and self._runs[self._next].begin <= clip_time + EPSILON_SECONDS:
+            self._run = self._runs[self._next]
+            self._next += 1
+            self._reader = None
+        assert self._run is not None  # noqa: S101  # the first run begins at 0
+        if self._reader is None:
+            self._reader = self._started(self._run)
+        return self._reader.at(self._run.index(self._clip.time.source_time(clip_time)))
+
+    def _started(self, run: "_Run") -> "_Reader":
+        self._open.close()
+        source = self._clip.source
+        frames = self._open.enter_context(
+            decode(source.path, source.facts, run.first, run.count, self._guard, run.interpolated_fps)
+        )
+        return _Reader(iter(self._open.enter_context(Ahead(frames))))
+
+
+@dataclass(frozen=True)
+class _Run:
+    """A stretch of a clip that one decoder reads: from source frame `first` on, or on a finer grid from there on.
+
+    Attributes:
+        begin: when in the clip it begins, in seconds.
+        end: of the source, in seconds.
+    """
+
+    begin: float
+    first: int
+    end: float
+    source_fps: Fraction
+    interpolated_fps: Fraction | None
+
+    @property
+    def count(self) -> int:
+        return self.index(self.end) + 1
+
+    def index(self, moment: float) -> int:
+        """Returns which of its frames is on screen at a moment of the source."""
+        if self.interpolated_fps is None:
+            return max(0, frame_at(moment, self.source_fps) - self.first)
+        return max(0, frame_at(moment - float(self.first / self.source_fps), self.interpolated_fps))
+
+
+def _runs(clip: Clip, output_fps: Fraction) -> list[_Run]:
+    """Joins neighbouring spans, but for those whose slow motion is made smooth."""
+    source_fps = clip.source.facts.fps
+    runs: list[_Run] = []
+    for span, begin in zip(clip.time.spans, clip.time.span_starts, strict=True):
+        fine = output_fps / Fraction(span.speed).limit_denominator(10_000)
+        interpolated = fine if clip.interpolate and span.speed < 1 and fine > source_fps else None
+        if runs and interpolated is None and runs[-1].interpolated_fps is None:
+            last = runs.pop()
+            runs.append(_Run(last.begin, last.first, span.end, source_fps, None))
+        else:
+            runs.append(_Run(begin, frame_at(span.start, source_fps), span.end, source_fps, interpolated))
+    return runs
+
+
+class _Reader:
+    """Frames by index, going forward only; past the end of the file, its last frame."""
+
+    def __init__(self, frames: Iterator[Frame]) -> None:
+        self._frames = frames
+        self._index = -1
+        self._frame: Frame | None = None
+
+    def at(self, index: int) -> Frame:
+        """Returns the frame at `index`, which never falls from call to call."""
+        while self._index < index:
+            following = next(self._frames, None)
+            if following is None:
+                self._index = index
+                break
+            self._frame = following
+            self._index += 1
+        if self._frame is None:
+            raise InvalidMedia("The video has no frame that can be read.")
+        return self._frame
+
+
+def _sound(composition: Composition) -> Sound | None:
+    if not composition.sound:
+        return None
+    inputs: list[tuple[Path, float]] = []
+    sources: list[tuple[str, float] | None] = []
+    for clip in composition.clips:
+        if clip.source.facts.audio_codec is None:
+            sources.append(None)
+            continue
+        seek = max(0.0, clip.time.start - SOUND_RUN_IN_SECONDS)
+        inputs.append((clip.source.path, seek))
+        sources.append((f"{len(inputs)}:a:0", seek))
+    return Sound(tuple(inputs), composition.timeline.sound_filter(sources, SOUND))
