@@ -19,6 +19,8 @@ from gpu_worker.probe import SourceFacts
 #: How much of a video may be missing at its end before it counts as truncated.
 MISSING_SECONDS = 0.25
 MISSING_SHARE = 0.02
+#: How many of the packets may be beyond decoding; the frame before stays on screen for them.
+MAX_LOST_SHARE = 0.1
 
 
 @contextmanager
@@ -40,14 +42,17 @@ def decode(
         InvalidMedia: while iterating, when the file cannot be decoded, or ends long before its header says.
     """
     # A quarter of a frame early, so that no rounding of timestamps can lose the first one.
-    seek = ["-ss", f"{float((first - Fraction(1, 4)) / facts.fps):.6f}"] if first > 0 else []
+    begin = float((first - Fraction(1, 4)) / facts.fps) if first > 0 else 0.0
+    seek = ["-ss", f"{begin:.6f}"] if begin and facts.seekable else []
+    skip = [f"trim=start={begin:.6f}"] if begin and not facts.seekable else []
     decoder = ["-c:v", facts.alpha_decoder] if facts.alpha_decoder else []
     arguments = [
         *INPUT_OPTIONS,
+        *("-max_error_rate", str(MAX_LOST_SHARE)),
         *decoder,
         *seek,
         *("-i", str(path), "-map", "0:v:0", "-an", "-sn", "-dn"),
-        *("-frames:v", str(count), "-vf", _filters(facts, interpolated_fps)),
+        *("-frames:v", str(count), "-vf", _filters(facts, skip, interpolated_fps)),
         *("-fps_mode", "passthrough", "-f", "rawvideo", "-pix_fmt", "yuv420p", "pipe:1"),
     ]
     fps = interpolated_fps or facts.fps
@@ -68,11 +73,12 @@ def decode(
         yield frames()
 
 
-def _filters(facts: SourceFacts, interpolated_fps: Fraction | None) -> str:
+def _filters(facts: SourceFacts, skip: list[str], interpolated_fps: Fraction | None) -> str:
     """ffmpeg turns the picture upright by itself, before these."""
     steps = ["bwdif=mode=send_frame:deint=all"] if facts.interlaced else []
     # start_time=0: a video track that begins late shows its first frame from the beginning.
     steps.append(f"fps={facts.fps.numerator}/{facts.fps.denominator}:start_time=0")
+    steps += skip
     if facts.alpha:
         steps += ["format=yuva444p|yuva420p|gbrap", "premultiply=inplace=1"]
     steps += _to_bt709(facts)
@@ -88,11 +94,12 @@ def _to_bt709(facts: SourceFacts) -> list[str]:
     if not (facts.hdr or facts.wide_gamut):
         source = f"in_color_matrix={facts.matrix}:in_range={'full' if facts.full_range else 'limited'}"
         return [f"scale={size}:{source}:out_color_matrix=bt709:out_range=limited"]
-    # In light, not in code values: 100 nits are SDR's white, brighter ones are bent down by Hable's curve.
-    curve = ["tonemap=hable:desat=0"] if facts.hdr else []
+    # In light, not in code values. BT.2408 puts white at 203 nits: what is darker than half of it stays as it is, the
+    # rest up to 1000 nits is bent to fit below white (docs/decisions/0008).
+    curve = ["tonemap=mobius:param=0.5:desat=0:peak=4.926"] if facts.hdr else []
     return [
         f"scale={size}",
-        "zscale=t=linear:npl=100",
+        "zscale=t=linear:npl=203",
         "format=gbrpf32le",
         "zscale=p=bt709",
         *curve,

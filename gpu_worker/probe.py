@@ -39,6 +39,7 @@ class SourceFacts:
         wide_gamut: True where the primaries are BT.2020, which are brought to BT.709.
         hdr: True where the light is PQ or HLG, which is tone-mapped.
         interlaced: True where a frame is two fields, which are made one picture.
+        seekable: False for transport streams and their like: without an index, a cut in them misses key frames.
         alpha_decoder: the decoder that keeps the picture's transparency, where another would drop it.
         alpha: True where parts of the picture are transparent; they become black.
     """
@@ -57,6 +58,7 @@ class SourceFacts:
     interlaced: bool = False
     alpha: bool = False
     alpha_decoder: str | None = None
+    seekable: bool = True
 
 
 @dataclass(frozen=True)
@@ -172,6 +174,7 @@ def _facts(path: Path, container: InputContainer, stream: VideoStream, frame: av
         interlaced=frame.interlaced_frame,
         alpha=beside
         or frame.format.name.startswith(("yuva", "gbrap", "rgba", "bgra", "argb", "abgr", "ya", "pal8")),
+        seekable=not container.format.name.startswith("mpeg"),
         alpha_decoder={"vp8": "libvpx", "vp9": "libvpx-vp9"}[stream.codec_context.name] if beside else None,
     )
 
@@ -180,22 +183,24 @@ def _rate(stream: VideoStream) -> Fraction:
     average, base = stream.average_rate, stream.base_rate
     if not average:
         return Fraction(base or 25)
-    if base and abs(base / average - 1) < Fraction(1, 50):
-        average = base  # the exact rational, where the average is off by a rounding
-    elif base and average < base <= 60:
-        average = base  # variable: the finer grid holds every frame
+    if base and (_is_even(stream) or average < base <= 60):
+        # The exact rational, where the average is off by a rounding; of a variable rate, the grid that holds all frames.
+        average = base
     return min(Fraction(average), MAX_RATE)
+
+
+def _is_even(stream: VideoStream) -> bool:
+    average, base = stream.average_rate, stream.base_rate
+    return bool(average and base) and abs(base / average - 1) < Fraction(1, 50)
 
 
 def _duration(path: Path, container: InputContainer, stream: VideoStream) -> float:
     """Returns when the picture ends, in seconds from the beginning of the file, which is not always its own."""
-    begins = (
-        float((stream.start_time or 0) * (stream.time_base or 0)) - (container.start_time or 0) / 1_000_000
-    )
-    if stream.duration and stream.time_base:
-        return begins + float(stream.duration * stream.time_base)
-    if (told := _clock(stream.metadata.get("DURATION", ""))) is not None:
-        return told
+    origin = (container.start_time or 0) / 1_000_000
+    if _is_even(stream) and stream.duration and stream.time_base:
+        return float(((stream.start_time or 0) + stream.duration) * stream.time_base) - origin
+    if _is_even(stream) and (told := _clock(stream.metadata.get("DURATION", ""))) is not None:
+        return told - origin
     return _counted_duration(path, stream.index)
 
 
@@ -209,7 +214,11 @@ def _clock(text: str) -> float | None:
 
 
 def _counted_duration(path: Path, index: int) -> float:
-    """Goes through all packets: some files (webm of a browser's recorder, transport streams) do not say their length."""
+    """Goes through all packets.
+
+    Some files do not say their length (webm of a browser's recorder, transport streams), and with a variable rate and
+    reordered frames, MP4's is the sum of the wrong ones.
+    """
     with _opened(path) as container:
         stream = container.streams[index]
         end = 0.0

@@ -59,6 +59,7 @@ def render(
             guard.check()
             written.put(stage.picture(float(index / fps)))
             progress(index + 1, count)
+        stage.finish()
     guard.check()
 
 
@@ -75,6 +76,11 @@ class Stage:
         return self
 
     def __exit__(self, *_: object) -> None:
+        for _, stack in self._on.values():
+            stack.close()
+
+    def finish(self) -> None:
+        """Takes all clips off; raises what their ends tell."""
         self._keep(set())
 
     def picture(self, output_time: float) -> Frame:
@@ -92,18 +98,25 @@ class Stage:
             stack = contextlib.ExitStack()
             footage = stack.enter_context(Footage(clip, self._composition.fps, self._guard))
             self._on[shown.clip] = (footage, stack)
-        try:
+        with self._naming(clip):
             frame = self._on[shown.clip][0].at(shown.clip_time)
-        except InvalidMedia as error:
-            if len(self._composition.clips) == 1:
-                raise
-            raise InvalidMedia(f"{clip.name}: {error}", error.detail) from error
         return clip.look.at(frame.to(self._device), clip.time.source_time(shown.clip_time))
 
     def _keep(self, wanted: set[int]) -> None:
         for index in self._on.keys() - wanted:
-            _, stack = self._on.pop(index)
-            stack.close()
+            footage, stack = self._on.pop(index)
+            with stack, self._naming(self._composition.clips[index]):
+                footage.finish()
+
+    @contextlib.contextmanager
+    def _naming(self, clip: Clip) -> Iterator[None]:
+        """Says which clip is damaged, where there are several."""
+        try:
+            yield
+        except InvalidMedia as error:
+            if len(self._composition.clips) == 1:
+                raise
+            raise InvalidMedia(f"{clip.name}: {error}", error.detail) from error
 
 
 class Footage:
@@ -127,6 +140,7 @@ class Footage:
     def at(self, clip_time: float) -> Frame:
         """Returns the frame that is on screen at that moment of the clip."""
         while self._next < len(self._runs) and self._runs[self._next].begin <= clip_time + EPSILON_SECONDS:
+            self.finish()
             self._run = self._runs[self._next]
             self._next += 1
             self._reader = None
@@ -134,6 +148,11 @@ class Footage:
         if self._reader is None:
             self._reader = self._started(self._run)
         return self._reader.at(self._run.index(self._clip.time.source_time(clip_time)))
+
+    def finish(self) -> None:
+        """Reads on to the end of the clip, a few frames at most; raises InvalidMedia where the decoder complains."""
+        if self._reader is not None:
+            self._reader.finish()
 
     def _started(self, run: "_Run") -> "_Reader":
         self._open.close()
@@ -206,6 +225,10 @@ class _Reader:
             raise InvalidMedia("The video has no frame that can be read.")
         return self._frame
 
+    def finish(self) -> None:
+        for _ in self._frames:
+            pass
+
 
 def _sound(composition: Composition) -> Sound | None:
     if not composition.sound:
@@ -216,7 +239,7 @@ def _sound(composition: Composition) -> Sound | None:
         if clip.source.facts.audio_codec is None:
             sources.append(None)
             continue
-        seek = max(0.0, clip.time.start - SOUND_RUN_IN_SECONDS)
+        seek = max(0.0, clip.time.start - SOUND_RUN_IN_SECONDS) if clip.source.facts.seekable else 0.0
         inputs.append((clip.source.path, seek))
         sources.append((f"{len(inputs)}:a:0", seek))
     return Sound(tuple(inputs), composition.timeline.sound_filter(sources, SOUND))

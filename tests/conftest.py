@@ -14,6 +14,23 @@ from broker.embedded.object_store import PORT_NAMES, ObjectStore
 from broker.embedded.ports import free_ports
 
 
+_MEASURED = pytest.StashKey[list[str]]()
+
+
+@pytest.fixture(scope="session")
+def measured(request):
+    """Takes a figure as a line; all are printed after the tests."""
+    return request.config.stash.setdefault(_MEASURED, []).append
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    """Prints what was measured."""
+    if lines := config.stash.get(_MEASURED, []):
+        terminalreporter.section("measured")
+        for line in lines:
+            terminalreporter.line(line)
+
+
 @pytest.fixture(scope="session")
 def anyio_backend():
     """Everything runs on asyncio: so do uvicorn and the RunPod SDK."""
