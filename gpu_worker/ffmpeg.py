@@ -3,6 +3,7 @@
 import collections
 import contextlib
 import fcntl
+import resource
 import signal
 import subprocess
 import sys
@@ -13,10 +14,12 @@ from typing import IO
 
 import imageio_ffmpeg
 
-from gpu_worker.errors import CpuTimeout, FfmpegFailed
+from gpu_worker.errors import CpuTimeout, FfmpegFailed, OutOfMemory
 from gpu_worker.guard import Guard, kill_group
 
 STDERR_TAIL_LINES = 40
+#: How ffmpeg ends when a signal tells it to; in its own process group, it gets none but SIGXCPU.
+INTERRUPTED = 255
 PIPE_BYTES = 1 << 20
 #: Demuxers for files from strangers; playlists and scripts, which could open other files, are not among them.
 FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,mpegts,avi,mpeg,flv,asf"
@@ -50,8 +53,10 @@ class Ffmpeg:
         code = self.process.wait()
         self._drain.join()
         self._guard.check()
-        if code == -signal.SIGXCPU:
+        if code == INTERRUPTED:
             raise CpuTimeout(f"The video needs more than {self._guard.cpu_seconds} seconds of computing.")
+        if code == -signal.SIGKILL:
+            raise OutOfMemory("The machine has too little memory for this video.", "ffmpeg was killed")
         if code != 0:
             raise FfmpegFailed(
                 "The video could not be processed.", f"ffmpeg ended with {code}: {self.said()}"
@@ -75,8 +80,7 @@ def run_ffmpeg(
     """
     guard.check()
     stdin = [] if writes else ["-nostdin"]
-    limits = ["-timelimit", str(guard.cpu_seconds)]
-    command = [imageio_ffmpeg.get_ffmpeg_exe(), *stdin, "-hide_banner", "-v", "error", *limits, *arguments]
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), *stdin, "-hide_banner", "-v", "error", *arguments]
     process = subprocess.Popen(
         command,
         stdin=subprocess.PIPE if writes else subprocess.DEVNULL,
@@ -85,6 +89,9 @@ def run_ffmpeg(
         bufsize=0,
         process_group=0,
     )
+    if sys.platform == "linux":  # ffmpeg's own -timelimit ends in a SIGKILL that says nothing
+        with contextlib.suppress(ProcessLookupError):
+            resource.prlimit(process.pid, resource.RLIMIT_CPU, (guard.cpu_seconds, guard.cpu_seconds + 5))
     assert process.stderr is not None  # noqa: S101
     said: collections.deque[str] = collections.deque(maxlen=STDERR_TAIL_LINES)
     drain = threading.Thread(target=_drain, args=(process.stderr, said), daemon=True)

@@ -191,7 +191,7 @@ def _rate(stream: VideoStream) -> Fraction:
 
 def _is_even(stream: VideoStream) -> bool:
     average, base = stream.average_rate, stream.base_rate
-    return bool(average and base) and abs(base / average - 1) < Fraction(1, 50)
+    return bool(average and base and abs(base / average - 1) < Fraction(1, 50))
 
 
 def _duration(path: Path, container: InputContainer, stream: VideoStream) -> float:

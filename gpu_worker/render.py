@@ -76,7 +76,7 @@ class Stage:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for _, stack in self._on.values():
+        for _footage, stack in self._on.values():
             stack.close()
 
     def finish(self) -> None:

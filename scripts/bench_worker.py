@@ -101,9 +101,7 @@ def _overlay(source: tuple[str, ...], stereo: str) -> Pair:
     assert spec.origin is not None
     font = Path(spec.origin).parents[1] / FONT
     text = f"drawtext=fontfile={font}:text='Big Buck Bunny':x=60:y=60:fontsize=48:fontcolor=white:alpha='min(1,t/0.25)'"
-    graph = (
-        f"{veil};[0:v][veil]overlay=x='300-1280+120*min(t,5)':y='360-720':shortest=1,{text}[v];[0:a]{stereo}[a]"
-    )
+    graph = f"{veil};[0:v][veil]overlay=x='300-1280+120*min(t,5)':y='360-720':shortest=1,{text}[v];[0:a]{stereo}[a]"
     params = {"effect_type": "dark_overlay", "highlight_regions": [region], "text_layers": [title]}
     return Pair(JobType.OVERLAY, params, source, graph)
 
@@ -111,7 +109,13 @@ def _overlay(source: tuple[str, ...], stereo: str) -> Pair:
 def _annotate(clip: Path, folder: Path, stereo: str) -> Pair:
     """Three captioned clips; ffmpeg gets the same captions as pictures."""
     asked = [
-        {"start_time": at, "end_time": at + 1.5, "name": f"Clip {at}", "notes": "What there is to see.", "rating": 4}
+        {
+            "start_time": at,
+            "end_time": at + 1.5,
+            "name": f"Clip {at}",
+            "notes": "What there is to see.",
+            "rating": 4,
+        }
         for at in (0.5, 2.0, 3.6)
     ]
     inputs: list[str] = []
@@ -143,7 +147,16 @@ def ours(pair: Pair, clip: Path, output: Path) -> None:
 def theirs(pair: Pair, output: Path) -> None:
     """Makes the edit with ffmpeg alone."""
     graph = ("-filter_complex", pair.graph, "-map", "[v]", "-map", "[a]")
-    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-y", *pair.inputs, *graph, *ENCODER, str(output)]
+    command = [
+        imageio_ffmpeg.get_ffmpeg_exe(),
+        "-v",
+        "error",
+        "-y",
+        *pair.inputs,
+        *graph,
+        *ENCODER,
+        str(output),
+    ]
     subprocess.run(command, check=True)
 
 
@@ -157,9 +170,7 @@ def timed(work: Callable[[], None]) -> float:
 def compare(pair: Pair, clip: Path, folder: Path, rounds: int) -> float:
     """Prints frames a second of both, and returns the ratio of their medians."""
     a, b = folder / "ours.mp4", folder / "theirs.mp4"
-    seconds: list[tuple[float, float]] = []
-    for _ in range(rounds):
-        seconds.append((timed(lambda: ours(pair, clip, a)), timed(lambda: theirs(pair, b))))
+    seconds = [(timed(lambda: ours(pair, clip, a)), timed(lambda: theirs(pair, b))) for _ in range(rounds)]
     mine, other = (statistics.median(column) for column in zip(*seconds, strict=True))
     frames = [output_facts(path).frames for path in (a, b)]
     print(
@@ -167,7 +178,7 @@ def compare(pair: Pair, clip: Path, folder: Path, rounds: int) -> float:
         f"  ratio {other / mine * frames[0] / frames[1]:.3f}",
         flush=True,
     )
-    return other / mine * frames[0] / frames[1]
+    return float(other / mine * frames[0] / frames[1])
 
 
 def peak_memory_ratio(folder: Path, minutes: float) -> float:
@@ -177,13 +188,25 @@ def peak_memory_ratio(folder: Path, minutes: float) -> float:
         clip = folder / f"{seconds:g}.mp4"
         pattern = ("-f", "lavfi", "-i", f"testsrc2=s=1920x1080:r=25:d={seconds}")
         tone = ("-f", "lavfi", "-i", f"sine=d={seconds}")
-        command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-y", *pattern, *tone, "-preset", "ultrafast"]
+        command = [
+            imageio_ffmpeg.get_ffmpeg_exe(),
+            "-v",
+            "error",
+            "-y",
+            *pattern,
+            *tone,
+            "-preset",
+            "ultrafast",
+        ]
         subprocess.run([*command, str(clip)], check=True)
         done = subprocess.run(
             [sys.executable, __file__, "--one", str(clip)], check=True, capture_output=True, text=True
         )
         peaks.append(int(done.stdout.split()[-1]))
-        print(f"memory      {seconds:g} s of 1080p: peak {peaks[-1] / 1024:.0f} MiB, ffmpegs included", flush=True)
+        print(
+            f"memory      {seconds:g} s of 1080p: peak {peaks[-1] / 1024:.0f} MiB, ffmpegs included",
+            flush=True,
+        )
         clip.unlink()
     return peaks[1] / peaks[0]
 

@@ -49,7 +49,12 @@ def params_of(case: Case, job_type: JobType) -> dict[str, object]:
             region = {"start_time": 0.0, "end_time": SECONDS, "keyframes": [centre]}
             return {"effect_type": "brightness_boost", "highlight_regions": [region]}
         case JobType.ANNOTATE:
-            return {"clips": [{"start_time": 0.0, "end_time": half}, {"start_time": half, "end_time": case.seconds}]}
+            return {
+                "clips": [
+                    {"start_time": 0.0, "end_time": half},
+                    {"start_time": half, "end_time": case.seconds},
+                ]
+            }
         case JobType.MULTI_CLIP:
             transition = {"type": "dissolve", "duration": case.seconds / 4}
             return {**size, "clips": [{"input_key": "a"}, {"input_key": "a"}], "transition": transition}
@@ -87,7 +92,9 @@ def _judge(case: Case, composition: Composition, output: Path) -> None:
     told = sum(clip.output_seconds for clip in clips) - composition.timeline.transition.duration * (
         length + 1e-6 < sum(clip.output_seconds for clip in clips)
     )
-    expected = case.seconds if len(clips) == 1 or composition.clips[0].time.end < case.seconds - 1e-3 else None
+    expected = (
+        case.seconds if len(clips) == 1 or composition.clips[0].time.end < case.seconds - 1e-3 else None
+    )
     if expected is not None and abs(told - expected) > case.slack + 0.04:
         raise Wrong(f"{told:.3f} s instead of {expected:.3f} s")
     for index in sorted({0, wanted // 2, wanted - 1}):
@@ -101,14 +108,20 @@ def _judge(case: Case, composition: Composition, output: Path) -> None:
 def _judge_colours(case: Case, planes: np.ndarray) -> None:
     height, width = planes.shape[0] * 2 // 3, planes.shape[1]
     y = planes[:height].astype(float)
-    u, v = (part.reshape(height // 2, width // 2).astype(float) for part in np.split(planes[height:].reshape(-1), 2))
+    u, v = (
+        part.reshape(height // 2, width // 2).astype(float)
+        for part in np.split(planes[height:].reshape(-1), 2)
+    )
     for (row, column), colour in zip(((0, 0), (0, 1), (1, 0), (1, 1)), CORNERS, strict=True):
         # The patch's middle: a ninth of its length on each side is left to blurred edges.
         rows = np.array([0.06, 0.3]) + row * 11 / 24
         columns = np.array([0.06, 0.3]) + column * 5 / 8
 
         def mean(plane: np.ndarray, rows: np.ndarray = rows, columns: np.ndarray = columns) -> float:
-            (top, low), (left, right) = (rows * plane.shape[0]).astype(int), (columns * plane.shape[1]).astype(int)
+            (top, low), (left, right) = (
+                (rows * plane.shape[0]).astype(int),
+                (columns * plane.shape[1]).astype(int),
+            )
             return float(plane[top:low, left:right].mean())
 
         seen = TO_RGB @ (np.array([mean(y), mean(u), mean(v)]) - (16, 128, 128))

@@ -13,7 +13,6 @@ import pytest
 from broker.embedded.object_store import PORT_NAMES, ObjectStore
 from broker.embedded.ports import free_ports
 
-
 _MEASURED = pytest.StashKey[list[str]]()
 
 

@@ -34,7 +34,7 @@ class Fonts:
             else:
                 runs.append((character, path))
         runs = _neutral_ends(runs, _open_sans(bold))
-        return [(stretch, ImageFont.truetype(str(path), size)) for stretch, path in runs]
+        return [(stretch, _opened(path, size)) for stretch, path in runs]
 
     def _font_for(self, character: str, bold: bool, current: Path | None) -> Path:
         first = _open_sans(bold)
@@ -57,6 +57,11 @@ class Fonts:
             yield from _fonts_in(folder, bold)
 
 
+@functools.lru_cache(maxsize=64)
+def _opened(path: Path, size: float) -> ImageFont.FreeTypeFont:
+    return ImageFont.truetype(str(path), size)
+
+
 def _neutral_ends(runs: list[tuple[str, Path]], first: Path) -> list[tuple[str, Path]]:
     """Gives spaces and stops at the end of another script's stretch to the main one, whose direction they have."""
     settled: list[tuple[str, Path]] = []
@@ -70,6 +75,7 @@ def _neutral_ends(runs: list[tuple[str, Path]], first: Path) -> list[tuple[str, 
     return settled
 
 
+@functools.cache
 def _open_sans(bold: bool) -> Path:
     spec = importlib.util.find_spec("ttf_opensans")
     assert spec is not None  # noqa: S101  # a dependency of ours
@@ -96,9 +102,7 @@ def _fonts_in(folder: Path, bold: bool) -> tuple[Path, ...]:
 def _covered(path: Path) -> frozenset[int]:
     """Returns the characters that a font has; none where the file cannot be read."""
     try:
-        with path.open("rb") as file:
-            number = 0 if file.read(4) == b"ttcf" else -1
-        with TTFont(str(path), fontNumber=number, lazy=True) as font:
+        with path.open("rb") as file, TTFont(file, fontNumber=0, lazy=True) as font:
             return frozenset(font.getBestCmap() or ())
     except Exception as error:  # noqa: BLE001  # whatever is wrong with a stranger's font, another may do
         log.warning("font_unreadable", path=str(path), error=repr(error))

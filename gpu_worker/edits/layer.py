@@ -60,10 +60,11 @@ def layer_of(
         when: start, end and fade.
     """
     x, y = place
-    left, top = max(0, x) & ~1, max(0, y) & ~1
-    right, bottom = min(size[0], x + picture.width), min(size[1], y + picture.height)
-    if left >= right or top >= bottom:
+    if x >= size[0] or y >= size[1] or x + picture.width <= 0 or y + picture.height <= 0:
         return None
+    # With a clear column on each side: colour is averaged across three.
+    left, top = max(0, x - 1) & ~1, max(0, y) & ~1
+    right, bottom = min(size[0], x + picture.width + 1), min(size[1], y + picture.height)
     canvas = Image.new("RGBA", (right - left + (right - left) % 2, bottom - top + (bottom - top) % 2))
     canvas.paste(picture, (x - left, y - top))
     pixels = np.asarray(canvas, np.float32) / 255

@@ -13,6 +13,8 @@ from gpu_worker.frames import Box, Frame, frame_bytes, frame_from_bytes
 from gpu_worker.probe import SourceFacts
 from schemas.edits import FramingParams
 
+pytestmark = pytest.mark.editing
+
 SOURCE = SourceFacts(1280, 720, Fraction(25), 10.0, 0, "h264", None, "bt709", False)
 
 

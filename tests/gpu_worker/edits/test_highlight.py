@@ -11,6 +11,8 @@ from gpu_worker.frames import Frame
 from gpu_worker.probe import SourceFacts
 from schemas.overlays import Effect, OverlayParams
 
+pytestmark = pytest.mark.editing
+
 WIDTH, HEIGHT = 161, 119
 SOURCE = SourceFacts(WIDTH, HEIGHT, Fraction(25), 10.0, 0, "h264", None, "bt709", False)
 LEGAL_MAX = (235, 240, 240)
@@ -89,7 +91,9 @@ def oracle(frame, effect, ellipses, strength=None, stroke=2.0, feather=None):
         p = frame.planes[index].numpy().astype(np.float64)
         d = [distance(index, e["x"], e["y"], e["a"], e["b"]) for e in ellipses]
         edges = [max(1.0, feather * min(e["a"], e["b"])) for e in ellipses]
-        light = np.max([e["amount"] * smooth(x, w) for e, x, w in zip(ellipses, d, edges, strict=True)], axis=0)
+        light = np.max(
+            [e["amount"] * smooth(x, w) for e, x, w in zip(ellipses, d, edges, strict=True)], axis=0
+        )
         outside = max(e["amount"] for e in ellipses) - light
         if effect in (Effect.DARK_OVERLAY, Effect.SPOTLIGHT):
             p = black + (p - black) * (1 - strength * outside)
@@ -167,8 +171,24 @@ def test_a_region_that_is_switched_off_is_not_drawn(frame):
 def test_between_keyframes_the_ellipse_moves_in_a_straight_line(frame):
     """Place, size, opacity and colour; after the last one it rests until the region ends."""
     keys = [
-        {"time": 2.0, "x": 40.0, "y": 40.0, "radius_x": 20.0, "radius_y": 10.0, "opacity": 1.0, "color": "#ffffff"},
-        {"time": 4.0, "x": 80.0, "y": 60.0, "radius_x": 30.0, "radius_y": 30.0, "opacity": 0.5, "color": "#000000"},
+        {
+            "time": 2.0,
+            "x": 40.0,
+            "y": 40.0,
+            "radius_x": 20.0,
+            "radius_y": 10.0,
+            "opacity": 1.0,
+            "color": "#ffffff",
+        },
+        {
+            "time": 4.0,
+            "x": 80.0,
+            "y": 60.0,
+            "radius_x": 30.0,
+            "radius_y": 30.0,
+            "opacity": 0.5,
+            "color": "#000000",
+        },
     ]
     marked = highlights("spotlight", {"start_time": 0.0, "end_time": 10.0, "keyframes": keys})
     grey = (16 + 219 / 2, 128.0, 128.0)
@@ -197,7 +217,9 @@ def test_the_documents_static_form_is_one_keyframe(frame):
         assert worst(marked.draw(frame, number / 25), expected) <= 1
 
 
-@pytest.mark.parametrize("where", [{"x": -10.0}, {"y": 130.0}, {"x": 5000.0}, {"radius_x": 900.0, "radius_y": 900.0}])
+@pytest.mark.parametrize(
+    "where", [{"x": -10.0}, {"y": 130.0}, {"x": 5000.0}, {"radius_x": 900.0, "radius_y": 900.0}]
+)
 def test_an_ellipse_may_leave_the_picture(frame, where):
     """Partly, wholly, or around all of it."""
     drawn = highlights("dark_overlay", region(**where)).draw(frame, 5.0)
