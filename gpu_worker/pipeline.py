@@ -4,11 +4,12 @@
 twice. An execution that was cancelled or superseded stops at once and publishes nothing.
 """
 
+import contextlib
 import hashlib
 import secrets
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -134,28 +135,35 @@ class Execution:
     def _fetched(self, key: str, path: Path) -> Path:
         self._guard.check()
         parts = needed_parts(self._job.params)
-        self._bucket.fetch(object_key(self._job.user_id, key), path, self._settings.max_source_bytes, parts)
+        with self._naming(key):
+            self._bucket.fetch(
+                object_key(self._job.user_id, key), path, self._settings.max_source_bytes, parts
+            )
         return path
 
     def _picture(self, key: str) -> bytes:
         body = self._bucket.read(object_key(self._job.user_id, key))
         if body is None:
-            raise SourceNotFound(f"The picture {key} is not in the bucket.")
+            raise SourceNotFound(f"{key}: The picture is not in the bucket.")
         return body
 
     def _probed(self, key: str, path: Path) -> SourceFacts:
-        """Probes a source; where there are several, an error says which."""
-        limits = Limits(
-            self._settings.max_pixels, self._settings.max_source_seconds, self._settings.max_streams
-        )
-        try:
+        settings = self._settings
+        limits = Limits(settings.max_pixels, settings.max_source_seconds, settings.max_streams)
+        with self._naming(key):
             facts = probe(path, limits)
+        log.info("probed", job_id=self._job.job_id, key=key, facts=str(facts))
+        return facts
+
+    @contextlib.contextmanager
+    def _naming(self, key: str) -> Iterator[None]:
+        """Says which file is meant, where it is not the job's one input."""
+        try:
+            yield
         except WorkerError as error:
             if key == self._job.input_key:
                 raise
             raise type(error)(f"{key}: {error}", error.detail) from error
-        log.info("probed", job_id=self._job.job_id, key=key, facts=str(facts))
-        return facts
 
     def _show_frames(self, done: int, count: int) -> None:
         self._show(Phase.PROCESSING, FRAMES_FROM + (FRAMES_TO - FRAMES_FROM) * done // count)

@@ -67,6 +67,16 @@ Seconds = Annotated[float, Strict(), Field(ge=0), AfterValidator(_below_a_day)]
 Pixels = Annotated[float, Strict(), Field(ge=0, le=65_536)]
 PositivePixels = Annotated[float, Strict(), Field(gt=0, le=65_536)]
 EvenPixels = Annotated[int, Strict(), Field(ge=16, le=MAX_PIXELS_PER_SIDE), AfterValidator(_even)]
+
+
+def _some(items: tuple[Any, ...]) -> tuple[Any, ...]:
+    # Not by min_length, which complains of an item too few for each item that is wrong.
+    if not items:
+        raise PydanticCustomError("too_short", "give at least one")
+    return items
+
+
+AtLeastOne = AfterValidator(_some)
 Share = Annotated[float, Strict(), Field(ge=0, le=1)]
 UpperCase = BeforeValidator(lambda value: value.upper() if isinstance(value, str) else value)
 LowerCase = BeforeValidator(lambda value: value.lower() if isinstance(value, str) else value)
@@ -259,7 +269,7 @@ class MultiClipParams(OutputParams):
 
     output_width: EvenPixels = 1080
     output_height: EvenPixels = 1920
-    clips: Annotated[tuple[ClipFraming, ...], Field(min_length=1, max_length=MAX_CLIPS)]
+    clips: Annotated[tuple[ClipFraming, ...], Field(max_length=MAX_CLIPS), AtLeastOne]
     transition: Transition = Transition()
 
     @model_validator(mode="before")

@@ -15,6 +15,7 @@ from schemas.dialects import OVERLAY_SYNONYMS, REGION_WORDS, canonical, keyframe
 from schemas.edits import (
     MAX_CLIPS,
     MAX_KEYFRAMES,
+    AtLeastOne,
     Edit,
     EvenPixels,
     Framing,
@@ -79,7 +80,7 @@ class HighlightRegion(Edit):
     enabled: bool = True
     video_width: PositivePixels | None = None
     video_height: PositivePixels | None = None
-    keyframes: Annotated[tuple[HighlightKeyframe, ...], Field(min_length=1, max_length=MAX_KEYFRAMES)]
+    keyframes: Annotated[tuple[HighlightKeyframe, ...], Field(max_length=MAX_KEYFRAMES), AtLeastOne]
 
     @model_validator(mode="before")
     @classmethod
@@ -204,7 +205,7 @@ class AnnotateParams(OutputParams):
 
     output_width: EvenPixels | None = None
     output_height: EvenPixels | None = None
-    clips: Annotated[tuple[AnnotatedClip, ...], Field(min_length=1, max_length=MAX_CLIPS)]
+    clips: Annotated[tuple[AnnotatedClip, ...], Field(max_length=MAX_CLIPS), AtLeastOne]
     transition: Transition = Transition()
 
     @model_validator(mode="after")

@@ -48,6 +48,74 @@ def test_a_clip_is_exported_through_the_whole_system(stack, source, tmp_path):
     assert job["gpu_seconds"] > 0
 
 
+@pytest.mark.parametrize(
+    ("job_type", "params", "frames", "size"),
+    [
+        pytest.param(
+            "overlay",
+            {
+                "effect_type": "dark_overlay",
+                "highlight_regions": [
+                    {"start_frame": 0, "end_frame": 9, "x": 640, "y": 360, "radius_x": 90, "radius_y": 120}
+                ],
+                "text_layers": [{"text": "Überholt!", "x": 40, "y": 40}],
+                "end_time": 0.4,
+            },
+            10,
+            (1280, 720),
+            id="overlay",
+        ),
+        pytest.param(
+            "annotate",
+            {
+                "clips": [
+                    {"start_time": 1.0, "end_time": 1.4, "name": "First", "rating": 4, "tags": ["rabbit"]},
+                    {"start_time": 3.02, "end_time": 3.42, "name": "Second"},
+                ],
+                "output_width": 320,
+                "output_height": 180,
+            },
+            20,
+            (320, 180),
+            id="annotate",
+        ),
+        pytest.param(
+            "multi_clip",
+            {
+                "clips": [{"start_time": 0.0, "end_time": 0.8}, {"start_time": 2.0, "end_time": 2.8}],
+                "transition": {"type": "dissolve", "duration": 0.4},
+                **SMALL,
+            },
+            30,
+            (270, 480),
+            id="multi-clip",
+        ),
+        pytest.param(
+            "upscale", {"export_mode": "FAST", "end_time": 0.4, **SMALL}, 10, (270, 480), id="upscale"
+        ),
+    ],
+)
+def test_every_type_goes_the_same_way(stack, source, tmp_path, job_type, params, frames, size):
+    """From HTTP to a file of exactly the frames asked for."""
+    body = {"type": job_type, "input_key": source, "params": params}
+    url = stack.client.post("/api/jobs", json=body).raise_for_status().headers["location"]
+    job = stack.finished(url)
+    assert (job["status"], job["error"], job["type"]) == ("complete", None, job_type)
+    facts = output_facts(stack.download(job, tmp_path / "out.mp4"))
+    assert (facts.frames, (facts.width, facts.height), facts.audio_codec) == (frames, size, "aac")
+    assert job["output_key"].startswith(f"final_videos/{job_type}_")
+
+
+def test_clips_of_several_files_need_no_input_of_the_job(stack, source, tmp_path):
+    """Each clip brings its own; one that is missing is named."""
+    clips = [{"input_key": source, "end_time": 0.4}, {"input_key": "uploads/nothing.mp4"}]
+    body = {"type": "multi_clip", "params": {"clips": clips, **SMALL}}
+    url = stack.client.post("/api/jobs", json=body).raise_for_status().headers["location"]
+    job = stack.finished(url)
+    assert (job["input_key"], job["error_code"]) == (None, "source_not_found")
+    assert "uploads/nothing.mp4" in job["error"]
+
+
 def test_real_progress_arrives_while_frames_are_being_made(stack, source):
     """The bar moves between its ends, from frames really done."""
     url = stack.submit(source)

@@ -62,10 +62,10 @@ async def test_a_wrong_input_is_named_and_not_retryable(settings, bucket, job_in
 
 async def test_a_failure_has_a_code_and_a_sentence(settings, bucket, job_input, tmp_path):
     """And what the tools said, apart from it."""
-    (tmp_path / "x.mp4").write_bytes(b"no video" * 100)
+    (tmp_path / "x.mp4").write_bytes(b"\x00no video" * 100)
     output = await make_handler(settings(), bucket)({"id": "rp-1", "input": job_input(tmp_path / "x.mp4")})
     assert (output["error_code"], output["retryable"]) == ("invalid_media", False)
-    assert output["error"] == "The file is text, not a video."
+    assert output["error"] == "The file is not a video that can be read, or it is damaged."
     assert "Invalid data" in output["detail"]
 
 
