@@ -5,10 +5,12 @@ WorkerError                 has a code that the broker understands, and a senten
 ├── SourceNotFound
 ├── InvalidMedia            not a video, or damaged
 ├── UnsupportedMedia        a video, but not one that we take
-├── MediaTooLarge           more pixels or bytes than the limit
+├── FileTooLarge            more bytes than the limit
+├── MediaTooLarge           more pixels than the limit
 ├── MediaTooLong
 ├── TooManyStreams
 ├── OutputTooLarge
+├── OutputTooLong
 ├── ExecutionTimeout        more wall-clock time than the limit
 ├── CpuTimeout              more CPU time than the limit
 ├── ModelUnavailable        the worker has no model for the export mode
@@ -60,8 +62,14 @@ class UnsupportedMedia(WorkerError):
     code = ErrorCode.UNSUPPORTED_MEDIA
 
 
+class FileTooLarge(WorkerError):
+    """The file has more bytes than this worker takes."""
+
+    code = ErrorCode.FILE_TOO_LARGE
+
+
 class MediaTooLarge(WorkerError):
-    """The video has more pixels, or the file more bytes, than this worker takes."""
+    """The picture has more pixels than this worker takes."""
 
     code = ErrorCode.MEDIA_TOO_LARGE
 
@@ -79,9 +87,15 @@ class TooManyStreams(WorkerError):
 
 
 class OutputTooLarge(WorkerError):
-    """The result would be longer, or has become larger, than this worker makes."""
+    """The result has become larger than this worker makes."""
 
     code = ErrorCode.OUTPUT_TOO_LARGE
+
+
+class OutputTooLong(WorkerError):
+    """The result would be longer than this worker makes."""
+
+    code = ErrorCode.OUTPUT_TOO_LONG
 
 
 class ExecutionTimeout(WorkerError):

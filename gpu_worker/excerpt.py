@@ -18,7 +18,7 @@ from gpu_worker.ffmpeg import FORMATS
 #: One request's worth.
 BLOCK_BYTES = 2 << 20
 #: Read before and after each part: decoders run in, and ffmpeg seeks somewhat early where frames are reordered.
-MARGIN_SECONDS = 2.0
+MARGIN_SECONDS = 4.0
 
 ReadRange = Callable[[int, int], bytes]
 

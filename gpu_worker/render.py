@@ -13,7 +13,7 @@ from gpu_worker.edits.compose import Clip, Composition
 from gpu_worker.edits.timeline import EPSILON_SECONDS, Shown, frame_at
 from gpu_worker.edits.transition import mix
 from gpu_worker.encode import SOUND, Quality, Sound, encode
-from gpu_worker.errors import InvalidMedia, OutOfMemory, OutputTooLarge
+from gpu_worker.errors import InvalidMedia, OutOfMemory, OutputTooLong
 from gpu_worker.frames import Frame
 from gpu_worker.guard import Guard
 from gpu_worker.stages import Ahead, Behind
@@ -46,7 +46,7 @@ def render(
     """
     fps, timeline = composition.fps, composition.timeline
     if timeline.output_seconds > limits.seconds:
-        raise OutputTooLarge(
+        raise OutputTooLong(
             f"The result would be {timeline.output_seconds:.0f} seconds long; {limits.seconds:g} are made."
         )
     count = timeline.frame_count(fps)

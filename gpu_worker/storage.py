@@ -12,7 +12,7 @@ from boto3.s3.transfer import TransferConfig
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
-from gpu_worker.errors import MediaTooLarge, SourceNotFound, StorageUnavailable
+from gpu_worker.errors import FileTooLarge, SourceNotFound, StorageUnavailable
 from gpu_worker.excerpt import fetch_excerpt
 from gpu_worker.settings import Settings
 
@@ -47,14 +47,14 @@ class Bucket:
 
         Raises:
             SourceNotFound: there is no such object.
-            MediaTooLarge: it has more than `max_bytes`.
+            FileTooLarge: it has more than `max_bytes`.
         """
         with _answers(f"GET {key}"):
             try:
                 head = self._client.head_object(Bucket=self._name, Key=key)
                 size = head["ContentLength"]
                 if size > max_bytes:
-                    raise MediaTooLarge(f"The file has {size} bytes; {max_bytes} are taken.")
+                    raise FileTooLarge(f"The file has {size} bytes; {max_bytes} are taken.")
 
                 def read_range(begin: int, end: int) -> bytes:
                     wanted = f"bytes={begin}-{end - 1}"

@@ -77,10 +77,12 @@ class ErrorCode(StrEnum):
     SOURCE_NOT_FOUND = "source_not_found"
     INVALID_MEDIA = "invalid_media"
     UNSUPPORTED_MEDIA = "unsupported_media"
-    MEDIA_TOO_LARGE = "media_too_large"  #: too many pixels, or bytes
+    FILE_TOO_LARGE = "file_too_large"
+    MEDIA_TOO_LARGE = "media_too_large"  #: too many pixels
     MEDIA_TOO_LONG = "media_too_long"
     TOO_MANY_STREAMS = "too_many_streams"
     OUTPUT_TOO_LARGE = "output_too_large"
+    OUTPUT_TOO_LONG = "output_too_long"
     CPU_TIMEOUT = "cpu_timeout"
     MODEL_UNAVAILABLE = "model_unavailable"
     OUT_OF_MEMORY = "out_of_memory"

@@ -1,5 +1,7 @@
 """Parts of a long file, fetched by range: the same pictures and sounds, a small share of the bytes."""
 
+import subprocess
+
 import numpy as np
 import pytest
 
@@ -8,7 +10,7 @@ from gpu_worker.decode import decode
 from gpu_worker.excerpt import BLOCK_BYTES, fetch_excerpt
 from gpu_worker.guard import Guard
 from gpu_worker.probe import probe
-from tests.gpu_worker.footage import make
+from tests.gpu_worker.footage import FFMPEG, make
 
 pytestmark = pytest.mark.editing
 
@@ -48,6 +50,21 @@ def test_the_parts_are_the_originals(game, tmp_path, measured, at):
     assert probe(path) == probe(game)
     first = round(at * 25)
     assert (frames(path, first, 62) == frames(game, first, 62)).all()
+
+
+def test_the_sound_of_a_part_is_the_originals(game, tmp_path):
+    """Read as the encoder reads it: from two seconds before the part."""
+    path = tmp_path / "part.mp4"
+    excerpt(game, path, [(60.0, 62.0)])
+
+    def samples(file):
+        begin = ["-ss", "58", "-vn", "-i", str(file), "-t", "4"]
+        return subprocess.run(
+            [FFMPEG, "-v", "error", *begin, "-f", "f32le", "pipe:1"], check=True, capture_output=True
+        ).stdout
+
+    assert len(samples(path)) > 4 * 44100 * 3.9
+    assert samples(path) == samples(game)
 
 
 def test_several_parts_in_any_order(game, tmp_path):

@@ -4,6 +4,7 @@ import itertools
 import re
 import subprocess
 
+import av
 import numpy as np
 import pytest
 import torch
@@ -11,7 +12,7 @@ import torch
 from gpu_worker.edits.compose import Kit, Source, compose, engine_for
 from gpu_worker.edits.fonts import Fonts
 from gpu_worker.encode import Quality
-from gpu_worker.errors import InvalidMedia, InvalidParams, OutputTooLarge
+from gpu_worker.errors import InvalidMedia, InvalidParams, OutputTooLarge, OutputTooLong
 from gpu_worker.guard import Guard
 from gpu_worker.probe import output_facts, probe
 from gpu_worker.render import OutputLimits, Stage, render
@@ -144,6 +145,57 @@ def test_slow_motion_can_be_made_smooth(tmp_path, speed):
         jumps[way] = np.abs(centres - wanted)[slow].max()
     assert jumps["repeat"] > 1.9
     assert jumps["interpolate"] < 1.0
+
+
+def path_oracle(keys, moment, spline):
+    """x, y, width and height at a moment, from the matrix form of the uniform Catmull-Rom spline, in float64."""
+    times = [key[0] for key in keys]
+    points = np.array([key[1:] for key in keys], float)
+    n = min(max(np.searchsorted(times, moment, "right") - 1, 0), len(keys) - 2)
+    t = np.clip((moment - times[n]) / (times[n + 1] - times[n]), 0, 1)
+    if not spline:
+        return points[n] * (1 - t) + points[n + 1] * t
+    before = points[n - 1] if n > 0 else 2 * points[n] - points[n + 1]
+    after = points[n + 2] if n + 2 < len(keys) else 2 * points[n + 1] - points[n]
+    basis = np.array([[0, 2, 0, 0], [-1, 0, 1, 0], [2, -5, 4, -1], [-1, 3, -3, 1]]) / 2
+    return np.array([1, t, t**2, t**3]) @ basis @ np.stack([before, points[n], points[n + 1], after])
+
+
+@pytest.mark.parametrize("interpolation", ["linear", "catmull_rom"])
+def test_the_crop_is_where_its_keyframes_say(tmp_path, measured, interpolation):
+    """Pan and zoom over waves of 16 pixels, whose phase tells the place: within 0.05 of a pixel near both edges, each frame."""
+    wave = (128 + 100 * np.sin(2 * np.pi * (np.arange(200) + 0.5) / 16)).round().astype(np.uint8)
+    across, down = np.broadcast_to(wave, (200, 200)), np.broadcast_to(wave[:, None], (200, 200))
+    keys = [
+        (0.0, 10.5, 20.25, 90.0, 90.0),
+        (0.4, 60.0, 30.0, 120.0, 120.0),
+        (0.7, 75.75, 90.5, 80.0, 80.0),
+        (1.0, 20.0, 50.0, 100.0, 100.0),
+    ]
+    asked = [dict(zip(("time", "x", "y", "width", "height"), key, strict=True)) for key in keys]
+    params = {
+        "output_width": 256,
+        "output_height": 256,
+        "crop_keyframes": asked,
+        "interpolation": interpolation,
+    }
+    files = [
+        make_raw(tmp_path / f"{n}.mp4", np.stack([plane] * 25), "25")
+        for n, plane in enumerate((across, down))
+    ]
+    errors = []
+    for axis, clip in enumerate(files):
+        made = composition("framing", params, {"a": clip})
+        with Stage(made, CPU, Guard()) as stage:
+            for n in range(25):
+                line = stage.picture(n / 25).y.numpy().astype(float).mean(axis=axis) - 128
+                wanted = path_oracle(keys, n / 25, interpolation == "catmull_rom")
+                place = wanted[axis] + (np.arange(256) + 0.5) / 256 * wanted[axis + 2]
+                for half in (slice(4, 128), slice(128, 252)):
+                    turned = line[half] * np.hanning(124) * np.exp(-2j * np.pi * place[half] / 16)
+                    errors.append(abs(np.angle(turned.sum() * 1j)) * 16 / (2 * np.pi))
+    measured(f"crop, {interpolation}: at most {max(errors):.4f} pixels off")
+    assert max(errors) < 0.05
 
 
 # ── any mix of sources ──────────────────────────────────────────────────────────────────────────────────────────────
@@ -313,9 +365,63 @@ def test_the_default_quality_is_seen_as_the_same(big_buck_bunny, tmp_path, measu
     assert score >= 95
 
 
+BARS = [
+    (191, 191, 191),
+    (191, 191, 0),
+    (0, 191, 191),
+    (0, 191, 0),
+    (191, 0, 191),
+    (191, 0, 0),
+    (0, 0, 191),
+    (16, 16, 16),
+]
+LUMA_WEIGHTS = {"bt601": (0.299, 0.114), "bt709": (0.2126, 0.0722)}
+
+
+def coded(rgb, matrix):
+    """R', G', B' of 0 to 255 to Y, U, V in limited range, from the definition."""
+    kr, kb = LUMA_WEIGHTS[matrix]
+    r, g, b = (value / 255 for value in rgb)
+    y = kr * r + (1 - kr - kb) * g + kb * b
+    return 16 + 219 * y, 128 + 224 * (b - y) / (2 - 2 * kb), 128 + 224 * (r - y) / (2 - 2 * kr)
+
+
+def seen(y, u, v):
+    """Y, U, V of BT.709 in limited range to what a player shows."""
+    y, u, v = (y - 16) / 219, (u - 128) / 224, (v - 128) / 224
+    kr, kb = LUMA_WEIGHTS["bt709"]
+    r, b = y + v * (2 - 2 * kr), y + u * (2 - 2 * kb)
+    return np.clip(255 * np.array([r, (y - kr * r - kb * b) / (1 - kr - kb), b]), 0, 255)
+
+
+@pytest.mark.parametrize("matrix", ["bt601", "bt709"])
+def test_colours_survive_the_whole_way(tmp_path, measured, matrix):
+    """Colour bars, at the default quality: within 2 of 255."""
+    planes = np.array([coded(rgb, matrix) for rgb in BARS]).round().astype(np.uint8).T
+    luma_plane = np.broadcast_to(np.repeat(planes[0], 40), (160, 320)).tobytes()
+    chroma = b"".join(np.broadcast_to(np.repeat(plane, 20), (80, 160)).tobytes() for plane in planes[1:])
+    tag = {"bt601": "smpte170m", "bt709": "bt709"}[matrix]
+    clip = make(
+        tmp_path / "a.mp4", "-f", "rawvideo", "-pix_fmt", "yuv420p", "-s", "320x160", "-r", "25", "-i", "pipe:0",
+        "-vf", f"setparams=range=tv:colorspace={tag}:color_primaries={tag}:color_trc={tag}", "-c:v", "libx264", "-qp", "0",
+        input=(luma_plane + chroma) * 10,
+    )  # fmt: skip
+    path = tmp_path / "out.mp4"
+    rendered(path, "framing", {"output_width": 640, "output_height": 320}, {"a": clip}, quality=Quality())
+    with av.open(str(path)) as container:
+        picture = [frame.to_ndarray(format="yuv420p") for frame in container.decode(video=0)][5]
+    y, u, v = picture[160], picture[320:400].reshape(160, 320)[80], picture[400:].reshape(160, 320)[80]
+    errors = [
+        np.abs(seen(y[40 + 80 * n], float(u[20 + 40 * n]), float(v[20 + 40 * n])) - rgb).max()
+        for n, rgb in enumerate(BARS)
+    ]
+    measured(f"colour bars from {matrix}: at most {max(errors):.1f} of 255 off after the whole way")
+    assert max(errors) <= 2
+
+
 def test_a_result_that_would_be_too_long_is_not_begun(mixed, tmp_path):
     """Known before a frame is made."""
-    with pytest.raises(OutputTooLarge, match=r"2 seconds long"):
+    with pytest.raises(OutputTooLong, match=r"2 seconds long"):
         rendered(tmp_path / "out.mp4", "framing", SMALL, mixed, limits=OutputLimits(seconds=1.5))
 
 
