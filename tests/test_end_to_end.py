@@ -193,7 +193,8 @@ def test_two_workers_take_two_jobs_at_once(tmp_path, big_buck_bunny):
     """Each job is run by one of them, and both are at work at the same time."""
     with StackThread(tmp_path.resolve(), workers=2) as stack:
         key = stack.upload(big_buck_bunny)
-        urls = [stack.submit(key) for _ in range(2)]  # full size: long enough to be seen at work together
+        # Large enough to be seen at work together on a fast machine.
+        urls = [stack.submit(key, output_width=720, output_height=1280) for _ in range(2)]
 
         def both_run(_):
             return all(stack.client.get(url).json()["phase"] == "processing" for url in urls)
