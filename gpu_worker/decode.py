@@ -51,7 +51,7 @@ def decode(
         *("-max_error_rate", str(MAX_LOST_SHARE)),
         *decoder,
         *seek,
-        *("-i", str(path), "-map", "0:v:0", "-an", "-sn", "-dn"),
+        *("-i", str(path), "-map", "0:V:0", "-an", "-sn", "-dn"),
         *("-frames:v", str(count), "-vf", _filters(facts, skip, interpolated_fps)),
         *("-fps_mode", "passthrough", "-f", "rawvideo", "-pix_fmt", "yuv420p", "pipe:1"),
     ]
