@@ -17,11 +17,13 @@ from runpod.http_client import AsyncClientSession
 from runpod.serverless.modules.rp_http import send_result
 
 from gpu_worker.errors import Cancelled, InvalidParams, WorkerError
+from gpu_worker.fitness import check_fitness
 from gpu_worker.guard import Guard
 from gpu_worker.pipeline import Execution
 from gpu_worker.process import prepare_process
 from gpu_worker.settings import Settings
 from gpu_worker.storage import Bucket, open_bucket
+from gpu_worker.upscale.models import Models
 from schemas.jobs import ErrorCode
 from schemas.worker import Failure, Progress, WorkerInput
 
@@ -36,15 +38,16 @@ Send = Callable[[Progress], Awaitable[None]]
 Handler = Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]
 
 
-def make_handler(settings: Settings, bucket: Bucket) -> Handler:
-    """Returns the function that the SDK calls with each job."""
+def make_handler(settings: Settings, bucket: Bucket, models: Models | None = None) -> Handler:
+    """Returns the function that the SDK calls with each job; models stay loaded between jobs."""
+    models = models or models_of(settings)
 
     async def handler(job: dict[str, Any]) -> dict[str, Any]:
         with structlog.contextvars.bound_contextvars(runpod_job_id=job["id"]):
             try:
                 asked = _validated(job["input"])
                 async with _sender(settings, job) as send:
-                    return await _run(asked, job["id"], settings, bucket, send)
+                    return await _run(asked, job["id"], settings, bucket, models, send)
             except WorkerError as error:
                 log.warning("job_failed", code=error.code, error=str(error), detail=error.detail)
                 return _failure(error.code, str(error), error.detail)
@@ -56,11 +59,11 @@ def make_handler(settings: Settings, bucket: Bucket) -> Handler:
 
 
 async def _run(
-    asked: WorkerInput, runpod_job_id: str, settings: Settings, bucket: Bucket, send: Send
+    asked: WorkerInput, runpod_job_id: str, settings: Settings, bucket: Bucket, models: Models, send: Send
 ) -> dict[str, Any]:
     guard = Guard(settings.max_cpu_seconds)
     progress = _Latest()
-    execution = Execution(asked, runpod_job_id, bucket, settings, progress.put, guard)
+    execution = Execution(asked, runpod_job_id, bucket, settings, models, progress.put, guard)
     work = asyncio.create_task(asyncio.to_thread(execution.run))
     teller = asyncio.create_task(_tell(progress, send))
     fence = asyncio.create_task(_watch_fence(execution, guard))
@@ -165,6 +168,11 @@ def _failure(code: ErrorCode, sentence: str, detail: str) -> dict[str, Any]:
     return {"error": sentence, **failure.model_dump(mode="json")}
 
 
+def models_of(settings: Settings) -> Models:
+    """Returns the process's models; none is loaded yet."""
+    return Models(settings.models_dir, settings.torch_device, settings.quality_model)
+
+
 def main() -> None:
     """Runs the SDK's worker loop, or one job where it is given one (`--test_input`, `test_input.json`)."""
     structlog.configure(
@@ -185,7 +193,9 @@ def main() -> None:
     except ValidationError as error:
         sys.exit("; ".join(f"{found['loc'][0]}: {found['msg']}" for found in error.errors()))
     prepare_process()
-    runpod.serverless.start({"handler": make_handler(settings, open_bucket(settings))})
+    models = models_of(settings)
+    check_fitness(settings, models)
+    runpod.serverless.start({"handler": make_handler(settings, open_bucket(settings), models)})
 
 
 if __name__ == "__main__":

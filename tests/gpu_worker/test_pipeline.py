@@ -11,6 +11,7 @@ import pytest
 from gpu_worker.encode import Quality
 from gpu_worker.errors import Cancelled, InvalidMedia, InvalidParams, ModelUnavailable, SourceNotFound
 from gpu_worker.guard import Guard
+from gpu_worker.handler import models_of
 from gpu_worker.pipeline import Execution
 from gpu_worker.probe import output_facts
 from schemas.worker import Result, WorkerInput
@@ -32,18 +33,20 @@ class Job:
         self.objects.put(f"{self.user_id}/in.mp4", path.read_bytes())
         return self
 
-    def run(self, token=TOKEN, report=None, bucket=None, **params):
+    def run(self, token=TOKEN, report=None, bucket=None, job_type="framing", **params):
         where = {"attempt_token": token} if token else {"output_key": "out/exactly.mp4"}
         asked = {
             "job_id": "j1",
             "user_id": self.user_id,
-            "type": "framing",
+            "type": job_type,
             "input_key": "in.mp4",
             "params": params,
         }
         job = WorkerInput.model_validate(asked | where)
         report = report or self.progress.append
-        return Execution(job, "rp-1", bucket or self.bucket, self.settings, report, self.guard).run()
+        return Execution(
+            job, "rp-1", bucket or self.bucket, self.settings, models_of(self.settings), report, self.guard
+        ).run()
 
     def document(self, name):
         return f"{self.user_id}/jobs/j1/{TOKEN}/{name}"
@@ -178,10 +181,10 @@ def test_a_missing_source_is_said(job):
     assert list(job.settings.work_dir.iterdir()) == []
 
 
-def test_quality_is_refused_before_anything_is_fetched(job):
+def test_a_missing_model_is_refused_before_anything_is_fetched(job):
     """The source is not even looked for."""
-    with pytest.raises(ModelUnavailable, match="FAST"):
-        job.run(export_mode="QUALITY")
+    with pytest.raises(ModelUnavailable, match=r"nothing\.pth.*FAST"):
+        job.run(job_type="upscale", model="nothing")
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from gpu_worker.edits.compose import Kit, Source, compose, engine_for
+from gpu_worker.edits.compose import Kit, Source, compose
 from gpu_worker.edits.fonts import Fonts
 from gpu_worker.encode import Quality
 from gpu_worker.errors import InvalidMedia, InvalidParams, OutputTooLarge, OutputTooLong
@@ -28,7 +28,7 @@ EXACT, LIMITS = Quality("ultrafast", 1), OutputLimits()
 def composition(job_type, params, files, pngs=None):
     params = JobType(job_type).params_model.model_validate(params)
     sources = {key: Source(path, probe(path)) for key, path in files.items()}
-    return compose(params, "a", Kit(engine_for(params), sources, pngs or {}, Fonts(), CPU))
+    return compose(params, "a", Kit(lambda params, ratio: None, sources, pngs or {}, Fonts(), CPU))
 
 
 def rendered(path, job_type, params, files, quality=EXACT, limits=LIMITS, **kwargs):

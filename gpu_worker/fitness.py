@@ -1,0 +1,40 @@
+"""Is this machine fit for work? Asked once, before the first job; told in the log, and an unfit worker ends."""
+
+import shutil
+import sys
+
+import imageio_ffmpeg
+import structlog
+import torch
+
+from gpu_worker.errors import ModelUnavailable
+from gpu_worker.settings import Settings
+from gpu_worker.upscale.models import Models
+
+log = structlog.get_logger(__name__)
+
+
+def check_fitness(settings: Settings, models: Models) -> None:
+    """Tries device, ffmpeg, work folder and the preferred model, which is warm afterwards; exits where one fails."""
+    device = settings.torch_device
+    try:
+        facts = {
+            "device": _device(device),
+            "ffmpeg": imageio_ffmpeg.get_ffmpeg_version(),
+            "free_bytes": shutil.disk_usage(settings.work_dir).free,
+            "model": models.warm(),
+            "torch": torch.__version__,
+        }
+    except (ModelUnavailable, RuntimeError, OSError) as error:
+        log.error("unfit", error=str(error))
+        sys.exit(f"This worker is not fit for work: {error}")
+    log.info("fit", **facts)
+
+
+def _device(device: torch.device) -> str:
+    """Returns the device's name and memory, after a sum on it."""
+    torch.ones(1, device=device).add_(1)
+    if device.type != "cuda":
+        return device.type
+    properties = torch.cuda.get_device_properties(device)
+    return f"{properties.name}, {properties.total_memory >> 20} MiB, CUDA {torch.version.cuda}"

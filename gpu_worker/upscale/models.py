@@ -1,0 +1,95 @@
+"""Which model a job goes through, and the models that are loaded: once a process, and kept.
+
+| enlarged by | model of a QUALITY job that names none |
+|---|---|
+| up to 1 | none: there are pixels enough, and they are resampled |
+| up to 2 | RealESRGAN_x2plus: a quarter of the work of x4plus on the same crop |
+| more | realesr-general-x4v3: made for natural footage, a fifteenth of the work of x4plus |
+
+`REELBROKER_QUALITY_MODEL` takes the place of the last two rows. Nothing else ever does: a model that is missing is an
+error, and never a plain resize.
+"""
+
+import time
+from pathlib import Path
+
+import structlog
+import torch
+
+from gpu_worker.errors import InvalidParams
+from gpu_worker.frames import Box, Frame
+from gpu_worker.upscale.upscaler import Upscaler
+from gpu_worker.upscale.weights import load_model
+from schemas.edits import ExportMode, OutputParams, UpscaleParams
+
+log = structlog.get_logger(__name__)
+
+BY_FACTOR = {2: "RealESRGAN_x2plus", 4: "realesr-general-x4v3"}
+#: Editors round: a crop that is a pixel too small for the output needs no network.
+ENOUGH = 1.02
+
+
+class Models:
+    """The models of one process.
+
+    Args:
+        folder: where files of weights are.
+        preferred: the model of QUALITY jobs that name none; without one, the table above.
+    """
+
+    def __init__(self, folder: Path, device: torch.device, preferred: str | None = None) -> None:
+        self._folder = folder
+        self._device = device
+        self._preferred = preferred
+        self._loaded: dict[str, Upscaler] = {}
+
+    def engine(self, params: OutputParams, ratio: float) -> Upscaler | None:
+        """Returns what enlarges a clip by `ratio`; None where plain resampling does.
+
+        Raises:
+            ModelUnavailable: the model is not here.
+            InvalidParams: the model named does not enlarge by the scale asked for.
+        """
+        if params.export_mode is ExportMode.FAST or ratio <= ENOUGH:
+            return None
+        scale = params.scale if isinstance(params, UpscaleParams) else None
+        name = self._named(params) or BY_FACTOR[scale or (2 if ratio <= 2 * ENOUGH else 4)]
+        upscaler = self.get(name)
+        if scale is not None and scale != upscaler.factor:
+            raise InvalidParams(f"params.scale is {scale}, but {name} enlarges by {upscaler.factor}.")
+        return upscaler
+
+    def require(self, params: OutputParams) -> None:
+        """Raises ModelUnavailable where a job's model is known already and missing, before anything is fetched."""
+        if params.export_mode is ExportMode.QUALITY and (name := self._named(params)):
+            self.get(name)
+
+    def get(self, name: str) -> Upscaler:
+        """Returns a model, loading it the first time."""
+        if name not in self._loaded:
+            began = time.monotonic()
+            model = load_model(name, self._folder)
+            self._loaded[name] = Upscaler(model, self._device)
+            log.info(
+                "model_loaded",
+                model=name,
+                origin=model.origin,
+                dtype=str(self._loaded[name].dtype),
+                seconds=round(time.monotonic() - began, 3),
+            )
+        return self._loaded[name]
+
+    def warm(self) -> str | None:
+        """Loads the preferred model and runs it once, so that no job pays for that; returns its name."""
+        if self._preferred is not None:
+            grey = torch.full((32, 32), 128, dtype=torch.uint8, device=self._device)
+            frame = Frame(grey, grey[:16, :16], grey[:16, :16])
+            self.get(self._preferred)(frame, Box(0, 0, 32, 32), 64, 64)
+        return self._preferred
+
+    def _named(self, params: OutputParams) -> str | None:
+        if isinstance(params, UpscaleParams) and params.model is not None:
+            return params.model
+        if isinstance(params, UpscaleParams) and params.scale is not None:
+            return None
+        return self._preferred

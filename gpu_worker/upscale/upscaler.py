@@ -1,0 +1,176 @@
+"""Real-ESRGAN as an engine: what lies in the crop goes through the network, and is resampled to the output's size.
+
+Crop first: pixels that nobody sees are not computed. Frames come and go as uint8 planes; colour conversion, network and
+resampling run on the worker's device. A frame that shows exactly what the one before showed is not computed again.
+"""
+
+import contextlib
+import math
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from gpu_worker.errors import OutOfMemory
+from gpu_worker.frames import Box, Frame, chroma_size
+from gpu_worker.resample import resample, taps
+from gpu_worker.upscale.precision import dtype_for, in_layout
+from gpu_worker.upscale.weights import Loaded
+
+#: Real pixels around the crop that the network sees too, so that its edges are not the picture's.
+CONTEXT = 4
+#: A tile's side where a whole frame is too large, and what is computed around it and thrown away: see decision 11.
+TILE, TILE_MARGIN, SMALLEST_TILE = 512, 48, 64
+#: BT.709 in limited range (Y, U, V of 0 to 255) to R'G'B' of 0 to 1, and back: ITU-R BT.709-6, items 3.2 to 3.4.
+_TO_RGB = torch.tensor([[1.0, 0.0, 1.5748], [1.0, -0.187324, -0.468124], [1.0, 1.8556, 0.0]])
+_SPANS, _OFFSETS = torch.tensor([219.0, 224.0, 224.0]), torch.tensor([16.0, 128.0, 128.0])
+
+
+@dataclass
+class _Last:
+    """What was computed last, and of what."""
+
+    planes: tuple[torch.Tensor, ...]
+    place: tuple[float, ...]
+    result: Frame
+
+
+class Upscaler:
+    """One model, loaded and ready; an `Engine`.
+
+    Args:
+        dtype: None for what is fastest on the device.
+        tile: None for whole frames as long as memory allows; else the side of a tile, in pixels of the source.
+    """
+
+    def __init__(
+        self, model: Loaded, device: torch.device, dtype: torch.dtype | None = None, tile: int | None = None
+    ) -> None:
+        self.name, self.factor, self.device = model.name, model.factor, device
+        self.dtype = dtype or dtype_for(device)
+        self.network = in_layout(model.network.to(device), self.dtype)
+        self._tile = tile
+        self._last: _Last | None = None
+
+    def __call__(self, frame: Frame, box: Box, width: int, height: int) -> Frame:
+        """Makes the output of `width` x `height` from what lies in `box`.
+
+        Raises:
+            OutOfMemory: not even small tiles fit.
+        """
+        left, top, right, bottom = self._region(frame, box)
+        planes = (
+            frame.y[top:bottom, left:right],
+            frame.u[top // 2 : chroma_size(bottom), left // 2 : chroma_size(right)],
+            frame.v[top // 2 : chroma_size(bottom), left // 2 : chroma_size(right)],
+        )
+        place = (box.x - left, box.y - top, box.width, box.height, width, height)
+        if self._last and self._last.place == place and _equal(self._last.planes, planes):
+            return self._last.result
+        with _all_cores(self.device), torch.inference_mode():
+            picture = self._enlarged(rgb_of(planes).to(self.dtype)[None])
+            result = _frame(picture[0], Box(*place[:4]), self.factor, width, height)
+        self._last = _Last(tuple(plane.clone() for plane in planes), place, result)
+        return result
+
+    def enlarge(self, rgb: torch.Tensor) -> torch.Tensor:
+        """Runs the network on (n, 3, h, w) R'G'B' of 0 to 1, on the device; returns the same, enlarged, in `dtype`."""
+        with _all_cores(self.device), torch.inference_mode():
+            return self._enlarged(rgb.to(self.device, self.dtype))
+
+    def _region(self, frame: Frame, box: Box) -> tuple[int, int, int, int]:
+        """Returns the pixels to compute: the box and some context, from even places, where chroma begins."""
+        left = max(0, math.floor(box.x) - CONTEXT) & ~1
+        top = max(0, math.floor(box.y) - CONTEXT) & ~1
+        # As wide for each place of a box of one size, so that the network sees one shape.
+        right = min(frame.width, left + ((math.ceil(box.width) + 2 * CONTEXT + 3) & ~1))
+        bottom = min(frame.height, top + ((math.ceil(box.height) + 2 * CONTEXT + 3) & ~1))
+        return left, top, right, bottom
+
+    def _enlarged(self, rgb: torch.Tensor) -> torch.Tensor:
+        """Whole if it fits; else in tiles, ever smaller ones."""
+        # x2plus sees every second pixel: an even number of them.
+        height, width = rgb.shape[2:]
+        rgb = nn.functional.pad(rgb, (0, width % 2, 0, height % 2), mode="replicate")
+        rgb = rgb.contiguous(memory_format=torch.channels_last)
+        while True:
+            try:
+                picture = self.network(rgb) if self._tile is None else self._tiled(rgb, self._tile)
+                return picture[..., : height * self.factor, : width * self.factor]
+            except torch.OutOfMemoryError as error:
+                self._tile = TILE if self._tile is None else self._tile // 2
+                if self._tile < SMALLEST_TILE:
+                    raise OutOfMemory("The GPU has too little memory for this video.", str(error)) from error
+                if self.device.type == "cuda":
+                    torch.cuda.empty_cache()
+
+    def _tiled(self, rgb: torch.Tensor, side: int) -> torch.Tensor:
+        height, width = rgb.shape[2:]
+        factor = self.factor
+        picture = rgb.new_empty((rgb.shape[0], 3, height * factor, width * factor))
+        for top in range(0, height, side):
+            for left in range(0, width, side):
+                bottom, right = min(top + side, height), min(left + side, width)
+                above, before = max(0, top - TILE_MARGIN), max(0, left - TILE_MARGIN)
+                seen = rgb[:, :, above : bottom + TILE_MARGIN, before : right + TILE_MARGIN]
+                made = self.network(seen.contiguous(memory_format=torch.channels_last))
+                picture[:, :, top * factor : bottom * factor, left * factor : right * factor] = made[
+                    :,
+                    :,
+                    (top - above) * factor : (bottom - above) * factor,
+                    (left - before) * factor : (right - before) * factor,
+                ]
+        return picture
+
+
+def _equal(a: tuple[torch.Tensor, ...], b: tuple[torch.Tensor, ...]) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def rgb_of(planes: tuple[torch.Tensor, ...]) -> torch.Tensor:
+    """Returns (3, h, w) float32 R'G'B' of 0 to 1; colour is brought to every pixel bicubically, from where it sits."""
+    y, u, v = planes
+    height, width = y.shape
+    # Chroma sample i is at luma column 2i, and between luma rows 2i and 2i + 1.
+    columns, rows = taps(0.0, 0.5, width), taps(-0.25, 0.5, height)
+    full = [y.float(), resample(u, columns, rows), resample(v, columns, rows)]
+    scaled = torch.stack(
+        [(plane - offset) / span for plane, offset, span in zip(full, _OFFSETS, _SPANS, strict=True)]
+    )
+    return torch.einsum("ij,jhw->ihw", _TO_RGB.to(scaled.device), scaled).clamp_(0, 1)
+
+
+def _frame(rgb: torch.Tensor, box: Box, factor: int, width: int, height: int) -> Frame:
+    """Converts (3, h, w) R'G'B' to planes, and resamples them to the output's size, each at its own places."""
+    channels, rows, columns = rgb.shape
+    weights = torch.linalg.inv(_TO_RGB.double()) * _SPANS[:, None]
+    flat = rgb.float().clamp_(0, 1).reshape(channels, rows * columns)
+    y, u, v = (weights.float().to(rgb.device) @ flat).view(channels, rows, columns)
+    step_x, step_y = box.width * factor / width, box.height * factor / height
+    left, top = box.x * factor, box.y * factor
+    luma = resample(
+        y, taps(left + 0.5 * step_x - 0.5, step_x, width), taps(top + 0.5 * step_y - 0.5, step_y, height)
+    )
+    across = taps(left + 0.5 * step_x - 0.5, 2 * step_x, chroma_size(width))
+    down = taps(top + step_y - 0.5, 2 * step_y, chroma_size(height))
+    planes = (luma, resample(u, across, down), resample(v, across, down))
+    return Frame(
+        *(
+            plane.add_(float(offset) + 0.5).clamp_(0, 255).to(torch.uint8)
+            for plane, offset in zip(planes, _OFFSETS, strict=True)
+        )
+    )
+
+
+@contextlib.contextmanager
+def _all_cores(device: torch.device) -> Iterator[None]:
+    """Gives a network on the CPU all cores; beside it, the encoder has little to do."""
+    before = torch.get_num_threads()
+    if device.type == "cpu":
+        torch.set_num_threads(os.cpu_count() or 1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
