@@ -3,6 +3,7 @@
 import collections
 import contextlib
 import fcntl
+import os
 import resource
 import signal
 import subprocess
@@ -18,8 +19,6 @@ from gpu_worker.errors import CpuTimeout, FfmpegFailed, OutOfMemory
 from gpu_worker.guard import Guard, kill_group
 
 STDERR_TAIL_LINES = 40
-#: How ffmpeg ends when a signal tells it to; in its own process group, it gets none but SIGXCPU.
-INTERRUPTED = 255
 PIPE_BYTES = 1 << 20
 #: Demuxers for files from strangers; playlists and scripts, which could open other files, are not among them.
 FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,mpegts,avi,mpeg,flv,asf"
@@ -50,10 +49,11 @@ class Ffmpeg:
         if self.process.stdin is not None:
             with contextlib.suppress(BrokenPipeError):
                 self.process.stdin.close()
-        code = self.process.wait()
+        code, cpu_seconds = _ended(self.process)
         self._drain.join()
         self._guard.check()
-        if code == INTERRUPTED:
+        # SIGXCPU makes it exit with 255, as do errors of its own: the CPU time tells.
+        if code != 0 and cpu_seconds >= self._guard.cpu_seconds:
             raise CpuTimeout(f"The video needs more than {self._guard.cpu_seconds} seconds of computing.")
         if code == -signal.SIGKILL:
             raise OutOfMemory("The machine has too little memory for this video.", "ffmpeg was killed")
@@ -110,6 +110,15 @@ def run_ffmpeg(
             if pipe is not None:
                 with contextlib.suppress(BrokenPipeError):
                     pipe.close()
+
+
+def _ended(process: subprocess.Popen[bytes]) -> tuple[int, float]:
+    """Waits for a process; returns its exit code and the CPU seconds that it used (0 where somebody has waited before)."""
+    if process.returncode is not None:
+        return process.returncode, 0.0
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    return process.returncode, usage.ru_utime + usage.ru_stime
 
 
 def _drain(stderr: IO[bytes], said: collections.deque[str]) -> None:

@@ -6,12 +6,15 @@ handler, and it loses the result of one that blocks its loop for longer than a c
 
 import asyncio
 import contextlib
+import os
 import sys
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import runpod
 import structlog
+import torch
 from pydantic import ValidationError
 from runpod.http_client import AsyncClientSession
 from runpod.serverless.modules.rp_http import send_result
@@ -33,24 +36,36 @@ FENCE_SECONDS = 5.0
 PROGRESS_SECONDS = 1.0
 #: How long a cancelled job's thread may take to end; its ffmpegs are killed at once.
 STOP_SECONDS = 10.0
+#: The exit code of a worker whose GPU has failed it.
+DEVICE_LOST = 70
 
 Send = Callable[[Progress], Awaitable[None]]
 Handler = Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]
 
 
-def make_handler(settings: Settings, bucket: Bucket, models: Models | None = None) -> Handler:
+def make_handler(
+    settings: Settings, bucket: Bucket, models: Models | None = None, cold_start_seconds: float = 0.0
+) -> Handler:
     """Returns the function that the SDK calls with each job; models stay loaded between jobs."""
     models = models or models_of(settings)
+    starts = [cold_start_seconds]  # told once, with the first job
 
     async def handler(job: dict[str, Any]) -> dict[str, Any]:
         with structlog.contextvars.bound_contextvars(runpod_job_id=job["id"]):
             try:
                 asked = _validated(job["input"])
+                guard, progress = Guard(settings.max_cpu_seconds), _Latest()
+                start = starts.pop() if starts else 0.0
+                execution = Execution(asked, job["id"], bucket, settings, models, progress.put, guard, start)
                 async with _sender(settings, job) as send:
-                    return await _run(asked, job["id"], settings, bucket, models, send)
+                    return await _run(execution, asked.job_id, guard, progress, send)
             except WorkerError as error:
                 log.warning("job_failed", code=error.code, error=str(error), detail=error.detail)
                 return _failure(error.code, str(error), error.detail)
+            except torch.AcceleratorError as error:
+                # Nothing runs on a device after that: the job is the platform's to hand out again, and not to us.
+                log.critical("device_lost", error=str(error))
+                os._exit(DEVICE_LOST)
             except Exception as error:
                 log.exception("job_crashed")
                 return _failure(ErrorCode.INTERNAL, "Something went wrong in the worker.", repr(error))
@@ -59,29 +74,26 @@ def make_handler(settings: Settings, bucket: Bucket, models: Models | None = Non
 
 
 async def _run(
-    asked: WorkerInput, runpod_job_id: str, settings: Settings, bucket: Bucket, models: Models, send: Send
+    execution: Execution, job_id: str, guard: Guard, progress: "_Latest", send: Send
 ) -> dict[str, Any]:
-    guard = Guard(settings.max_cpu_seconds)
-    progress = _Latest()
-    execution = Execution(asked, runpod_job_id, bucket, settings, models, progress.put, guard)
     work = asyncio.create_task(asyncio.to_thread(execution.run))
     teller = asyncio.create_task(_tell(progress, send))
     fence = asyncio.create_task(_watch_fence(execution, guard))
-    log.info("job_started", job_id=asked.job_id)
+    log.info("job_started", job_id=job_id)
     try:
         result = await asyncio.shield(work)
     except asyncio.CancelledError:
         guard.stop(Cancelled("The job was cancelled."))
         with contextlib.suppress(WorkerError, TimeoutError):
             await asyncio.wait_for(work, STOP_SECONDS)
-        log.info("job_stopped", job_id=asked.job_id)
+        log.info("job_stopped", job_id=job_id)
         raise
     finally:
         fence.cancel()
         # Awaited to its end, and not cut off, so that no progress can overtake the result.
         progress.close()
         await teller
-    log.info("job_done", job_id=asked.job_id, output_key=result.output_key)
+    log.info("job_done", job_id=job_id, output_key=result.output_key)
     return result.model_dump(mode="json")
 
 
@@ -192,10 +204,13 @@ def main() -> None:
         settings = Settings()
     except ValidationError as error:
         sys.exit("; ".join(f"{found['loc'][0]}: {found['msg']}" for found in error.errors()))
+    began = time.monotonic()
     prepare_process()
     models = models_of(settings)
     check_fitness(settings, models)
-    runpod.serverless.start({"handler": make_handler(settings, open_bucket(settings), models)})
+    cold_start_seconds = round(time.monotonic() - began, 3)
+    handler = make_handler(settings, open_bucket(settings), models, cold_start_seconds)
+    runpod.serverless.start({"handler": handler})
 
 
 if __name__ == "__main__":

@@ -17,11 +17,11 @@ import structlog
 
 from gpu_worker.edits.compose import Kit, Source, compose, needed_keys, needed_parts, needed_pngs
 from gpu_worker.edits.fonts import Fonts
-from gpu_worker.encode import Quality
+from gpu_worker.encode import Quality, nvenc_works
 from gpu_worker.errors import Cancelled, SourceNotFound, WorkerError
 from gpu_worker.guard import Guard
 from gpu_worker.probe import Limits, SourceFacts, output_facts, probe
-from gpu_worker.render import OutputLimits, render
+from gpu_worker.render import OutputLimits, Spent, render
 from gpu_worker.settings import Settings
 from gpu_worker.storage import Bucket
 from gpu_worker.upscale.models import Models
@@ -42,6 +42,7 @@ class Execution:
     Args:
         report: told of progress; must not block.
         guard: stopped from outside, it ends the execution at once.
+        cold_start_seconds: what the worker's start took, where this is its first job.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class Execution:
         models: Models,
         report: Report,
         guard: Guard,
+        cold_start_seconds: float = 0.0,
     ) -> None:
         self._job = job
         self._runpod_job_id = runpod_job_id
@@ -61,6 +63,7 @@ class Execution:
         self._models = models
         self._report = report
         self._guard = guard
+        self._cold_start_seconds = cold_start_seconds
         self._output_key = (
             job.output_key or f"final_videos/{job.type}_{job.job_id}_{secrets.token_hex(4)}.mp4"
         )
@@ -79,7 +82,7 @@ class Execution:
         ):
             clock = _Stopwatch()
             try:
-                output, fetch_seconds = self._make(Path(folder), clock)
+                output, fetch_seconds, spent = self._make(Path(folder), clock)
             except WorkerError:
                 self._guard.check()  # a tool that was killed fails in its own words; this is why it was
                 raise
@@ -89,7 +92,13 @@ class Execution:
             self._show(Phase.UPLOADING, FRAMES_TO)
             self._bucket.upload(output, object_key(self._job.user_id, self._output_key))
             timings = Timings(
-                fetch_seconds=fetch_seconds, edit_seconds=edit_seconds, upload_seconds=clock.lap()
+                fetch_seconds=fetch_seconds,
+                edit_seconds=edit_seconds,
+                upload_seconds=clock.lap(),
+                decode_seconds=round(spent.decode, 3),
+                infer_seconds=round(spent.infer, 3),
+                encode_seconds=round(spent.encode, 3),
+                cold_start_seconds=self._cold_start_seconds,
             )
         return self._commit(facts, timings)
 
@@ -109,8 +118,8 @@ class Execution:
         self._bucket.write(self._document("started.json"), started.model_dump_json().encode())
         return None
 
-    def _make(self, folder: Path, clock: "_Stopwatch") -> tuple[Path, float]:
-        """Fetches all sources, probes them and makes the output; returns it and the seconds spent on fetching."""
+    def _make(self, folder: Path, clock: "_Stopwatch") -> tuple[Path, float, Spent]:
+        """Fetches all sources, probes them and makes the output; returns it and where the time went."""
         params, input_key, settings = self._job.params, self._job.input_key, self._settings
         self._models.require(params)
         self._show(Phase.DOWNLOADING, 0)
@@ -124,16 +133,16 @@ class Execution:
         kit = Kit(self._models.engine, sources, pngs, Fonts(settings.font_dir), settings.torch_device)
         composition = compose(params, input_key, kit)
         output = folder / "output.mp4"
-        render(
+        spent = render(
             composition,
             output,
-            Quality(settings.x264_preset, settings.x264_crf),
+            Quality(settings.x264_preset, settings.x264_crf, _in_hardware(settings)),
             settings.torch_device,
             self._guard,
             self._show_frames,
             OutputLimits(settings.max_output_seconds, settings.max_output_bytes),
         )
-        return output, fetch_seconds
+        return output, fetch_seconds, spent
 
     def _fetched(self, key: str, path: Path) -> Path:
         self._guard.check()
@@ -228,6 +237,10 @@ class _Stopwatch:
         now = time.monotonic()
         seconds, self._began = now - self._began, now
         return round(seconds, 3)
+
+
+def _in_hardware(settings: Settings) -> bool:
+    return settings.video_encoder == "auto" and settings.torch_device.type == "cuda" and nvenc_works()
 
 
 def _facts(path: Path) -> OutputFacts:

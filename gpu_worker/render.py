@@ -1,6 +1,7 @@
 """A composition becomes a file: decode ▸ edit ▸ encode, three stages side by side, in constant memory."""
 
 import contextlib
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -22,6 +23,24 @@ from gpu_worker.stages import Ahead, Behind
 SOUND_RUN_IN_SECONDS = 2.0
 
 
+@dataclass
+class Spent:
+    """Where the time of an edit went, in seconds of wall clock."""
+
+    decode: float = 0.0
+    infer: float = 0.0
+    encode: float = 0.0
+
+    @contextlib.contextmanager
+    def on(self, what: str) -> Iterator[None]:
+        """Adds what is spent inside."""
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            setattr(self, what, getattr(self, what) + time.monotonic() - began)
+
+
 @dataclass(frozen=True)
 class OutputLimits:
     """How large a result may become."""
@@ -38,8 +57,11 @@ def render(
     guard: Guard,
     progress: Callable[[int, int], None],
     limits: OutputLimits = OutputLimits(),
-) -> None:
+) -> Spent:
     """Writes the composition to `path`, calling `progress(frames done, frames in all)` after each.
+
+    Returns:
+        What the edit waited for, and worked on.
 
     Raises:
         WorkerError: a source is damaged, memory or a limit is exceeded, or the guard has stopped it.
@@ -57,10 +79,14 @@ def render(
     ):
         for index in range(count):
             guard.check()
-            written.put(stage.picture(float(index / fps)))
+            picture = stage.picture(float(index / fps))
+            with stage.spent.on("encode"):
+                written.put(picture)
             progress(index + 1, count)
         stage.finish()
+        spent = stage.spent
     guard.check()
+    return spent
 
 
 class Stage:
@@ -71,6 +97,7 @@ class Stage:
         self._device = device
         self._guard = guard
         self._on: dict[int, tuple[Footage, contextlib.ExitStack]] = {}
+        self.spent = Spent()
 
     def __enter__(self) -> "Stage":
         return self
@@ -98,9 +125,10 @@ class Stage:
             stack = contextlib.ExitStack()
             footage = stack.enter_context(Footage(clip, self._composition.fps, self._guard))
             self._on[shown.clip] = (footage, stack)
-        with self._naming(clip):
+        with self._naming(clip), self.spent.on("decode"):
             frame = self._on[shown.clip][0].at(shown.clip_time)
-        return clip.look.at(frame.to(self._device), clip.time.source_time(shown.clip_time))
+        with self.spent.on("infer"):
+            return clip.look.at(frame.to(self._device), clip.time.source_time(shown.clip_time))
 
     def _keep(self, wanted: set[int]) -> None:
         for index in self._on.keys() - wanted:

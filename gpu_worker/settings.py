@@ -21,6 +21,9 @@ class Settings(BaseSettings):
         default_factory=lambda: Path(tempfile.gettempdir()), validation_alias="REELBROKER_WORK_DIR"
     )
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", validation_alias="REELBROKER_DEVICE")
+    video_encoder: Literal["auto", "libx264"] = Field(
+        default="auto", validation_alias="REELBROKER_VIDEO_ENCODER"
+    )
     x264_preset: str = Field(default="fast", validation_alias="REELBROKER_X264_PRESET", pattern="^[a-z]+$")
     x264_crf: int = Field(default=18, validation_alias="REELBROKER_X264_CRF", ge=0, le=40)
 

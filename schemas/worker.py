@@ -59,8 +59,14 @@ class Timings(FromWorker):
     """Where the wall-clock seconds went."""
 
     fetch_seconds: float
-    edit_seconds: float
+    edit_seconds: float  #: from the first look at the sources to the finished file
     upload_seconds: float
+    #: Within edit_seconds: what the edit waited for frames, worked on pictures, and waited for the encoder.
+    decode_seconds: float = 0.0
+    infer_seconds: float = 0.0
+    encode_seconds: float = 0.0
+    #: From the worker's start to its first job's, on that job alone.
+    cold_start_seconds: float = 0.0
 
 
 class Result(FromWorker):

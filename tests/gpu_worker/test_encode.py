@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from gpu_worker.encode import Quality, encode
+from gpu_worker.encode import Quality, encode, nvenc_works
 from gpu_worker.errors import FfmpegFailed
 from gpu_worker.frames import Frame
 from gpu_worker.guard import Guard
@@ -48,6 +48,21 @@ def test_the_file_starts_at_once_and_says_its_colours(tmp_path):
         tags = (codec.colorspace, codec.color_primaries, codec.color_trc, codec.color_range, codec.pix_fmt)
     assert tags == (1, 1, 1, 1, "yuv420p")
     assert output_facts(path).audio_codec is None
+
+
+def test_nvenc_is_used_only_where_it_works(tmp_path):
+    """Tried, not looked up; what the trial says, an encode does."""
+    quality = Quality(hardware=True)
+    if nvenc_works():
+        with encode(tmp_path / "a.mp4", (256, 256), Fraction(25), quality, None, Guard()) as encoder:
+            encoder.write(grey(100, 256, 256))
+        assert output_facts(tmp_path / "a.mp4").video_codec == "h264"
+    else:
+        with (
+            pytest.raises(FfmpegFailed),
+            encode(tmp_path / "a.mp4", (256, 256), Fraction(25), quality, None, Guard()) as encoder,
+        ):
+            encoder.write(grey(100, 256, 256))
 
 
 def test_the_default_quality_is_hard_to_tell_from_the_source(tmp_path):

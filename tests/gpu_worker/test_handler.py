@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 import uvicorn
 from starlette.applications import Starlette
 from starlette.responses import JSONResponse
@@ -67,6 +68,36 @@ async def test_a_failure_has_a_code_and_a_sentence(settings, bucket, job_input, 
     assert (output["error_code"], output["retryable"]) == ("invalid_media", False)
     assert output["error"] == "The file is not a video that can be read, or it is damaged."
     assert "Invalid data" in output["detail"]
+
+
+async def test_a_worker_whose_gpu_is_lost_ends(settings, bucket, job_input, monkeypatch):
+    """Rather than fail job after job: with a code of its own, and at once."""
+
+    def lose(self):
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+    def leave(code):
+        raise ConnectionAbortedError(code)
+
+    monkeypatch.setattr("gpu_worker.pipeline.Execution.run", lose)
+    monkeypatch.setattr("os._exit", leave)
+    with pytest.raises(ConnectionAbortedError, match="70"):
+        await make_handler(settings(), bucket)({"id": "rp-1", "input": job_input()})
+
+
+async def test_the_result_says_where_the_time_went(settings, bucket, job_input, big_buck_bunny):
+    """Of the first job also what the worker's start took; parts are not more than the whole."""
+    handler = make_handler(settings(), bucket, cold_start_seconds=1.5)
+    size = {"output_width": 64, "output_height": 96, "end_time": 0.4}
+    told = []
+    for name in ("one", "two"):
+        asked = job_input(big_buck_bunny, params=size, attempt_token=None, output_key=f"{name}.mp4")
+        told.append((await handler({"id": "rp-1", "input": asked}))["timings"])
+    assert [one["cold_start_seconds"] for one in told] == [1.5, 0.0]
+    for one in told:
+        parts = [one[f"{part}_seconds"] for part in ("decode", "infer", "encode")]
+        assert min(parts) >= 0
+        assert 0 < sum(parts) <= one["edit_seconds"] + 0.01
 
 
 async def test_a_crash_is_retryable_and_tells_no_insides(settings, bucket, job_input, monkeypatch):
