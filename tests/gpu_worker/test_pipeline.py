@@ -13,7 +13,9 @@ from gpu_worker.errors import Cancelled, InvalidMedia, InvalidParams, ModelUnava
 from gpu_worker.guard import Guard
 from gpu_worker.handler import models_of
 from gpu_worker.pipeline import Execution
-from gpu_worker.probe import output_facts
+from gpu_worker.probe import Limits, output_facts
+from gpu_worker.render import OutputLimits
+from gpu_worker.settings import Settings
 from schemas.worker import Result, WorkerInput
 from tests.gpu_worker.footage import beeps, flash_and_beep, flashes, luma, make, make_raw
 
@@ -310,9 +312,12 @@ def test_the_length_is_the_timelines(job, tmp_path):
     assert abs(facts.duration_seconds - expected) <= 0.5 / 25 + 1e-3
 
 
-def test_the_default_quality_is_the_settings(settings):
+def test_the_defaults_are_the_settings():
     """One default, said twice, is the same."""
-    from gpu_worker.settings import Settings
 
-    fields = Settings.model_fields
-    assert Quality(fields["x264_preset"].default, fields["x264_crf"].default) == Quality()
+    def default(name):
+        return Settings.model_fields[name].default
+
+    assert Quality(default("x264_preset"), default("x264_crf")) == Quality()
+    assert Limits(default("max_pixels"), default("max_source_seconds"), default("max_streams")) == Limits()
+    assert OutputLimits(default("max_output_seconds"), default("max_output_bytes")) == OutputLimits()

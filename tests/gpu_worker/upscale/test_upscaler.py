@@ -12,6 +12,7 @@ from gpu_worker.errors import OutOfMemory
 from gpu_worker.frames import Box, Frame
 from gpu_worker.guard import Guard
 from gpu_worker.probe import probe
+from gpu_worker.upscale import precision
 from gpu_worker.upscale.precision import dtype_for
 from gpu_worker.upscale.upscaler import Upscaler
 from gpu_worker.upscale.weights import Loaded, load_model
@@ -53,9 +54,20 @@ def decibels(a, b, peak=255.0):
     return float("inf") if error == 0 else 10 * np.log10(peak**2 / error)
 
 
-def test_what_is_cheapest_is_found_by_trying():
-    """Whatever it is here, it is one that this CPU has."""
-    assert dtype_for(CPU) in (torch.float32, torch.bfloat16)
+@pytest.mark.parametrize(
+    ("device", "bf16_seconds", "dtype"),
+    [
+        ("cpu", 0.5, torch.bfloat16),
+        ("cpu", 0.9, torch.float32),
+        ("cpu", 10.0, torch.float32),
+        ("cuda", 10.0, torch.float16),
+    ],
+)
+def test_the_numbers_are_chosen_by_trying(monkeypatch, device, bf16_seconds, dtype):
+    """bf16 where it is clearly faster than fp32 (1 s here), else fp32; a GPU is not asked."""
+    seconds = {torch.float32: 1.0, torch.bfloat16: bf16_seconds}
+    monkeypatch.setattr(precision, "_seconds", seconds.__getitem__)
+    assert dtype_for.__wrapped__(torch.device(device)) is dtype
 
 
 def test_the_fast_numbers_make_the_same_picture(frames, measured):
