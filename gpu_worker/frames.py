@@ -58,11 +58,14 @@ class Frame:
 
 #: The planes' values of black.
 BLACK = (16, 128, 128)
-#: R'G'B' of 0 to 1 to the planes' values: ITU-R BT.709-6, items 3.2 to 3.4, in limited range.
-_RGB_TO_YCC = (
-    (16.0, (46.559, 156.629, 15.812)),
-    (128.0, (-25.664, -86.336, 112.0)),
-    (128.0, (112.0, -101.730, -10.270)),
+#: R'G'B' of 0 to 1 to the planes' values, (offset, weights) each: ITU-R BT.709-6, items 3.2 to 3.4, in limited range.
+_KR, _KB = 0.2126, 0.0722
+_KG = 1 - _KR - _KB
+_U, _V = 112 / (1 - _KB), 112 / (1 - _KR)
+RGB_TO_PLANES = (
+    (16.0, (219 * _KR, 219 * _KG, 219 * _KB)),
+    (128.0, (-_KR * _U, -_KG * _U, (1 - _KB) * _U)),
+    (128.0, ((1 - _KR) * _V, -_KG * _V, -_KB * _V)),
 )
 
 
@@ -72,7 +75,7 @@ def planes_of_rgb(red: T, green: T, blue: T) -> tuple[T, T, T]:
     def plane(offset: float, weights: tuple[float, float, float]) -> T:
         return cast("T", offset + weights[0] * red + weights[1] * green + weights[2] * blue)
 
-    y, u, v = (plane(*row) for row in _RGB_TO_YCC)
+    y, u, v = (plane(*row) for row in RGB_TO_PLANES)
     return y, u, v
 
 

@@ -96,15 +96,15 @@ class Stage:
         self._composition = composition
         self._device = device
         self._guard = guard
-        self._on: dict[int, tuple[Footage, contextlib.ExitStack]] = {}
+        self._on: dict[int, Footage] = {}
         self.spent = Spent()
 
     def __enter__(self) -> "Stage":
         return self
 
     def __exit__(self, *_: object) -> None:
-        for _footage, stack in self._on.values():
-            stack.close()
+        for footage in self._on.values():
+            footage.close()
 
     def finish(self) -> None:
         """Takes all clips off; raises what their ends tell."""
@@ -122,18 +122,16 @@ class Stage:
     def _look(self, shown: Shown) -> Frame:
         clip = self._composition.clips[shown.clip]
         if shown.clip not in self._on:
-            stack = contextlib.ExitStack()
-            footage = stack.enter_context(Footage(clip, self._composition.fps, self._guard))
-            self._on[shown.clip] = (footage, stack)
+            self._on[shown.clip] = Footage(clip, self._composition.fps, self._guard)
         with self._naming(clip), self.spent.on("decode"):
-            frame = self._on[shown.clip][0].at(shown.clip_time)
+            frame = self._on[shown.clip].at(shown.clip_time)
         with self.spent.on("infer"):
             return clip.look.at(frame.to(self._device), clip.time.source_time(shown.clip_time))
 
     def _keep(self, wanted: set[int]) -> None:
         for index in self._on.keys() - wanted:
-            footage, stack = self._on.pop(index)
-            with stack, self._naming(self._composition.clips[index]):
+            footage = self._on.pop(index)
+            with contextlib.closing(footage), self._naming(self._composition.clips[index]):
                 footage.finish()
 
     @contextlib.contextmanager
@@ -159,10 +157,8 @@ class Footage:
         self._open = contextlib.ExitStack()
         self._reader: _Reader | None = None
 
-    def __enter__(self) -> "Footage":
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
+        """Ends the decoder."""
         self._open.close()
 
     def at(self, clip_time: float) -> Frame:
@@ -183,7 +179,7 @@ class Footage:
             self._reader.finish()
 
     def _started(self, run: "_Run") -> "_Reader":
-        self._open.close()
+        self.close()
         source = self._clip.source
         frames = self._open.enter_context(
             decode(source.path, source.facts, run.first, run.count, self._guard, run.interpolated_fps)

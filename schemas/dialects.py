@@ -8,11 +8,14 @@ from typing import Any
 from pydantic.alias_generators import to_snake
 from pydantic_core import PydanticCustomError
 
-FRAMING_SYNONYMS = {
-    "keyframes": "crop_keyframes",
+_OUTPUT_SYNONYMS = {
     "fps": "target_fps",
     "target_width": "output_width",
     "target_height": "output_height",
+}
+FRAMING_SYNONYMS = {
+    **_OUTPUT_SYNONYMS,
+    "keyframes": "crop_keyframes",
     "source_start_time": "start_time",
     "source_end_time": "end_time",
 }
@@ -23,12 +26,7 @@ FRAMING_WORDS = {*FRAMING_SYNONYMS, *SEGMENT_WORDS, *IGNORED_WORDS, "source_widt
 OVERLAY_SYNONYMS = {"regions": "highlight_regions"}
 REGION_WORDS = {"start_time", "end_time", "start_frame", "end_frame", "id", "video_width", "video_height"}
 REGION_WORDS |= {"radius_x", "radius_y", "opacity", "stroke_opacity", "fill_opacity"}
-CLIPS_SYNONYMS = {
-    "clips_data": "clips",
-    "fps": "target_fps",
-    "target_width": "output_width",
-    "target_height": "output_height",
-}
+CLIPS_SYNONYMS = {**_OUTPUT_SYNONYMS, "clips_data": "clips"}
 
 
 def canonical(key: Any, known: Any) -> Any:

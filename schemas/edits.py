@@ -65,6 +65,7 @@ def _below_a_day(value: float) -> float:
 
 Seconds = Annotated[float, Strict(), Field(ge=0), AfterValidator(_below_a_day)]
 Pixels = Annotated[float, Strict(), Field(ge=0, le=65_536)]
+FrameIndex = Annotated[int, Strict(), Field(ge=0, le=10_000_000)]
 PositivePixels = Annotated[float, Strict(), Field(gt=0, le=65_536)]
 EvenPixels = Annotated[int, Strict(), Field(ge=16, le=MAX_PIXELS_PER_SIDE), AfterValidator(_even)]
 
@@ -110,7 +111,7 @@ class CropKeyframe(Edit):
     """Where the crop is at one moment, given by `time` (seconds) or by `frame` (counted at the probed rate)."""
 
     time: Seconds | None = None
-    frame: Annotated[int, Strict(), Field(ge=0, le=10_000_000)] | None = None
+    frame: FrameIndex | None = None
     x: Pixels
     y: Pixels
     width: PositivePixels

@@ -18,6 +18,7 @@ from schemas.edits import (
     AtLeastOne,
     Edit,
     EvenPixels,
+    FrameIndex,
     Framing,
     LowerCase,
     OutputParams,
@@ -39,7 +40,6 @@ Colour = Annotated[
     AfterValidator(lambda text: text if len(text) == 7 else "#" + "".join(2 * c for c in text[1:])),
 ]
 Position = Annotated[float, Strict(), Field(ge=-65_536, le=65_536)]
-FrameIndex = Annotated[int, Strict(), Field(ge=0, le=10_000_000)]
 
 
 class Effect(StrEnum):
@@ -50,6 +50,20 @@ class Effect(StrEnum):
     BLUR = "blur"
     SPOTLIGHT = "spotlight"
     ORIGINAL = "original"
+
+
+class OnPreview(Edit):
+    """What was placed on a preview of `video_width` x `video_height`, where those are given."""
+
+    video_width: PositivePixels | None = None
+    video_height: PositivePixels | None = None
+
+    def scale_to(self, width: float, height: float) -> tuple[float, float]:
+        """Returns by how much x and y grow from the preview to a picture of `width` x `height`."""
+        return (
+            width / self.video_width if self.video_width else 1.0,
+            height / self.video_height if self.video_height else 1.0,
+        )
 
 
 class HighlightKeyframe(Edit):
@@ -66,7 +80,7 @@ class HighlightKeyframe(Edit):
     color: Colour = "#ffffff"
 
 
-class HighlightRegion(Edit):
+class HighlightRegion(OnPreview):
     """A highlight from one moment to another, moving in straight lines between its keyframes, resting outside them.
 
     The static form of the source documents (`start_frame, end_frame, x, y, radius_x, …` and no keyframes) becomes a
@@ -78,8 +92,6 @@ class HighlightRegion(Edit):
     start_frame: FrameIndex | None = None
     end_frame: FrameIndex | None = None
     enabled: bool = True
-    video_width: PositivePixels | None = None
-    video_height: PositivePixels | None = None
     keyframes: Annotated[tuple[HighlightKeyframe, ...], Field(max_length=MAX_KEYFRAMES), AtLeastOne]
 
     @model_validator(mode="before")
@@ -124,7 +136,7 @@ class Anchor(StrEnum):
     BOTTOM_RIGHT = "bottom_right"
 
 
-class TextLayer(Edit):
+class TextLayer(OnPreview):
     """Text, or a PNG of the bucket, over the finished picture from one moment to another."""
 
     text: Annotated[str, StringConstraints(min_length=1, max_length=2000)] | None = None
@@ -134,8 +146,6 @@ class TextLayer(Edit):
     x: Position = 0.0
     y: Position = 0.0
     anchor: Annotated[Anchor, LowerCase] = Anchor.TOP_LEFT
-    video_width: PositivePixels | None = None
-    video_height: PositivePixels | None = None
     opacity: Share = 1.0
     fade_seconds: Annotated[float, Strict(), Field(ge=0, le=10)] = 0.25
     font_size: Annotated[float, Strict(), Field(ge=4, le=1000)] = 48.0

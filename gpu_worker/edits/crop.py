@@ -4,15 +4,13 @@ Everything is float to the end, so a slow pan moves by fractions of a pixel. The
 are: a linear filter commutes with the linear colour matrix, so going through RGB would only cost time and rounding.
 """
 
-import bisect
 import math
-from collections.abc import Sequence
-from dataclasses import astuple, dataclass
-from fractions import Fraction
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as functional
 
+from gpu_worker.edits.keyframes import bracket, mixed, seconds_of
 from gpu_worker.errors import InvalidParams
 from gpu_worker.frames import BLACK, Box, Frame, chroma_size
 from gpu_worker.probe import SourceFacts
@@ -43,7 +41,7 @@ class CropPath:
             raise InvalidParams(
                 f"{where}.crop_keyframes[{outside}] reaches outside the {source.width}x{source.height} picture."
             )
-        times = tuple(_seconds(key.time, key.frame, source.fps) for key in keys)
+        times = tuple(seconds_of(key.time, key.frame, source.fps) for key in keys)
         boxes = tuple(Box(key.x, key.y, key.width, key.height) for key in keys)
         if not keys:
             times, boxes = (0.0,), (_centred(ratio, source),)
@@ -51,12 +49,8 @@ class CropPath:
 
     def at(self, moment: float) -> Box:
         """Returns the crop at a moment (seconds of the source); before the first and after the last key it rests."""
-        after = bisect.bisect_right(self.times, moment)
-        if after == 0 or after == len(self.times):
-            box = self.boxes[0 if after == 0 else -1]
-        else:
-            begin, end = self.times[after - 1], self.times[after]
-            box = self._between(after - 1, (moment - begin) / (end - begin))
+        index, part = bracket(self.times, moment)
+        box = self._between(index, part) if part else self.boxes[index]
         return box.inside(self.width, self.height)
 
     def largest_ratio(self, width: int, height: int) -> float:
@@ -66,10 +60,10 @@ class CropPath:
     def _between(self, index: int, part: float) -> Box:
         p1, p2 = self.boxes[index], self.boxes[index + 1]
         if self.interpolation is Interpolation.LINEAR:
-            return _mix(((1 - part, p1), (part, p2)))
-        first = self.boxes[index - 1] if index > 0 else _mix(((2, p1), (-1, p2)))
-        last = self.boxes[index + 2] if index + 2 < len(self.boxes) else _mix(((2, p2), (-1, p1)))
-        return _mix(zip(catmull_rom(part), (first, p1, p2, last), strict=True))
+            return mixed(((1 - part, p1), (part, p2)))
+        first = self.boxes[index - 1] if index > 0 else mixed(((2, p1), (-1, p2)))
+        last = self.boxes[index + 2] if index + 2 < len(self.boxes) else mixed(((2, p2), (-1, p1)))
+        return mixed(zip(catmull_rom(part), (first, p1, p2, last), strict=True))
 
 
 def catmull_rom(part: float) -> tuple[float, float, float, float]:
@@ -126,19 +120,10 @@ def rotate(frame: Frame, degrees: float) -> Frame:
     return Frame(y, u, v)
 
 
-def _seconds(time: float | None, frame: int | None, fps: Fraction) -> float:
-    return time if time is not None else float((frame or 0) / fps)
-
-
 def _centred(ratio: float, source: SourceFacts) -> Box:
     width = min(float(source.width), source.height * ratio)
     height = width / ratio
     return Box((source.width - width) / 2, (source.height - height) / 2, width, height)
-
-
-def _mix(parts: "Sequence[tuple[float, Box]] | zip[tuple[float, Box]]") -> Box:
-    weighted = [[weight * value for value in astuple(box)] for weight, box in parts]
-    return Box(*map(math.fsum, zip(*weighted, strict=True)))
 
 
 def _rounded(plane: torch.Tensor) -> torch.Tensor:

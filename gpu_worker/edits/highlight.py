@@ -4,14 +4,14 @@ docs/effects.md has the formulas in one table; the code follows it. Everything i
 planes as they are, each mask at the places of that plane's samples, and rounded once.
 """
 
-import bisect
 import math
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as functional
 
+from gpu_worker.edits.keyframes import bracket, mixed, seconds_of
 from gpu_worker.edits.timeline import EPSILON_SECONDS, fade_at
 from gpu_worker.frames import BLACK, Frame, planes_of_rgb
 from gpu_worker.probe import SourceFacts
@@ -81,13 +81,10 @@ class Region:
         return self._ellipse(moment), fade_at(moment, self.start, self.end, self.fade)
 
     def _ellipse(self, moment: float) -> Ellipse:
-        after = bisect.bisect_right(self.times, moment)
-        if after == 0 or after == len(self.times):
-            return self.ellipses[0 if after == 0 else -1]
-        begin, end = self.times[after - 1], self.times[after]
-        part = (moment - begin) / (end - begin)
-        pairs = zip(astuple(self.ellipses[after - 1]), astuple(self.ellipses[after]), strict=True)
-        return Ellipse(*(a + (b - a) * part for a, b in pairs))
+        index, part = bracket(self.times, moment)
+        if not part:
+            return self.ellipses[index]
+        return mixed(((1 - part, self.ellipses[index]), (part, self.ellipses[index + 1])))
 
 
 @dataclass(frozen=True)
@@ -131,25 +128,25 @@ class Highlights:
 
     def _draw_plane(self, frame: Frame, shown: Sequence[tuple[Ellipse, float]], index: int) -> torch.Tensor:
         plane, scale, black = frame.planes[index], (1 if index == 0 else 2), BLACK[index]
-        grids = [_Grid.around(ellipse, self._reach(ellipse), plane, scale) for ellipse, _ in shown]
+        outlines = [_Outline.of(ellipse, self._reach(ellipse), plane, scale) for ellipse, _ in shown]
         values = plane.float()
         if self.effect is not Effect.ORIGINAL:
             # `light` is how much of the inside there is; the outside's weight is what it misses to the strongest.
             light = torch.zeros_like(values)
-            for grid, (ellipse, presence) in zip(grids, shown, strict=True):
-                inside = grid.inside(ellipse, self._feather_pixels(ellipse)).mul_(presence * ellipse.opacity)
-                torch.maximum(light[grid.area], inside, out=light[grid.area])
+            for outline, (ellipse, presence) in zip(outlines, shown, strict=True):
+                inside = outline.inside(self._feather_pixels(ellipse)).mul_(presence * ellipse.opacity)
+                torch.maximum(light[outline.area], inside, out=light[outline.area])
             strongest = max(presence * ellipse.opacity for ellipse, presence in shown)
             weight = light.neg_().add_(strongest) if self.effect in _OUTSIDE else light
             values = self._apply(values, weight.mul_(self.strength), black, scale, LEGAL_MAX[index])
-        for grid, (ellipse, presence) in zip(grids, shown, strict=True):
-            there = values[grid.area]
+        for outline, (ellipse, presence) in zip(outlines, shown, strict=True):
+            there = values[outline.area]
             colour = ellipse.colour[index]
             if ellipse.fill_opacity:
-                alpha = grid.inside(ellipse, 1.0).mul_(presence * ellipse.fill_opacity)
+                alpha = outline.inside(1.0).mul_(presence * ellipse.fill_opacity)
                 there += (colour - there) * alpha
             if self.stroke_pixels and ellipse.stroke_opacity:
-                alpha = grid.stroke(ellipse, self.stroke_pixels).mul_(presence * ellipse.stroke_opacity)
+                alpha = outline.stroke(self.stroke_pixels).mul_(presence * ellipse.stroke_opacity)
                 there += (colour - there) * alpha
         return values.add_(0.5).clamp_(0, 255).to(torch.uint8)
 
@@ -173,39 +170,39 @@ class Highlights:
 
 
 @dataclass(frozen=True)
-class _Grid:
-    """The samples of one plane near an ellipse: which they are, and where, in luma pixels from the ellipse's centre."""
+class _Outline:
+    """The samples of one plane near an ellipse: which they are, and how far each is from its outline.
+
+    Attributes:
+        distance: in luma pixels, negative inside, to first order: f / |grad f|.
+    """
 
     area: tuple[slice, slice]
-    dx: torch.Tensor
-    dy: torch.Tensor
+    distance: torch.Tensor
 
     @classmethod
-    def around(cls, ellipse: Ellipse, reach: float, plane: torch.Tensor, scale: int) -> "_Grid":
+    def of(cls, ellipse: Ellipse, reach: float, plane: torch.Tensor, scale: int) -> "_Outline":
         height, width = plane.shape
-        columns = _near(ellipse.x, ellipse.radius_x + reach, width, scale)
-        rows = _near(ellipse.y, ellipse.radius_y + reach, height, scale)
+        a, b = ellipse.radius_x, ellipse.radius_y
+        columns = _near(ellipse.x, a + reach, width, scale)
+        rows = _near(ellipse.y, b + reach, height, scale)
         # MPEG-2 siting: chroma is at every even luma column, and halfway between two luma rows.
         x = torch.arange(columns.start, columns.stop, dtype=torch.float32) * scale + 0.5
         y = torch.arange(rows.start, rows.stop, dtype=torch.float32) * scale + scale / 2
-        device = plane.device
-        return cls((rows, columns), (x - ellipse.x).to(device)[None], (y - ellipse.y).to(device)[:, None])
+        dx, dy = (x - ellipse.x).to(plane.device)[None], (y - ellipse.y).to(plane.device)[:, None]
+        nearness = torch.hypot(dx / a, dy / b)
+        slope = torch.hypot(dx / (a * a), dy / (b * b)).clamp_(min=1e-9)
+        distance = torch.where(nearness < 1e-6, -min(a, b), nearness * (nearness - 1) / slope)
+        return cls((rows, columns), distance)
 
-    def inside(self, ellipse: Ellipse, edge: float) -> torch.Tensor:
+    def inside(self, edge: float) -> torch.Tensor:
         """Returns 1 inside to 0 outside, with a smooth edge of `edge` pixels centred on the outline."""
-        part = self._distance(ellipse).div_(-edge).add_(0.5).clamp_(0, 1)
+        part = self.distance.div(-edge).add_(0.5).clamp_(0, 1)
         return part * part * (3 - 2 * part)
 
-    def stroke(self, ellipse: Ellipse, width: float) -> torch.Tensor:
+    def stroke(self, width: float) -> torch.Tensor:
         """Returns how much of each sample's pixel a stroke of `width` pixels, centred on the outline, covers."""
-        return self._distance(ellipse).abs_().neg_().add_((width + 1) / 2).clamp_(0, 1)
-
-    def _distance(self, ellipse: Ellipse) -> torch.Tensor:
-        """Returns the distance from the outline in pixels, negative inside, to first order: f / |grad f|."""
-        a, b = ellipse.radius_x, ellipse.radius_y
-        nearness = torch.hypot(self.dx / a, self.dy / b)
-        slope = torch.hypot(self.dx / (a * a), self.dy / (b * b)).clamp_(min=1e-9)
-        return torch.where(nearness < 1e-6, -min(a, b), nearness * (nearness - 1) / slope)
+        return self.distance.abs().neg_().add_((width + 1) / 2).clamp_(0, 1)
 
 
 def _near(centre: float, reach: float, length: int, scale: int) -> slice:
@@ -235,20 +232,17 @@ def _blurred(values: torch.Tensor, sigma: float, block: int) -> torch.Tensor:
 
 
 def _region(region: HighlightRegion, source: SourceFacts, fade: float) -> Region:
-    x_scale = source.width / region.video_width if region.video_width else 1.0
-    y_scale = source.height / region.video_height if region.video_height else 1.0
+    x_scale, y_scale = region.scale_to(source.width, source.height)
     return Region(
-        start=_seconds(region.start_time, region.start_frame, source),
+        start=seconds_of(region.start_time, region.start_frame, source.fps),
         # The end frame of the static form is still highlighted.
-        end=_seconds(region.end_time, None if region.end_frame is None else region.end_frame + 1, source),
+        end=seconds_of(
+            region.end_time, None if region.end_frame is None else region.end_frame + 1, source.fps
+        ),
         fade=fade,
         times=tuple(key.time for key in region.keyframes),
         ellipses=tuple(_ellipse(key, x_scale, y_scale) for key in region.keyframes),
     )
-
-
-def _seconds(time: float | None, frame: int | None, source: SourceFacts) -> float:
-    return time if time is not None else float((frame or 0) / source.fps)
 
 
 def _ellipse(key: HighlightKeyframe, x_scale: float, y_scale: float) -> Ellipse:

@@ -59,8 +59,7 @@ def text_layers(
     """
     layers = []
     for index, layer in enumerate(asked):
-        x_scale = size[0] / layer.video_width if layer.video_width else 1.0
-        y_scale = size[1] / layer.video_height if layer.video_height else 1.0
+        x_scale, y_scale = layer.scale_to(*size)
         if layer.png_key is not None:
             picture = _png(pngs[layer.png_key], index)
             if (x_scale, y_scale) != (1.0, 1.0):

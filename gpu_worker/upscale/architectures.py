@@ -88,37 +88,33 @@ def _class(module: str, name: str) -> type[nn.Module]:
 @contextlib.contextmanager
 def bare_packages() -> Iterator[None]:
     """Lets modules of the two packages be imported without their `__init__`s; afterwards no trace of that is left."""
-    before = {
-        name: module
-        for name, module in sys.modules.items()
-        if name.split(".")[0] in ("basicsr", "realesrgan")
-    }
-    for name in before:
-        del sys.modules[name]
+    before = _taken_out()
     for name in _PACKAGES:
+        root, *rest = name.split(".")
         package = types.ModuleType(name)
-        package.__path__ = [str(_folder(name))]
+        package.__path__ = [str(Path(sys.modules[root].__path__[0], *rest) if rest else _folder(root))]
         sys.modules[name] = package
     sys.modules["basicsr.archs.arch_util"] = _arch_util()
     try:
         yield
     finally:
-        for name in [name for name in sys.modules if name.split(".")[0] in ("basicsr", "realesrgan")]:
-            del sys.modules[name]
+        _taken_out()
         sys.modules.update(before)
 
 
-def _folder(name: str) -> Path:
-    root, *rest = name.split(".")
-    spec = importlib.util.find_spec(root) if root not in sys.modules else None
-    if spec is None and root not in sys.modules:
-        raise ValueError(f"the distribution {root} is not installed: pip install --no-deps {root}")
-    place = (
-        spec.submodule_search_locations[0]
-        if spec and spec.submodule_search_locations
-        else sys.modules[root].__path__[0]
-    )
-    return Path(place, *rest)
+def _taken_out() -> dict[str, types.ModuleType]:
+    """Removes the two packages' modules from those that are imported, and returns them."""
+    names = [name for name in sys.modules if name.split(".")[0] in ("basicsr", "realesrgan")]
+    return {name: sys.modules.pop(name) for name in names}
+
+
+def _folder(distribution: str) -> Path:
+    spec = importlib.util.find_spec(distribution)
+    if spec is None or not spec.submodule_search_locations:
+        raise ValueError(
+            f"the distribution {distribution} is not installed: pip install --no-deps {distribution}"
+        )
+    return Path(spec.submodule_search_locations[0])
 
 
 def _arch_util() -> types.ModuleType:

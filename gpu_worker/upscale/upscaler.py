@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from gpu_worker.errors import OutOfMemory
-from gpu_worker.frames import Box, Frame, chroma_size
+from gpu_worker.frames import RGB_TO_PLANES, Box, Frame, chroma_size
 from gpu_worker.resample import resample, taps
 from gpu_worker.upscale.precision import dtype_for, in_layout
 from gpu_worker.upscale.weights import Loaded
@@ -23,9 +23,9 @@ from gpu_worker.upscale.weights import Loaded
 CONTEXT = 4
 #: A tile's side where a whole frame is too large, and what is computed around it and thrown away: see decision 11.
 TILE, TILE_MARGIN, SMALLEST_TILE = 512, 48, 64
-#: BT.709 in limited range (Y, U, V of 0 to 255) to R'G'B' of 0 to 1, and back: ITU-R BT.709-6, items 3.2 to 3.4.
-_TO_RGB = torch.tensor([[1.0, 0.0, 1.5748], [1.0, -0.187324, -0.468124], [1.0, 1.8556, 0.0]])
-_SPANS, _OFFSETS = torch.tensor([219.0, 224.0, 224.0]), torch.tensor([16.0, 128.0, 128.0])
+_OFFSETS = torch.tensor([offset for offset, _ in RGB_TO_PLANES])
+_TO_PLANES = torch.tensor([weights for _, weights in RGB_TO_PLANES], dtype=torch.float64)
+_TO_RGB: torch.Tensor = torch.linalg.inv(_TO_PLANES)
 
 
 @dataclass
@@ -136,18 +136,15 @@ def rgb_of(planes: tuple[torch.Tensor, ...]) -> torch.Tensor:
     # Chroma sample i is at luma column 2i, and between luma rows 2i and 2i + 1.
     columns, rows = taps(0.0, 0.5, width), taps(-0.25, 0.5, height)
     full = [y.float(), resample(u, columns, rows), resample(v, columns, rows)]
-    scaled = torch.stack(
-        [(plane - offset) / span for plane, offset, span in zip(full, _OFFSETS, _SPANS, strict=True)]
-    )
-    return torch.einsum("ij,jhw->ihw", _TO_RGB.to(scaled.device), scaled).clamp_(0, 1)
+    flat = torch.stack(full).view(3, -1) - _OFFSETS.to(y.device)[:, None]
+    return (_TO_RGB.float().to(y.device) @ flat).view(3, height, width).clamp_(0, 1)
 
 
 def _frame(rgb: torch.Tensor, box: Box, factor: int, width: int, height: int) -> Frame:
     """Converts (3, h, w) R'G'B' to planes, and resamples them to the output's size, each at its own places."""
     channels, rows, columns = rgb.shape
-    weights = torch.linalg.inv(_TO_RGB.double()) * _SPANS[:, None]
     flat = rgb.float().clamp_(0, 1).reshape(channels, rows * columns)
-    y, u, v = (weights.float().to(rgb.device) @ flat).view(channels, rows, columns)
+    y, u, v = (_TO_PLANES.float().to(rgb.device) @ flat).view(channels, rows, columns)
     step_x, step_y = box.width * factor / width, box.height * factor / height
     left, top = box.x * factor, box.y * factor
     luma = resample(
