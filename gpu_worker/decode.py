@@ -4,13 +4,15 @@ ffmpeg does the work in a process of its own and hands over raw pictures through
 not grow with the clip's length.
 """
 
+import functools
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 from typing import IO
 
-from gpu_worker.errors import FfmpegFailed, InvalidMedia
+from gpu_worker.errors import FfmpegFailed, InvalidMedia, WorkerError
 from gpu_worker.ffmpeg import INPUT_OPTIONS, run_ffmpeg
 from gpu_worker.frames import Frame, frame_bytes, frame_from_bytes
 from gpu_worker.guard import Guard
@@ -31,12 +33,13 @@ def decode(
     count: int,
     guard: Guard,
     interpolated_fps: Fraction | None = None,
+    hardware: bool = False,
 ) -> Iterator[Iterator[Frame]]:
     """Yields `count` frames from index `first` on, frame i being the one at `i / facts.fps` seconds.
 
     A file whose rate varies is read onto this even grid. The iterator ends early where the file does. With
     `interpolated_fps`, frames between are made by motion interpolation: the n-th is at `first / facts.fps + n /
-    interpolated_fps` seconds.
+    interpolated_fps` seconds. With `hardware`, NVDEC decodes the formats that it knows.
 
     Raises:
         InvalidMedia: while iterating, when the file cannot be decoded, or ends long before its header says.
@@ -49,6 +52,7 @@ def decode(
     arguments = [
         *INPUT_OPTIONS,
         *("-max_error_rate", str(MAX_LOST_SHARE)),
+        *(("-hwaccel", "cuda") if hardware else ()),
         *decoder,
         *seek,
         *("-i", str(path), "-map", "0:V:0", "-an", "-sn", "-dn"),
@@ -71,6 +75,25 @@ def decode(
             _refuse_truncated(float(seen / fps), float(count / fps), ffmpeg.said())
 
         yield frames()
+
+
+@functools.cache
+def nvdec_works() -> bool:
+    """True where the GPU decodes a short film; ffmpeg lists NVDEC also where there is none.
+
+    In a container it needs `video` among `NVIDIA_DRIVER_CAPABILITIES`.
+    """
+    guard = Guard(60)
+    with tempfile.TemporaryDirectory() as folder:
+        film = str(Path(folder) / "film.mp4")
+        grey = ("-f", "lavfi", "-i", "color=gray:s=256x256:r=25:d=0.2", "-c:v", "libx264")
+        try:
+            for arguments in ([*grey, film], ["-c:v", "h264_cuvid", "-i", film, "-f", "null", "-"]):
+                with run_ffmpeg(arguments, guard) as ffmpeg:
+                    ffmpeg.finish()
+        except WorkerError:
+            return False
+    return True
 
 
 def _filters(facts: SourceFacts, skip: list[str], interpolated_fps: Fraction | None) -> str:

@@ -86,7 +86,7 @@ class Encoder:
         """
         try:
             for plane in frame.planes:
-                data = plane.cpu().contiguous().view(-1).numpy().data
+                data = plane.contiguous().view(-1).numpy().data
                 while data:
                     data = data[self._ffmpeg.stdin.write(data) :]
         except BrokenPipeError:

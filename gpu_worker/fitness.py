@@ -7,6 +7,8 @@ import imageio_ffmpeg
 import structlog
 import torch
 
+from gpu_worker.decode import nvdec_works
+from gpu_worker.encode import nvenc_works
 from gpu_worker.errors import ModelUnavailable
 from gpu_worker.settings import Settings
 from gpu_worker.upscale.models import Models
@@ -23,6 +25,8 @@ def check_fitness(settings: Settings, models: Models) -> None:
             "ffmpeg": imageio_ffmpeg.get_ffmpeg_version(),
             "free_bytes": shutil.disk_usage(settings.work_dir).free,
             "model": models.warm(),
+            "nvdec": settings.decodes_in_hardware and nvdec_works(),
+            "nvenc": settings.encodes_in_hardware and nvenc_works(),
             "torch": torch.__version__,
         }
     except (ModelUnavailable, RuntimeError, OSError) as error:

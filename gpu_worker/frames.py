@@ -41,10 +41,6 @@ class Frame:
     def height(self) -> int:
         return self.y.shape[0]
 
-    def to(self, device: torch.device) -> "Frame":
-        """Returns the frame on a device; itself where it is there already."""
-        return Frame(self.y.to(device), self.u.to(device), self.v.to(device))
-
     def cut(self, width: int, height: int) -> "Frame":
         """Returns the top-left part of that size; itself where it has that size already."""
         if (width, height) == (self.width, self.height):

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import structlog
 
+from gpu_worker.decode import nvdec_works
 from gpu_worker.edits.compose import Kit, Source, compose, needed_keys, needed_parts, needed_pngs
 from gpu_worker.edits.fonts import Fonts
 from gpu_worker.encode import Quality, nvenc_works
@@ -129,15 +130,15 @@ class Execution:
         }
         pngs = {key: self._picture(key) for key in needed_pngs(params)}
         fetch_seconds = clock.lap()
-        sources = {key: Source(path, self._probed(key, path)) for key, path in paths.items()}
+        by_gpu = settings.decodes_in_hardware and nvdec_works()
+        sources = {key: Source(path, self._probed(key, path), by_gpu) for key, path in paths.items()}
         kit = Kit(self._models.engine, sources, pngs, Fonts(settings.font_dir), settings.torch_device)
         composition = compose(params, input_key, kit)
         output = folder / "output.mp4"
         spent = render(
             composition,
             output,
-            Quality(settings.x264_preset, settings.x264_crf, _in_hardware(settings)),
-            settings.torch_device,
+            Quality(settings.x264_preset, settings.x264_crf, settings.encodes_in_hardware and nvenc_works()),
             self._guard,
             self._show_frames,
             OutputLimits(settings.max_output_seconds, settings.max_output_bytes),
@@ -237,10 +238,6 @@ class _Stopwatch:
         now = time.monotonic()
         seconds, self._began = now - self._began, now
         return round(seconds, 3)
-
-
-def _in_hardware(settings: Settings) -> bool:
-    return settings.video_encoder == "auto" and settings.torch_device.type == "cuda" and nvenc_works()
 
 
 def _facts(path: Path) -> OutputFacts:

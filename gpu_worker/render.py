@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -18,6 +18,7 @@ from gpu_worker.errors import InvalidMedia, OutOfMemory, OutputTooLong
 from gpu_worker.frames import Frame
 from gpu_worker.guard import Guard
 from gpu_worker.stages import Ahead, Behind
+from gpu_worker.transfer import Landing
 
 #: Sound is read from that long before it is needed, so that decoders have settled when it is.
 SOUND_RUN_IN_SECONDS = 2.0
@@ -53,7 +54,6 @@ def render(
     composition: Composition,
     path: Path,
     quality: Quality,
-    device: torch.device,
     guard: Guard,
     progress: Callable[[int, int], None],
     limits: OutputLimits = OutputLimits(),
@@ -75,14 +75,14 @@ def render(
     with (
         encode(path, composition.size, fps, quality, _sound(composition), guard, limits.bytes) as encoder,
         Behind(encoder.write) as written,
-        Stage(composition, device, guard) as stage,
+        Stage(composition, guard) as stage,
     ):
-        for index in range(count):
+        moments = (float(index / fps) for index in range(count))
+        for done, picture in enumerate(stage.pictures(moments), start=1):
             guard.check()
-            picture = stage.picture(float(index / fps))
             with stage.spent.on("encode"):
                 written.put(picture)
-            progress(index + 1, count)
+            progress(done, count)
         stage.finish()
         spent = stage.spent
     guard.check()
@@ -92,9 +92,8 @@ def render(
 class Stage:
     """Where clips are brought on when they begin, and taken off when they have ended."""
 
-    def __init__(self, composition: Composition, device: torch.device, guard: Guard) -> None:
+    def __init__(self, composition: Composition, guard: Guard) -> None:
         self._composition = composition
-        self._device = device
         self._guard = guard
         self._on: dict[int, Footage] = {}
         self.spent = Spent()
@@ -110,23 +109,59 @@ class Stage:
         """Takes all clips off; raises what their ends tell."""
         self._keep(set())
 
-    def picture(self, output_time: float) -> Frame:
-        """Returns the output's picture at that moment, which never falls from call to call."""
-        shown = self._composition.timeline.shown(output_time)
-        self._keep({one.clip for one in shown})
+    def pictures(self, output_times: Iterable[float]) -> Iterator[Frame]:
+        """Yields the output's pictures at moments that never fall; on the host.
+
+        While pictures are taken, the device works on those that follow.
+        """
+        landing: Landing | None = None
+        for batch in self._batches(output_times):
+            following = Landing(self._made(batch))
+            yield from self._landed(landing)
+            landing = following
+        yield from self._landed(landing)
+
+    def _batches(self, output_times: Iterable[float]) -> Iterator[list[list[Shown]]]:
+        """Groups moments that show one clip alone, as many as its engine wants at once."""
+        batch: list[list[Shown]] = []
+        for output_time in output_times:
+            shown = self._composition.timeline.shown(output_time)
+            if batch and not (_alone(shown) and _alone(batch[-1]) and shown[0].clip == batch[-1][0].clip):
+                yield batch
+                batch = []
+            batch.append(shown)
+            if len(batch) >= self._composition.clips[shown[0].clip].look.engine.batch:
+                yield batch
+                batch = []
+        if batch:
+            yield batch
+
+    def _made(self, batch: list[list[Shown]]) -> list[Frame]:
+        """Makes one picture of each moment of a batch."""
+        self._keep({one.clip for shown in batch for one in shown})
         try:
-            return mix([(self._look(one), one.weight) for one in shown])
+            if all(map(_alone, batch)):
+                return self._look([shown[0] for shown in batch])
+            return [mix([(self._look([one])[0], one.weight) for one in shown]) for shown in batch]
         except torch.OutOfMemoryError as error:
             raise OutOfMemory("The GPU has too little memory for this video.", str(error)) from error
 
-    def _look(self, shown: Shown) -> Frame:
-        clip = self._composition.clips[shown.clip]
-        if shown.clip not in self._on:
-            self._on[shown.clip] = Footage(clip, self._composition.fps, self._guard)
+    def _look(self, shown: Sequence[Shown]) -> list[Frame]:
+        """Makes the pictures of one clip at several of its moments."""
+        index = shown[0].clip
+        clip = self._composition.clips[index]
+        if index not in self._on:
+            self._on[index] = Footage(clip, self._composition.fps, self._guard)
         with self._naming(clip), self.spent.on("decode"):
-            frame = self._on[shown.clip].at(shown.clip_time)
+            frames = [self._on[index].at(one.clip_time) for one in shown]
         with self.spent.on("infer"):
-            return clip.look.at(frame.to(self._device), clip.time.source_time(shown.clip_time))
+            return clip.look.of(frames, [clip.time.source_time(one.clip_time) for one in shown])
+
+    def _landed(self, landing: Landing | None) -> Iterator[Frame]:
+        if landing is not None:
+            with self.spent.on("infer"):
+                frames = landing.frames()
+            yield from frames
 
     def _keep(self, wanted: set[int]) -> None:
         for index in self._on.keys() - wanted:
@@ -182,9 +217,22 @@ class Footage:
         self.close()
         source = self._clip.source
         frames = self._open.enter_context(
-            decode(source.path, source.facts, run.first, run.count, self._guard, run.interpolated_fps)
+            decode(
+                source.path,
+                source.facts,
+                run.first,
+                run.count,
+                self._guard,
+                run.interpolated_fps,
+                source.hardware,
+            )
         )
         return _Reader(iter(self._open.enter_context(Ahead(frames))))
+
+
+def _alone(shown: list[Shown]) -> bool:
+    """True where one clip is all that is seen."""
+    return len(shown) == 1 and shown[0].weight >= 1.0
 
 
 @dataclass(frozen=True)

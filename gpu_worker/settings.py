@@ -24,6 +24,7 @@ class Settings(BaseSettings):
     video_encoder: Literal["auto", "libx264"] = Field(
         default="auto", validation_alias="REELBROKER_VIDEO_ENCODER"
     )
+    video_decoder: Literal["auto", "cpu"] = Field(default="auto", validation_alias="REELBROKER_VIDEO_DECODER")
     x264_preset: str = Field(default="fast", validation_alias="REELBROKER_X264_PRESET", pattern="^[a-z]+$")
     x264_crf: int = Field(default=18, validation_alias="REELBROKER_X264_CRF", ge=0, le=40)
 
@@ -51,6 +52,16 @@ class Settings(BaseSettings):
     #: Both are set by RunPod, and by the embedded endpoint.
     worker_id: str = Field(default="local", validation_alias="RUNPOD_POD_ID")
     result_url: str | None = Field(default=None, validation_alias="RUNPOD_WEBHOOK_POST_OUTPUT")
+
+    @property
+    def encodes_in_hardware(self) -> bool:
+        """True where NVENC is wanted, if a trial shows that it works."""
+        return self.video_encoder == "auto" and self.torch_device.type == "cuda"
+
+    @property
+    def decodes_in_hardware(self) -> bool:
+        """True where NVDEC is wanted, if a trial shows that it works."""
+        return self.video_decoder == "auto" and self.torch_device.type == "cuda"
 
     @property
     def torch_device(self) -> torch.device:

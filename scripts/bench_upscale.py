@@ -8,7 +8,7 @@ rate for the bytes that its layers must read and write; the larger of the two ti
 import json
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from gpu_worker.decode import decode
 from gpu_worker.frames import Box, Frame, planes_of_rgb
 from gpu_worker.guard import Guard
 from gpu_worker.probe import probe
+from gpu_worker.transfer import Landing
 from gpu_worker.upscale.architectures import bare_packages
 from gpu_worker.upscale.upscaler import Upscaler, rgb_of
 from gpu_worker.upscale.weights import load_model
@@ -40,8 +41,7 @@ def compare(clip: Path) -> dict[str, Any]:
     figures: dict[str, Any] = {"device": name}
     for model, (width, height), count in GPU_CASES if device.type == "cuda" else CPU_CASES:
         with decode(clip, probe(clip), 40, count + 1, Guard()) as decoded:
-            frames = [frame.to(device) for frame in decoded]
-        figures[model] = _one(model, frames, Box(500.0, 120.0, width, height), device)
+            figures[model] = _one(model, list(decoded), Box(500.0, 120.0, width, height), device)
     return figures
 
 
@@ -50,20 +50,29 @@ def _one(name: str, frames: list[Frame], box: Box, device: torch.device) -> dict
     ours = Upscaler(load_model(name, NOWHERE), device)
     enhance = _upstream(name, device)
     cut = [_bgr(frame, box) for frame in frames]
-    made = [ours(frames[0], box, *size)]
-    theirs = [enhance(cut[0])]  # both warm
-    _wait(device)
+    made: list[Frame] = []
+    theirs: list[np.ndarray] = []
 
-    def run_ours() -> None:
-        made.extend(ours(frame, box, *size) for frame in frames[1:])
-        _wait(device)
+    def run_ours(frames: Sequence[Frame]) -> None:
+        """Frames from the host and back to it, as `render.Stage` does it: one batch lands while the next is made."""
+        landing: Landing | None = None
+        for start in range(0, len(frames), ours.batch):
+            batch = frames[start : start + ours.batch]
+            following = Landing(ours(batch, [box] * len(batch), *size))
+            made.extend(landing.frames() if landing else ())
+            landing = following
+        made.extend(landing.frames() if landing else ())
 
-    def run_theirs() -> None:
-        theirs.extend(enhance(picture) for picture in cut[1:])
-        _wait(device)
+    def run_theirs(pictures: Sequence[np.ndarray]) -> None:
+        theirs.extend(enhance(picture) for picture in pictures)
 
+    run_ours(frames[:1] + frames[-ours.batch :])
+    run_theirs(cut[:1])  # both warm
+    made.clear()
+    theirs.clear()
     count = len(frames) - 1
-    our_fps, upstream_fps = count / _timed(run_ours), count / _timed(run_theirs)
+    our_fps = count / _timed(lambda: run_ours(frames[1:]))
+    upstream_fps = count / _timed(lambda: run_theirs(cut[1:]))
     share = _ceiling_seconds(ours, box, device) * our_fps
     same = float(np.mean([_psnr(a.y, _luma(b)) for a, b in zip(made, theirs, strict=True)]))
     print(

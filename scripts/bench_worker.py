@@ -148,7 +148,7 @@ def ours(pair: Pair, clip: Path, output: Path, quality: Quality) -> None:
     params = pair.job_type.params_model.model_validate(pair.params)
     kit = Kit(resampling, {"a": Source(clip, probe(clip))}, {}, Fonts(), CPU)
     composition = compose(params, "a", kit)
-    render(composition, output, quality, CPU, Guard(), lambda done, count: None)
+    render(composition, output, quality, Guard(), lambda done, count: None)
 
 
 def theirs(pair: Pair, output: Path) -> None:

@@ -74,7 +74,7 @@ def outcome(case: Case, path: Path, job_type: JobType, folder: Path) -> str:
         with guard.within(60):
             kit = Kit(lambda params, ratio: None, {"a": Source(path, probe(path))}, {}, Fonts(), device)
             composition = compose(params, "a", kit)
-            render(composition, output, QUALITY, device, guard, lambda done, count: None)
+            render(composition, output, QUALITY, guard, lambda done, count: None)
     except WorkerError as error:
         return error.code.value
     _judge(case, composition, output)

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from gpu_worker.edits.caption import caption
-from gpu_worker.edits.crop import CropPath, crop, rotate
+from gpu_worker.edits.crop import CropPath, Resampler, rotate
 from gpu_worker.edits.fonts import Fonts
 from gpu_worker.edits.highlight import Highlights
 from gpu_worker.edits.layer import Layer, layer_of
@@ -16,6 +16,7 @@ from gpu_worker.edits.text import text_layers
 from gpu_worker.edits.timeline import CUT, ClipTime, Timeline
 from gpu_worker.frames import Frame
 from gpu_worker.probe import SourceFacts
+from gpu_worker.transfer import frame_to_device
 from gpu_worker.upscale.engine import Engine
 from schemas.edits import (
     Framing,
@@ -33,10 +34,11 @@ CAPTION_FADE_SECONDS = 0.25
 
 @dataclass(frozen=True)
 class Source:
-    """A video of the bucket, on this machine."""
+    """A video of the bucket, on this machine; with `hardware`, the GPU decodes it."""
 
     path: Path
     facts: SourceFacts
+    hardware: bool = False
 
 
 @dataclass(frozen=True)
@@ -46,19 +48,31 @@ class Look:
     size: tuple[int, int]
     path: CropPath | None
     engine: Engine
+    device: torch.device
     rotation: float = 0.0
     highlights: Highlights | None = None
     layers: tuple[Layer, ...] = ()
 
-    def at(self, frame: Frame, moment: float) -> Frame:
-        """Makes the output's picture of the source's at `moment`; what nothing touches passes through as it is."""
-        frame = rotate(frame, self.rotation)
-        if self.highlights is not None:
-            frame = self.highlights.draw(frame, moment)
+    def of(self, frames: Sequence[Frame], moments: Sequence[float]) -> list[Frame]:
+        """Makes the output's pictures, on the device, of the source's at `moments`.
+
+        What nothing touches passes through as it is. The engine takes them all at once.
+        """
+        drawn = [self._drawn_on(frame, moment) for frame, moment in zip(frames, moments, strict=True)]
         if self.path is None:
-            frame = frame.cut(*self.size)
+            shown = [frame.cut(*self.size) for frame in drawn]
         else:
-            frame = self.engine(frame, self.path.at(moment), *self.size)
+            shown = self.engine(drawn, [self.path.at(moment) for moment in moments], *self.size)
+        return [self._written_on(frame, moment) for frame, moment in zip(shown, moments, strict=True)]
+
+    def _drawn_on(self, frame: Frame, moment: float) -> Frame:
+        if is_upright(self.rotation) and self.highlights is None:
+            return frame  # wherever it is: an engine brings what it needs of it to the device
+        frame = rotate(frame_to_device(frame, self.device), self.rotation)
+        return frame if self.highlights is None else self.highlights.draw(frame, moment)
+
+    def _written_on(self, frame: Frame, moment: float) -> Frame:
+        frame = frame_to_device(frame, self.device)
         for layer in self.layers:
             frame = layer.draw(frame, moment)
         return frame
@@ -192,7 +206,9 @@ def _framed(
         name=name,
         source=source,
         time=ClipTime.of(framing, facts.duration_seconds, name),
-        look=Look(size, path, engine or crop, framing.rotation, highlights, layers),
+        look=Look(
+            size, path, engine or Resampler(kit.device), kit.device, framing.rotation, highlights, layers
+        ),
         interpolate=framing.slow_motion is SlowMotion.INTERPOLATE,
     )
 

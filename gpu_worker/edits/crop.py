@@ -5,6 +5,7 @@ are: a linear filter commutes with the linear colour matrix, so going through RG
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +16,7 @@ from gpu_worker.errors import InvalidParams
 from gpu_worker.frames import BLACK, Box, Frame, chroma_size
 from gpu_worker.probe import SourceFacts
 from gpu_worker.resample import resample, taps
+from gpu_worker.transfer import frame_to_device
 from schemas.edits import Framing, Interpolation, first_keyframe_outside, is_upright
 
 
@@ -79,6 +81,21 @@ def catmull_rom(part: float) -> tuple[float, float, float, float]:
         0.5 * (t + 4 * t2 - 3 * t3),
         0.5 * (-t2 + t3),
     )
+
+
+@dataclass(frozen=True)
+class Resampler:
+    """The engine that resamples, on a device."""
+
+    device: torch.device
+    batch: int = 1
+
+    def __call__(self, frames: Sequence[Frame], boxes: Sequence[Box], width: int, height: int) -> list[Frame]:
+        """Returns each frame's box at `width` x `height`."""
+        return [
+            crop(frame_to_device(frame, self.device), box, width, height)
+            for frame, box in zip(frames, boxes, strict=True)
+        ]
 
 
 def crop(frame: Frame, box: Box, width: int, height: int) -> Frame:

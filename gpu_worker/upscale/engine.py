@@ -1,15 +1,26 @@
 """The seam between an edit and the pixels that it shows.
 
-An engine makes the output picture from what lies in a box of the source picture. `edits.crop.crop` is one: it
-resamples. `upscale.upscaler.Upscaler` is the other: it goes through a network first.
+An engine makes output pictures from what lies in boxes of source pictures. `edits.crop.Resampler` is one: it resamples.
+`upscale.upscaler.Upscaler` is the other: it goes through a network first.
 """
 
+from collections.abc import Sequence
 from typing import Protocol
 
 from gpu_worker.frames import Box, Frame
 
 
 class Engine(Protocol):
-    """Turns the pixels in `box` of `frame` into a frame of `width` x `height`, on the frame's device."""
+    """Turns the pixels in `boxes[i]` of `frames[i]` into a frame of `width` x `height`, on its own device.
 
-    def __call__(self, frame: Frame, box: Box, width: int, height: int) -> Frame: ...
+    Frames may be anywhere: what is not in a box need never be brought to the device.
+    """
+
+    @property
+    def batch(self) -> int:
+        """How many frames it wants at once."""
+        ...
+
+    def __call__(
+        self, frames: Sequence[Frame], boxes: Sequence[Box], width: int, height: int
+    ) -> list[Frame]: ...

@@ -84,7 +84,7 @@ class Models:
         if self._preferred is not None:
             grey = torch.full((32, 32), 128, dtype=torch.uint8, device=self._device)
             frame = Frame(grey, grey[:16, :16], grey[:16, :16])
-            self.get(self._preferred)(frame, Box(0, 0, 32, 32), 64, 64)
+            self.get(self._preferred)([frame], [Box(0, 0, 32, 32)], 64, 64)
         return self._preferred
 
     def _named(self, params: OutputParams) -> str | None:

@@ -1,13 +1,16 @@
 """Real-ESRGAN as an engine: what lies in the crop goes through the network, and is resampled to the output's size.
 
-Crop first: pixels that nobody sees are not computed. Frames come and go as uint8 planes; colour conversion, network and
-resampling run on the worker's device. A frame that shows exactly what the one before showed is not computed again.
+Crop first: pixels that nobody sees are neither computed nor brought to the device. Frames come and go as uint8 planes;
+colour conversion, network and resampling run on the device. A frame that shows exactly what the one before showed is not
+computed again.
 """
 
 import contextlib
+import functools
+import itertools
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,25 +19,46 @@ from torch import nn
 from gpu_worker.errors import OutOfMemory
 from gpu_worker.frames import RGB_TO_PLANES, Box, Frame, chroma_size
 from gpu_worker.resample import resample, taps
+from gpu_worker.transfer import to_device
+from gpu_worker.upscale.batches import Batches, CudaMemory, Memory
 from gpu_worker.upscale.precision import dtype_for, in_layout
 from gpu_worker.upscale.weights import Loaded
 
 #: Real pixels around the crop that the network sees too, so that its edges are not the picture's.
 CONTEXT = 4
-#: A tile's side where a whole frame is too large, and what is computed around it and thrown away: see decision 11.
+#: A tile's side where a whole frame is too large, and what is computed around it and thrown away: docs/models.md.
 TILE, TILE_MARGIN, SMALLEST_TILE = 512, 48, 64
 _OFFSETS = torch.tensor([offset for offset, _ in RGB_TO_PLANES])
 _TO_PLANES = torch.tensor([weights for _, weights in RGB_TO_PLANES], dtype=torch.float64)
 _TO_RGB: torch.Tensor = torch.linalg.inv(_TO_PLANES)
 
 
-@dataclass
-class _Last:
-    """What was computed last, and of what."""
+Planes = tuple[torch.Tensor, ...]
 
-    planes: tuple[torch.Tensor, ...]
-    place: tuple[float, ...]
-    result: Frame
+
+@dataclass(frozen=True)
+class _Wanted:
+    """What a frame has to show.
+
+    Attributes:
+        planes: the region that is computed, uint8.
+        box: the crop, in pixels of the region.
+    """
+
+    planes: Planes
+    box: Box
+    width: int
+    height: int
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Returns (height, width) of the region."""
+        return self.planes[0].shape[0], self.planes[0].shape[1]
+
+    def equals(self, other: "_Wanted") -> bool:
+        """True where the result would be the same."""
+        same_place = (self.box, self.width, self.height) == (other.box, other.width, other.height)
+        return same_place and all(torch.equal(x, y) for x, y in zip(self.planes, other.planes, strict=True))
 
 
 class Upscaler:
@@ -43,68 +67,98 @@ class Upscaler:
     Args:
         dtype: None for what is fastest on the device.
         tile: None for whole frames as long as memory allows; else the side of a tile, in pixels of the source.
+        memory: None for the device's own.
     """
 
     def __init__(
-        self, model: Loaded, device: torch.device, dtype: torch.dtype | None = None, tile: int | None = None
+        self,
+        model: Loaded,
+        device: torch.device,
+        dtype: torch.dtype | None = None,
+        tile: int | None = None,
+        memory: Memory | None = None,
     ) -> None:
         self.name, self.factor, self.device = model.name, model.factor, device
         self.dtype = dtype or dtype_for(device)
         self.network = in_layout(model.network.to(device), self.dtype)
         self._tile = tile
-        self._last: _Last | None = None
+        self._batches = Batches(memory or (CudaMemory(device) if device.type == "cuda" else None))
+        self._last: tuple[_Wanted, Frame] | None = None
 
-    def __call__(self, frame: Frame, box: Box, width: int, height: int) -> Frame:
-        """Makes the output of `width` x `height` from what lies in `box`.
+    @property
+    def batch(self) -> int:
+        """How many frames it wants at once: on a CPU one, whose activations just fit into the caches."""
+        return self._batches.largest
+
+    def __call__(self, frames: Sequence[Frame], boxes: Sequence[Box], width: int, height: int) -> list[Frame]:
+        """Makes outputs of `width` x `height` from what lies in each frame's box.
 
         Raises:
             OutOfMemory: not even small tiles fit.
         """
-        left, top, right, bottom = self._region(frame, box)
-        planes = (
-            frame.y[top:bottom, left:right],
-            frame.u[top // 2 : chroma_size(bottom), left // 2 : chroma_size(right)],
-            frame.v[top // 2 : chroma_size(bottom), left // 2 : chroma_size(right)],
-        )
-        place = (box.x - left, box.y - top, box.width, box.height, width, height)
-        if self._last and self._last.place == place and _equal(self._last.planes, planes):
-            return self._last.result
+        wanted = [_wanted(frame, box, width, height) for frame, box in zip(frames, boxes, strict=True)]
+        new: list[_Wanted] = []
+        places: list[int] = []  # in `new`; -1 is what the last call ended with
+        last = self._last[0] if self._last else None
+        for one in wanted:
+            if last is None or not one.equals(last):
+                new.append(one)
+                last = one
+            places.append(len(new) - 1)
         with _all_cores(self.device), torch.inference_mode():
-            picture = self._enlarged(rgb_of(planes).to(self.dtype)[None])
-            result = _frame(picture[0], Box(*place[:4]), self.factor, width, height)
-        self._last = _Last(tuple(plane.clone() for plane in planes), place, result)
-        return result
+            made = self._made(new)
+        results = [made[place] if place >= 0 or self._last is None else self._last[1] for place in places]
+        if wanted:
+            self._last = wanted[-1], results[-1]
+        return results
+
+    def _made(self, wanted: Sequence[_Wanted]) -> list[Frame]:
+        """Computes neighbours of one shape together."""
+        made: list[Frame] = []
+        for shape, group in itertools.groupby(wanted, key=lambda one: one.shape):
+            same = list(group)
+            size = self._batches.size(shape, functools.partial(self._together, same[:1]))
+            for start in range(0, len(same), size):
+                made += self._together(same[start : start + size])
+        return made
+
+    def _together(self, wanted: Sequence[_Wanted]) -> list[Frame]:
+        stacks = zip(*(one.planes for one in wanted), strict=True)
+        y, u, v = (to_device(torch.stack(stack), self.device) for stack in stacks)
+        rgb = torch.stack([rgb_of(planes) for planes in zip(y, u, v, strict=True)])
+        pictures = self._enlarged(rgb.to(self.dtype))
+        return [
+            _frame(picture, one.box, self.factor, one.width, one.height)
+            for picture, one in zip(pictures, wanted, strict=True)
+        ]
 
     def enlarge(self, rgb: torch.Tensor) -> torch.Tensor:
         """Runs the network on (n, 3, h, w) R'G'B' of 0 to 1, on the device; returns the same, enlarged, in `dtype`."""
         with _all_cores(self.device), torch.inference_mode():
             return self._enlarged(rgb.to(self.device, self.dtype))
 
-    def _region(self, frame: Frame, box: Box) -> tuple[int, int, int, int]:
-        """Returns the pixels to compute: the box and some context, from even places, where chroma begins."""
-        left = max(0, math.floor(box.x) - CONTEXT) & ~1
-        top = max(0, math.floor(box.y) - CONTEXT) & ~1
-        # As wide for each place of a box of one size, so that the network sees one shape.
-        right = min(frame.width, left + ((math.ceil(box.width) + 2 * CONTEXT + 3) & ~1))
-        bottom = min(frame.height, top + ((math.ceil(box.height) + 2 * CONTEXT + 3) & ~1))
-        return left, top, right, bottom
-
     def _enlarged(self, rgb: torch.Tensor) -> torch.Tensor:
-        """Whole if it fits; else in tiles, ever smaller ones."""
         # x2plus sees every second pixel: an even number of them.
         height, width = rgb.shape[2:]
         rgb = nn.functional.pad(rgb, (0, width % 2, 0, height % 2), mode="replicate")
-        rgb = rgb.contiguous(memory_format=torch.channels_last)
+        picture = self._fitted(rgb.contiguous(memory_format=torch.channels_last))
+        return picture[..., : height * self.factor, : width * self.factor]
+
+    def _fitted(self, rgb: torch.Tensor) -> torch.Tensor:
+        """All at once if they fit; else half as many, down to one; then one in tiles, ever smaller ones."""
         while True:
             try:
-                picture = self.network(rgb) if self._tile is None else self._tiled(rgb, self._tile)
-                return picture[..., : height * self.factor, : width * self.factor]
+                return self.network(rgb) if self._tile is None else self._tiled(rgb, self._tile)
             except torch.OutOfMemoryError as error:
-                self._tile = TILE if self._tile is None else self._tile // 2
-                if self._tile < SMALLEST_TILE:
-                    raise OutOfMemory("The GPU has too little memory for this video.", str(error)) from error
-                if self.device.type == "cuda":
-                    torch.cuda.empty_cache()
+                said = str(error)  # the error itself holds on to what the network had made so far
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+            if len(rgb) > 1:
+                self._batches.too_large(len(rgb))
+                return torch.cat([self._fitted(half) for half in rgb.chunk(2)])
+            self._tile = TILE if self._tile is None else self._tile // 2
+            if self._tile < SMALLEST_TILE:
+                raise OutOfMemory("The GPU has too little memory for this video.", said)
 
     def _tiled(self, rgb: torch.Tensor, side: int) -> torch.Tensor:
         height, width = rgb.shape[2:]
@@ -125,11 +179,22 @@ class Upscaler:
         return picture
 
 
-def _equal(a: tuple[torch.Tensor, ...], b: tuple[torch.Tensor, ...]) -> bool:
-    return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+def _wanted(frame: Frame, box: Box, width: int, height: int) -> _Wanted:
+    """Cuts out the pixels to compute: the box and some context, from even places, where chroma begins."""
+    left = max(0, math.floor(box.x) - CONTEXT) & ~1
+    top = max(0, math.floor(box.y) - CONTEXT) & ~1
+    # As wide for each place of a box of one size, so that the network sees one shape.
+    right = min(frame.width, left + ((math.ceil(box.width) + 2 * CONTEXT + 3) & ~1))
+    bottom = min(frame.height, top + ((math.ceil(box.height) + 2 * CONTEXT + 3) & ~1))
+    planes = (
+        frame.y[top:bottom, left:right],
+        frame.u[top // 2 : chroma_size(bottom), left // 2 : chroma_size(right)],
+        frame.v[top // 2 : chroma_size(bottom), left // 2 : chroma_size(right)],
+    )
+    return _Wanted(planes, Box(box.x - left, box.y - top, box.width, box.height), width, height)
 
 
-def rgb_of(planes: tuple[torch.Tensor, ...]) -> torch.Tensor:
+def rgb_of(planes: Planes) -> torch.Tensor:
     """Returns (3, h, w) float32 R'G'B' of 0 to 1; colour is brought to every pixel bicubically, from where it sits."""
     y, u, v = planes
     height, width = y.shape

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from gpu_worker.decode import decode
+from gpu_worker.decode import decode, nvdec_works
 from gpu_worker.errors import InvalidMedia
 from gpu_worker.guard import Guard
 from gpu_worker.probe import probe
@@ -34,6 +34,17 @@ def numbers(pictures):
 def test_frame_i_is_frame_i_wherever_one_begins(numbered, first):
     """A cut is exact, never at a keyframe nearby."""
     assert numbers(decoded(numbered, first, min(5, 80 - first))) == list(range(first, min(first + 5, 80)))
+
+
+def test_nvdec_is_used_only_where_it_works(numbered):
+    """Tried, not looked up; where it works, it gives the same frames, and where it does not, decoding says so."""
+    facts = probe(numbered)
+    with decode(numbered, facts, 7, 5, Guard(), hardware=True) as frames:
+        if nvdec_works():
+            assert numbers([frame.y.numpy() for frame in frames]) == list(range(7, 12))
+        else:
+            with pytest.raises(InvalidMedia):
+                list(frames)
 
 
 def test_every_frame_comes_once(numbered):

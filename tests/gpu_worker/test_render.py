@@ -3,6 +3,7 @@
 import itertools
 import re
 import subprocess
+from dataclasses import replace
 
 import av
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 from gpu_worker.edits.compose import Kit, Source, compose
+from gpu_worker.edits.crop import Resampler
 from gpu_worker.edits.fonts import Fonts
 from gpu_worker.encode import Quality
 from gpu_worker.errors import InvalidMedia, InvalidParams, OutputTooLarge, OutputTooLong
@@ -34,7 +36,7 @@ def composition(job_type, params, files, pngs=None):
 def rendered(path, job_type, params, files, quality=EXACT, limits=LIMITS, **kwargs):
     """Renders an edit of {key: file} and returns the composition."""
     made = composition(job_type, params, files, **kwargs)
-    render(made, path, quality, CPU, Guard(), lambda done, count: None, limits)
+    render(made, path, quality, Guard(), lambda done, count: None, limits)
     return made
 
 
@@ -186,9 +188,9 @@ def test_the_crop_is_where_its_keyframes_say(tmp_path, measured, interpolation):
     errors = []
     for axis, clip in enumerate(files):
         made = composition("framing", params, {"a": clip})
-        with Stage(made, CPU, Guard()) as stage:
-            for n in range(25):
-                line = stage.picture(n / 25).y.numpy().astype(float).mean(axis=axis) - 128
+        with Stage(made, Guard()) as stage:
+            for n, picture in enumerate(stage.pictures(n / 25 for n in range(25))):
+                line = picture.y.numpy().astype(float).mean(axis=axis) - 128
                 wanted = path_oracle(keys, n / 25, interpolation == "catmull_rom")
                 place = wanted[axis] + (np.arange(256) + 0.5) / 256 * wanted[axis + 2]
                 for half in (slice(4, 128), slice(128, 252)):
@@ -300,8 +302,8 @@ def test_an_overlay_keeps_size_rate_and_untouched_frames(tmp_path):
     params = {"highlight_regions": [region], "effect_type": "spotlight", "fade_seconds": 0}
     made = composition("overlay", params, {"a": clip})
     assert (made.size, made.fps) == ((96, 64), probe(clip).fps)
-    with Stage(made, CPU, Guard()) as stage:
-        pictures = [stage.picture(float(n / made.fps)).y.numpy() for n in range(8)]
+    with Stage(made, Guard()) as stage:
+        pictures = [picture.y.numpy() for picture in stage.pictures(float(n / made.fps) for n in range(8))]
     same = [bool((picture == original).all()) for picture, original in zip(pictures, noise, strict=True)]
     assert same == [True, True, True, False, False, False, True, True]
 
@@ -344,6 +346,47 @@ def test_a_picture_of_the_bucket_lies_over_the_film(tmp_path):
     assert pictures[5][32, 48] == pytest.approx(100, abs=1)
 
 
+class Several(Resampler):
+    """Resamples, and wants several frames at once; says how many it got."""
+
+    def __init__(self, batch):
+        super().__init__(CPU, batch)
+        object.__setattr__(self, "got", [])
+
+    def __call__(self, frames, boxes, width, height):
+        self.got.append(len(frames))
+        return super().__call__(frames, boxes, width, height)
+
+
+@pytest.mark.parametrize("transition", ["cut", "fade", "dissolve"])
+def test_frames_in_batches_are_the_same_frames(tmp_path, transition):
+    """Each once, in order, also across clips and where two are seen; what is mixed goes alone."""
+    noise = np.random.default_rng(3).integers(16, 235, (30, 64, 64), np.uint8)
+    clip = make_raw(tmp_path / "a.mp4", noise, "25")
+    keys = [
+        {"time": 0, "x": 0, "y": 0, "width": 30, "height": 30},
+        {"time": 1, "x": 20, "y": 9, "width": 30, "height": 30},
+    ]
+    one = {"input_key": "a", "crop_keyframes": keys, "end_time": 1}
+    params = {
+        "clips": [one, one | {"start_time": 0.4}],
+        "transition": {"type": transition, "duration": 0.2},
+        **SMALL,
+    }
+    made = composition("multi_clip", params, {"a": clip})
+    moments = [float(n / made.fps) for n in range(made.timeline.frame_count(made.fps))]
+
+    def pictures(engine):
+        clips = tuple(replace(clip, look=replace(clip.look, engine=engine)) for clip in made.clips)
+        with Stage(replace(made, clips=clips), Guard()) as stage:
+            return [picture.y.numpy() for picture in stage.pictures(moments)]
+
+    several = Several(8)
+    assert np.array_equal(pictures(Resampler(CPU)), pictures(several))
+    assert several.got[0] == 8
+    assert sum(several.got) == sum(len(made.timeline.shown(moment)) for moment in moments)
+
+
 # ── quality and limits ──────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -352,9 +395,11 @@ def test_the_default_quality_is_seen_as_the_same(big_buck_bunny, tmp_path, measu
     params = {"output_width": 1080, "output_height": 1920, "start_time": 1.0, "end_time": 2.6}
     path, raw = tmp_path / "out.mp4", tmp_path / "raw.yuv"
     made = rendered(path, "framing", params, {"a": big_buck_bunny}, quality=Quality())
-    with raw.open("wb") as file, Stage(made, CPU, Guard()) as stage:
-        for n in range(made.timeline.frame_count(made.fps)):
-            for plane in stage.picture(float(n / made.fps)).planes:
+    with raw.open("wb") as file, Stage(made, Guard()) as stage:
+        for picture in stage.pictures(
+            float(n / made.fps) for n in range(made.timeline.frame_count(made.fps))
+        ):
+            for plane in picture.planes:
                 file.write(plane.contiguous().numpy().tobytes())
     reference = ["-f", "rawvideo", "-pix_fmt", "yuv420p", "-s", "1080x1920", "-r", "25", "-i", str(raw)]
     graph = "[0:v]setpts=PTS-STARTPTS[a];[1:v]setpts=PTS-STARTPTS[b];[a][b]libvmaf=n_threads=2:n_subsample=4"
