@@ -16,13 +16,15 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from broker.api.problems import HANDLERS
 from broker.api.routes import routes
+from broker.database import open_engine
 from broker.errors import BrokerError
+from broker.loop import ReconcileLoop
 from broker.reconciler import Reconciler
 from broker.runpod import RunPodClient
-from broker.service import JobService
+from broker.service import DRAINING, JobService
 from broker.settings import Settings
 from broker.storage import open_bucket
-from broker.store import JobStore, open_engine
+from broker.store import JobStore, now_ms
 
 
 def create_app(settings: Settings, *, transport: httpx.AsyncBaseTransport | None = None) -> Starlette:
@@ -39,11 +41,15 @@ def create_app(settings: Settings, *, transport: httpx.AsyncBaseTransport | None
         timeout = httpx.Timeout(30.0, connect=5.0)
         try:
             async with httpx.AsyncClient(transport=transport, timeout=timeout) as http:
-                runpod = RunPodClient(http, settings.runpod_api_key.get_secret_value())
+                runpod = RunPodClient(
+                    http, settings.runpod_api_key.get_secret_value(), settings.calls_per_second
+                )
                 bucket = await run_in_threadpool(open_bucket, settings)
                 reconciler = Reconciler(settings, store, bucket, runpod)
-                service = JobService(settings, store, bucket, reconciler)
-                loop = asyncio.create_task(reconciler.run())
+                reconciler.dispatch.draining = await run_in_threadpool(store.flag, DRAINING)
+                looks = ReconcileLoop(store, reconciler, now_ms)
+                service = JobService(settings, store, bucket, reconciler, looks.wake)
+                loop = asyncio.create_task(looks.run())
                 yield {
                     "settings": settings,
                     "service": service,

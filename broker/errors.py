@@ -5,12 +5,16 @@ BrokerError
 │   ├── InvalidRequest       a field is wrong; carries one (pointer, detail) per field
 │   ├── BodyTooLarge
 │   ├── NotFound             no such job, or another user's
-│   └── AlreadyFinished      a cancel came after the end
+│   ├── AlreadyFinished      a cancel came after the end
+│   ├── IdTaken              the id that the client chose is in use elsewhere
+│   └── KeyReused            an id or idempotency key came again with another request
 ├── ProviderError            RunPod's; none of these alone ever moves a job to `error`, but ProviderRefused
 │   ├── ProviderUnreachable  nothing was accepted: the same request may be sent again
 │   ├── ProviderUncertain    the request may have been carried out: look for evidence before repeating it
 │   └── ProviderRefused      this request will never be accepted as it is
 ├── StorageError             the bucket did not answer as it should
+├── DatabaseError            the database cannot be opened, copied or restored
+│   └── DatabaseInUse        another process has it
 ├── IllegalMove              a transition that the table in models.py does not have: a bug of ours
 └── StackError               a part of the embedded stack could not start or stay up
 """
@@ -46,6 +50,22 @@ class NotFound(RequestError):
 
 class AlreadyFinished(RequestError):
     """The job has ended, so it cannot be cancelled any more."""
+
+
+class IdTaken(RequestError):
+    """The job id that the client chose cannot be used."""
+
+
+class KeyReused(RequestError):
+    """The id or idempotency key was sent before, with another request."""
+
+
+class DatabaseError(BrokerError):
+    """The database cannot be opened, copied or restored."""
+
+
+class DatabaseInUse(DatabaseError):
+    """Another process has the database open."""
 
 
 class ProviderError(BrokerError):

@@ -76,6 +76,11 @@ class JobFields(SQLModel):
     started_at: int | None = Field(default=None, sa_type=Int64)
     completed_at: int | None = Field(default=None, sa_type=Int64)
     cancel_requested_at: int | None = Field(default=None, sa_type=Int64)
+    progressed_at: int | None = Field(
+        default=None, sa_type=Int64
+    )  #: when the provider last told something new
+    stalled_since: int | None = Field(default=None, sa_type=Int64)  #: since when it looks stuck, and not slow
+    fingerprint: str | None = Field(default=None, sa_type=Text)  #: SHA-256 of the request
     due_at: int = Field(sa_type=Int64)  #: when to look at it next
     version: int = Field(default=1, sa_type=Integer)  #: +1 a move; what compare-and-set compares
 
@@ -103,11 +108,25 @@ class AttemptFields(SQLModel):
     created_at: int = Field(sa_type=Int64)
     submitted_at: int | None = Field(default=None, sa_type=Int64)
     absent_since: int | None = Field(default=None, sa_type=Int64)  #: first "no such job"
+    ttl_seconds: int | None = Field(
+        default=None, sa_type=Integer
+    )  #: how long the provider keeps it, run or not
+    error_code: ErrorCode | None = Field(default=None, sa_type=Text)  #: why it was given up
+    ended_at: int | None = Field(default=None, sa_type=Int64)
+    gpu_seconds: float | None = Field(
+        default=None, sa_type=Float64
+    )  #: as the provider bills them, where it said so
+    #: It may still run there without anybody wanting it: when to see to that next. None: nothing is left there.
+    orphan_due_at: int | None = Field(default=None, sa_type=Int64)
 
 
 class JobAttempt(AttemptFields, table=True):
     __tablename__ = "job_attempts"
-    __table_args__: Any = (UniqueConstraint("job_id", "number"), {"sqlite_strict": True})
+    __table_args__: Any = (
+        UniqueConstraint("job_id", "number"),
+        Index("ix_job_attempts_orphan_due", "orphan_due_at"),
+        {"sqlite_strict": True},
+    )
 
 
 class EventFields(SQLModel):
@@ -121,6 +140,28 @@ class EventFields(SQLModel):
 class JobEvent(EventFields, table=True):
     __tablename__ = "job_events"
     __table_args__: Any = ({"sqlite_strict": True},)
+
+
+class IdempotencyKey(SQLModel, table=True):
+    """A key that a client sent along with a job, so that sending it again makes no second one."""
+
+    __tablename__ = "idempotency_keys"
+    __table_args__: Any = (Index("ix_idempotency_keys_age", "created_at"), {"sqlite_strict": True})
+
+    user_id: str = Field(primary_key=True, sa_type=Text)
+    key: str = Field(primary_key=True, sa_type=Text)
+    job_id: str = Field(foreign_key="export_jobs.id", sa_type=Text)
+    created_at: int = Field(sa_type=Int64)
+
+
+class BrokerFlag(SQLModel, table=True):
+    """What an operator has switched on, and stays so through a restart."""
+
+    __tablename__ = "broker_flags"
+    __table_args__: Any = ({"sqlite_strict": True},)
+
+    name: str = Field(primary_key=True, sa_type=Text)
+    since: int = Field(sa_type=Int64)
 
 
 class Job(JobFields):

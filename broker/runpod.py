@@ -5,6 +5,7 @@ means for a job is said in reconciler.py. Facts: RunPod documents no idempotency
 30 minutes, answers 404 for expired and for unknown ids alike, and shows progress as `output` while a job runs.
 """
 
+from collections import defaultdict
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Annotated, Any, TypeVar
@@ -13,6 +14,8 @@ import httpx
 from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
 
 from broker.errors import ProviderRefused, ProviderUncertain, ProviderUnreachable
+from broker.policy import Deadlines
+from broker.throttle import Throttle
 from schemas.worker import WorkerInput
 
 
@@ -51,21 +54,31 @@ class RemoteJob:
 
 @dataclass(frozen=True)
 class Health:
+    """An endpoint's queue and workers; a worker that is up is idle or at work."""
+
     jobs_queued: int
     jobs_running: int
-    workers_ready: int
-    workers_running: int
+    workers_up: int
+    workers_starting: int = 0
+    workers_throttled: int = 0
+    workers_unhealthy: int = 0
 
 
 Model = TypeVar("Model", bound=BaseModel)
+WEEK_SECONDS = 604_800
+#: No key, no money, no right, too many calls: the request was not looked at, and others fare no better.
+_AWAY = {401, 402, 403, 429}
 
 
 class _Reply(BaseModel):
     model_config = ConfigDict(extra="ignore")
 
 
+RemoteId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{1,128}$")]
+
+
 class _RunReply(_Reply):
-    id: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{1,128}$")]
+    id: RemoteId
 
 
 class _StatusReply(_Reply):
@@ -87,29 +100,31 @@ class RunPodClient:
         ProviderUnreachable, ProviderUncertain, ProviderRefused: see errors.py.
     """
 
-    def __init__(self, http: httpx.AsyncClient, api_key: str) -> None:
+    def __init__(self, http: httpx.AsyncClient, api_key: str, calls_per_second: float = 50.0) -> None:
         self._http = http
         self._headers = {"Authorization": f"Bearer {api_key}"}
+        self._throttles: dict[str, Throttle] = defaultdict(lambda: Throttle(calls_per_second))
 
     async def submit(
-        self, endpoint_url: str, job: WorkerInput, execution_seconds: int, queue_seconds: int
+        self, endpoint_url: str, job: WorkerInput, deadlines: Deadlines, webhook: str | None = None
     ) -> str:
         """Queues a job and returns the provider's id for it.
 
         Both deadlines are sent: RunPod's own execution limit is 10 minutes, and its ttl counts from the submit.
         """
         policy = {
-            "executionTimeout": execution_seconds * 1000,
-            "ttl": min(execution_seconds + queue_seconds, 604_800) * 1000,
+            "executionTimeout": deadlines.execution * 1000,
+            "ttl": min(deadlines.ttl, WEEK_SECONDS) * 1000,
         }
-        body = {"input": job.model_dump(mode="json", exclude_none=True), "policy": policy}
-        reply = await self._send("POST", f"{endpoint_url}/run", json=body)
-        return _parsed(_RunReply, reply).id
+        body: dict[str, Any] = {"input": job.model_dump(mode="json", exclude_none=True), "policy": policy}
+        if webhook is not None:
+            body["webhook"] = webhook
+        return _parsed(_RunReply, await self._send("POST", endpoint_url, "/run", json=body)).id
 
     async def status(self, endpoint_url: str, runpod_job_id: str) -> RemoteJob:
         """Returns what the provider says of a job now."""
         try:
-            reply = await self._send("GET", f"{endpoint_url}/status/{runpod_job_id}")
+            reply = await self._send("GET", endpoint_url, f"/status/{runpod_job_id}")
         except _NotFound:
             return RemoteJob(RemoteState.ABSENT)
         told = _parsed(_StatusReply, reply)
@@ -122,27 +137,39 @@ class RunPodClient:
     async def cancel(self, endpoint_url: str, runpod_job_id: str) -> None:
         """Asks the provider to stop a job; one that it does not know is as good as stopped."""
         try:
-            await self._send("POST", f"{endpoint_url}/cancel/{runpod_job_id}")
+            await self._send("POST", endpoint_url, f"/cancel/{runpod_job_id}")
         except _NotFound:
             return
 
     async def health(self, endpoint_url: str) -> Health:
         """Returns the endpoint's queue and workers."""
-        told = _parsed(_HealthReply, await self._send("GET", f"{endpoint_url}/health"))
+        told = _parsed(_HealthReply, await self._send("GET", endpoint_url, "/health"))
+        workers = told.workers
         return Health(
             jobs_queued=told.jobs.get("inQueue", 0),
             jobs_running=told.jobs.get("inProgress", 0),
-            workers_ready=told.workers.get("ready", 0),
-            workers_running=told.workers.get("running", 0),
+            # `ready` counts the idle ones again.
+            workers_up=max(workers.get("ready", 0), workers.get("idle", 0)) + workers.get("running", 0),
+            workers_starting=workers.get("initializing", 0),
+            workers_throttled=workers.get("throttled", 0),
+            workers_unhealthy=workers.get("unhealthy", 0),
         )
 
-    async def _send(self, method: str, url: str, json: Any = None) -> httpx.Response:
+    async def _send(self, method: str, endpoint_url: str, path: str, json: Any = None) -> httpx.Response:
+        throttle = self._throttles[endpoint_url]
+        await throttle.turn()
         try:
-            reply = await self._http.request(method, url, json=json, headers=self._headers)
+            reply = await self._http.request(method, endpoint_url + path, json=json, headers=self._headers)
         except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as error:
+            throttle.failed()
             raise ProviderUnreachable(f"RunPod cannot be reached: {_words(error)}") from error
         except httpx.HTTPError as error:
+            throttle.failed()
             raise ProviderUncertain(f"RunPod did not answer: {_words(error)}") from error
+        if reply.status_code in _AWAY or reply.status_code >= 500:
+            throttle.failed()
+        else:
+            throttle.succeeded()
         return _checked(reply)
 
 
@@ -157,7 +184,7 @@ def _checked(reply: httpx.Response) -> httpx.Response:
             return reply
         case 404:
             raise _NotFound(told)
-        case 401 | 402 | 403 | 429:
+        case code if code in _AWAY:
             raise ProviderUnreachable(told)
         case code if 400 <= code < 500:
             raise ProviderRefused(told)

@@ -6,13 +6,15 @@ reconciler carries out. Every query is scoped to one user; another user's job do
 
 import base64
 import binascii
+import hashlib
 import json
 import uuid
+from collections.abc import Callable
 from datetime import UTC, datetime
 
 from starlette.concurrency import run_in_threadpool
 
-from broker.errors import AlreadyFinished, InvalidRequest, NotFound
+from broker.errors import AlreadyFinished, InvalidRequest, KeyReused, NotFound
 from broker.models import Job
 from broker.reconciler import Reconciler
 from broker.settings import Settings
@@ -31,21 +33,46 @@ from schemas.jobs import (
 )
 from schemas.keys import object_key
 
+#: The flag in the database that keeps new jobs from being sent.
+DRAINING = "draining"
+
 
 class JobService:
     """The jobs of all users, one user at a time."""
 
-    def __init__(self, settings: Settings, store: JobStore, bucket: Bucket, reconciler: Reconciler) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        store: JobStore,
+        bucket: Bucket,
+        reconciler: Reconciler,
+        wake: Callable[[], None],
+    ) -> None:
         self._settings = settings
         self._store = store
         self._bucket = bucket
         self._reconciler = reconciler
+        self._wake = wake
 
-    async def submit(self, user_id: str, request: JobRequest) -> JobView:
-        """Stores a job. Once this returns, the job is never lost."""
+    async def submit(
+        self, user_id: str, request: JobRequest, key: str | None = None, job_id: str | None = None
+    ) -> tuple[JobView, bool]:
+        """Stores a job. Once this returns, the job is never lost.
+
+        Args:
+            key: the client's idempotency key.
+            job_id: an id that the client has drawn.
+
+        Returns:
+            The job as it is now, and whether it was there already.
+
+        Raises:
+            KeyReused: the key, or the id, came before with another request.
+            IdTaken: the id is in use.
+        """
         now = now_ms()
         job = Job(
-            id=str(uuid.uuid4()),
+            id=job_id or str(uuid.uuid4()),
             user_id=user_id,
             project_id=request.project_id,
             game_id=request.game_id,
@@ -53,13 +80,16 @@ class JobService:
             input_key=request.input_key,
             params=request.params.model_dump_json(exclude_none=True),
             meta=json.dumps(request.metadata),
+            fingerprint=hashlib.sha256(request.model_dump_json(exclude_none=True).encode()).hexdigest(),
             max_attempts=self._settings.max_attempts,
             created_at=now,
             due_at=now,
         )
-        await run_in_threadpool(self._store.add, job)
-        self._reconciler.wake()
-        return view(job)
+        stored = await run_in_threadpool(self._store.add, job, key)
+        if stored.fingerprint != job.fingerprint:
+            raise KeyReused("This key or id was sent before, with another request.")
+        self._wake()
+        return view(stored), stored is not job
 
     async def get(self, user_id: str, job_id: str) -> JobView:
         """Returns the job, or raises NotFound."""
@@ -86,8 +116,24 @@ class JobService:
             changes = {"cancel_requested_at": now, "due_at": now, "message": "Cancelling"}
             asked = await run_in_threadpool(self._store.move, job, "cancel_requested", changes)
             if asked is not None:
-                self._reconciler.wake()
+                self._wake()
                 return view(asked)
+
+    async def hint(self, job_id: str, token: str, runpod_job_id: str | None) -> None:
+        """Takes a call of the GPU provider, or raises NotFound."""
+        if not await self._reconciler.hint(job_id, token, runpod_job_id):
+            raise NotFound("There is no such attempt.")
+        self._wake()
+
+    async def drain(self, on: bool) -> None:
+        """Holds back new jobs from the GPU provider, or sends them again; those that run go on."""
+        await run_in_threadpool(self._store.set_flag, DRAINING, on)
+        self._reconciler.dispatch.draining = on
+        self._wake()
+
+    @property
+    def draining(self) -> bool:
+        return self._reconciler.dispatch.draining
 
     async def output_url(self, user_id: str, job_id: str) -> str:
         """Returns a fresh presigned URL of the finished file, or raises NotFound while there is none."""
@@ -128,6 +174,7 @@ def view(job: Job) -> JobView:
         **job.model_dump(include=_AS_THEY_ARE),
         job_id=job.id,
         retryable=job.error_code is not None and job.error_code.retryable,
+        stalled=job.stalled_since is not None,
         metadata=json.loads(job.meta),
         params=json.loads(job.params),
         created_at=_iso(job.created_at),

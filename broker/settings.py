@@ -29,11 +29,18 @@ class Settings(BaseSettings):
     host: str = Field("127.0.0.1", validation_alias="REELBROKER_HOST")
     port: int = Field(8000, validation_alias="REELBROKER_PORT", ge=0, le=65535)
 
+    #: Where the provider reaches the broker, for its webhook; without it, jobs are only polled.
+    public_url: HttpUrl | None = Field(None, validation_alias="REELBROKER_PUBLIC_URL")
+    #: RunPod takes 200 a second of `/status`, 100 of `/run`, 10 of `/cancel`.
+    calls_per_second: float = Field(50, validation_alias="REELBROKER_RUNPOD_CALLS_PER_SECOND", gt=0, le=1000)
+    #: For the cost of orphaned runs.
+    gpu_usd_per_second: float | None = Field(None, validation_alias="REELBROKER_GPU_USD_PER_SECOND", ge=0)
+
     max_attempts: int = Field(3, validation_alias="REELBROKER_MAX_ATTEMPTS", ge=1, le=10)
     body_limit_bytes: int = Field(1_048_576, validation_alias="REELBROKER_BODY_LIMIT_BYTES", ge=1024)
-    #: How long a job may run once a worker has it; RunPod's own default of 600 s is too short for real exports.
+    #: The longest that any job may run once a worker has it; how long one may is computed (policy.py).
     execution_timeout_seconds: int = Field(
-        3600, validation_alias="REELBROKER_EXECUTION_TIMEOUT_SECONDS", ge=5, le=604_800
+        7200, validation_alias="REELBROKER_EXECUTION_TIMEOUT_SECONDS", ge=5, le=604_800
     )
     #: How long a job may wait for a worker. RunPod counts its ttl from the submit, so ttl = this + execution.
     queue_timeout_seconds: int = Field(86_400, validation_alias="REELBROKER_QUEUE_TIMEOUT_SECONDS", ge=10)
@@ -43,6 +50,8 @@ class Settings(BaseSettings):
     lost_after_seconds: float = Field(30, validation_alias="REELBROKER_LOST_AFTER_SECONDS", gt=0)
     #: How long a cancel waits for the provider's word before the job ends as cancelled on `stop.json` alone.
     cancel_grace_seconds: float = Field(60, validation_alias="REELBROKER_CANCEL_GRACE_SECONDS", gt=0)
+    #: A worker that tells nothing new for so long may be stuck; the job says so and goes on.
+    stalled_after_seconds: float = Field(300, validation_alias="REELBROKER_STALLED_AFTER_SECONDS", gt=0)
     url_lifetime_seconds: int = Field(
         3600, validation_alias="REELBROKER_URL_LIFETIME_SECONDS", ge=60, le=604_800
     )

@@ -4,8 +4,7 @@ A job changes in one way only: `move`, a compare-and-set on its version, checked
 in the same transaction. Each move adds one to the version and writes one event whose `seq` is that version, so a
 job's events are gapless by construction. `touch` alone changes what nobody watches (when to look next).
 
-All methods block; callers run them in a thread. On SQLite there is exactly one connection: the WAL-reset bug of
-SQLite 3.7.0 to 3.51.2 needs two, and one is plenty (docs/decisions/0003-one-sqlite-connection.md).
+All methods block; callers run them in a thread. database.py opens what they run on.
 """
 
 import json
@@ -14,62 +13,25 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from alembic import command
-from alembic.config import Config
-from sqlalchemy import (
-    Connection,
-    Engine,
-    RowMapping,
-    create_engine,
-    event,
-    insert,
-    select,
-    tuple_,
-    update,
-)
+from sqlalchemy import Connection, Engine, RowMapping, delete, insert, select, tuple_, update
+from sqlalchemy.exc import IntegrityError
 from sqlmodel import SQLModel, col
 
-from broker.errors import IllegalMove
+from broker.errors import IdTaken, IllegalMove
 from broker.models import LEGAL_MOVES, Attempt, Event, ExportJob, Job, JobAttempt, JobEvent
 from schemas.jobs import JobStatus, JobType
 
 JOBS = SQLModel.metadata.tables["export_jobs"]
 ATTEMPTS = SQLModel.metadata.tables["job_attempts"]
 EVENTS = SQLModel.metadata.tables["job_events"]
+KEYS = SQLModel.metadata.tables["idempotency_keys"]
+FLAGS = SQLModel.metadata.tables["broker_flags"]
 OPEN = (JobStatus.PENDING.value, JobStatus.PROCESSING.value)
 
 
 def now_ms() -> int:
     """Returns the wall clock in milliseconds since the epoch."""
     return time.time_ns() // 1_000_000
-
-
-def open_engine(database_url: str) -> Engine:
-    """Opens the database and brings its tables to this release's shape."""
-    if not database_url.startswith("sqlite"):
-        return _migrated(create_engine(database_url, pool_pre_ping=True))
-    engine = create_engine(
-        database_url, pool_size=1, max_overflow=0, connect_args={"check_same_thread": False, "timeout": 5.0}
-    )
-    event.listen(engine, "connect", _prepare_sqlite)
-    # pysqlite would begin lazily and as a reader; a later upgrade to writer fails at once, whatever the timeout.
-    event.listen(engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN IMMEDIATE"))
-    return _migrated(engine)
-
-
-def _prepare_sqlite(connection: Any, _record: Any) -> None:
-    connection.isolation_level = None  # we say BEGIN ourselves
-    for pragma in ("journal_mode=WAL", "synchronous=FULL", "busy_timeout=5000", "foreign_keys=ON"):
-        connection.execute(f"PRAGMA {pragma}")
-
-
-def _migrated(engine: Engine) -> Engine:
-    config = Config()
-    config.set_main_option("script_location", "broker:migrations")
-    with engine.begin() as connection:
-        config.attributes["connection"] = connection
-        command.upgrade(config, "head")
-    return engine
 
 
 @dataclass(frozen=True)
@@ -96,12 +58,46 @@ class JobStore:
         with self._engine.begin() as connection:
             connection.exec_driver_sql("SELECT 1")
 
-    def add(self, job: Job) -> Job:
-        """Stores a new job and its first event. When this returns, the job survives a power cut."""
-        with self._engine.begin() as connection:
-            connection.execute(insert(JOBS).values(job.model_dump(mode="json")))
-            _add_event(connection, job, "accepted", {"status": job.status, "phase": job.phase})
+    def add(self, job: Job, key: str | None = None) -> Job:
+        """Stores a new job and its first event. When this returns, the job survives a power cut.
+
+        Args:
+            key: the client's own for this submit.
+
+        Returns:
+            The job; the one that is stored already where its id or the key was used before by this user.
+
+        Raises:
+            IdTaken: the id is another user's.
+        """
+        try:
+            with self._engine.begin() as connection:
+                connection.execute(insert(JOBS).values(job.model_dump(mode="json")))
+                _add_event(connection, job, "accepted", {"status": job.status, "phase": job.phase})
+                if key is not None:
+                    values = {"user_id": job.user_id, "key": key, "job_id": job.id}
+                    connection.execute(insert(KEYS).values(**values, created_at=job.created_at))
+        except IntegrityError:
+            if (known := self._known(job, key)) is None:
+                raise
+            return known
         return job
+
+    def _known(self, job: Job, key: str | None) -> Job | None:
+        keyed = select(KEYS.c.job_id).where(KEYS.c.user_id == job.user_id, KEYS.c.key == key)
+        with self._engine.begin() as connection:
+            job_id = (connection.execute(keyed).scalar() if key is not None else None) or job.id
+            row = connection.execute(select(JOBS).where(JOBS.c.id == job_id)).mappings().first()
+        if row is None:
+            return None
+        if row["user_id"] != job.user_id:
+            raise IdTaken("This id cannot be used; choose another.")
+        return _job(row)
+
+    def forget_keys(self, before: int) -> int:
+        """Deletes idempotency keys of before that moment; returns how many."""
+        with self._engine.begin() as connection:
+            return connection.execute(delete(KEYS).where(KEYS.c.created_at < before)).rowcount
 
     def get(self, job_id: str, user_id: str) -> Job | None:
         """Returns the user's job, or None; another user's job is None too."""
@@ -128,6 +124,40 @@ class JobStore:
         with self._engine.begin() as connection:
             return list(connection.execute(query.order_by(JOBS.c.due_at).limit(limit)).scalars())
 
+    def hint(self, job_id: str, token: str, now: int) -> Attempt | None:
+        """Has an open job looked at now; returns the attempt with that token, or None where there is none."""
+        named = select(ATTEMPTS).where(ATTEMPTS.c.token == token, ATTEMPTS.c.job_id == job_id)
+        still = update(JOBS).where(JOBS.c.id == job_id, JOBS.c.status.in_(OPEN), JOBS.c.due_at > now)
+        with self._engine.begin() as connection:
+            row = connection.execute(named).mappings().first()
+            if row is not None:
+                connection.execute(still.values(due_at=now))
+        return _attempt(row) if row else None
+
+    def orphans(self, before: int | None = None, limit: int = 1000) -> list[tuple[Job, Attempt]]:
+        """Returns given-up attempts that may still run at the provider, with their jobs; those due by `before`."""
+        query = select(ATTEMPTS).where(ATTEMPTS.c.orphan_due_at.is_not(None))
+        if before is not None:
+            query = query.where(ATTEMPTS.c.orphan_due_at <= before)
+        with self._engine.begin() as connection:
+            rows = connection.execute(query.order_by(ATTEMPTS.c.orphan_due_at).limit(limit)).mappings().all()
+            wanted = select(JOBS).where(JOBS.c.id.in_({row["job_id"] for row in rows}))
+            jobs = {row["id"]: _job(row) for row in connection.execute(wanted).mappings()}
+        return [(jobs[row["job_id"]], _attempt(row)) for row in rows]
+
+    def orphan(self, token: str) -> tuple[Job, Attempt]:
+        """Returns an attempt and its job."""
+        with self._engine.begin() as connection:
+            row = connection.execute(select(ATTEMPTS).where(ATTEMPTS.c.token == token)).mappings().one()
+            job = connection.execute(select(JOBS).where(JOBS.c.id == row["job_id"])).mappings().one()
+        return _job(job), _attempt(row)
+
+    def open_jobs(self) -> list[str]:
+        """Returns the ids of all open jobs, oldest first."""
+        query = select(JOBS.c.id).where(JOBS.c.status.in_(OPEN)).order_by(JOBS.c.created_at)
+        with self._engine.begin() as connection:
+            return list(connection.execute(query).scalars())
+
     def load(self, job_id: str) -> tuple[Job, Attempt | None]:
         """Returns a job and its newest attempt."""
         newest = select(ATTEMPTS).where(col(JobAttempt.job_id) == job_id)
@@ -135,7 +165,19 @@ class JobStore:
         with self._engine.begin() as connection:
             job = connection.execute(select(JOBS).where(col(ExportJob.id) == job_id)).mappings().one()
             attempt = connection.execute(newest).mappings().first()
-        return _job(job), Attempt.model_validate(dict(attempt)) if attempt else None
+        return _job(job), _attempt(attempt) if attempt else None
+
+    def find(self, job_id: str) -> Job | None:
+        """Returns a job of whatever user, or None."""
+        with self._engine.begin() as connection:
+            row = connection.execute(select(JOBS).where(JOBS.c.id == job_id)).mappings().first()
+        return _job(row) if row else None
+
+    def attempts(self, job_id: str) -> list[Attempt]:
+        """Returns a job's attempts, the oldest first."""
+        query = select(ATTEMPTS).where(ATTEMPTS.c.job_id == job_id).order_by(ATTEMPTS.c.number)
+        with self._engine.begin() as connection:
+            return [_attempt(row) for row in connection.execute(query).mappings()]
 
     def move(
         self, job: Job, kind: str, changes: Mapping[str, Any], attempt: Attempt | None = None
@@ -165,27 +207,47 @@ class JobStore:
 
     def touch(
         self, job: Job, due_at: int, evidence: str | None = None, attempt: Attempt | None = None
-    ) -> bool:
+    ) -> Job | None:
         """Says when to look at an open job next, and what was seen of it; no move, no event.
 
         Returns:
-            False if somebody moved the job meanwhile: then nothing was written, `attempt` neither.
+            The job as it now is, or None if somebody moved or touched it meanwhile: then nothing was written, `attempt`
+            neither. So of two brokers that look at the same moment, one goes on.
         """
         values: dict[str, Any] = {"due_at": due_at}
         if evidence is not None:
             values |= {"evidence_source": evidence, "evidence_at": now_ms()}
-        unmoved = update(JOBS).where(JOBS.c.id == job.id, JOBS.c.version == job.version)
+        unmoved = update(JOBS).where(
+            JOBS.c.id == job.id, JOBS.c.version == job.version, JOBS.c.due_at == job.due_at
+        )
         with self._engine.begin() as connection:
             if connection.execute(unmoved.values(values)).rowcount == 0:
-                return False
+                return None
             if attempt is not None:
                 _write_attempt(connection, attempt)
-        return True
+        return job.model_copy(update=values)
 
     def note(self, attempt: Attempt) -> None:
         """Writes what was learned about an attempt, whatever became of its job meanwhile."""
         with self._engine.begin() as connection:
             _write_attempt(connection, attempt)
+
+    def flag(self, name: str) -> bool:
+        """Whether an operator has switched something on."""
+        with self._engine.begin() as connection:
+            return connection.execute(select(FLAGS.c.name).where(FLAGS.c.name == name)).first() is not None
+
+    def set_flag(self, name: str, on: bool) -> None:
+        """Switches something on or off, for good."""
+        with self._engine.begin() as connection:
+            connection.execute(delete(FLAGS).where(FLAGS.c.name == name))
+            if on:
+                connection.execute(insert(FLAGS).values(name=name, since=now_ms()))
+
+    def users(self) -> list[str]:
+        """Returns the ids of all users that have jobs."""
+        with self._engine.begin() as connection:
+            return list(connection.execute(select(JOBS.c.user_id).distinct()).scalars())
 
     def events(self, job_id: str, after: int = 0) -> list[Event]:
         """Returns the job's events with a `seq` above `after`, in order."""
@@ -200,6 +262,10 @@ _UNWATCHED = {"version", "due_at", "evidence_source", "evidence_at"}
 
 def _job(row: RowMapping) -> Job:
     return Job.model_validate(dict(row))
+
+
+def _attempt(row: RowMapping) -> Attempt:
+    return Attempt.model_validate(dict(row))
 
 
 def _write_attempt(connection: Connection, attempt: Attempt) -> None:

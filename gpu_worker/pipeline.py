@@ -16,7 +16,7 @@ from pathlib import Path
 import structlog
 
 from gpu_worker.decode import nvdec_works
-from gpu_worker.edits.compose import Kit, Source, compose, needed_keys, needed_parts, needed_pngs
+from gpu_worker.edits.compose import Kit, Source, compose, needed_parts, needed_pngs
 from gpu_worker.edits.fonts import Fonts
 from gpu_worker.encode import Quality, nvenc_works
 from gpu_worker.errors import Cancelled, SourceNotFound, WorkerError
@@ -126,7 +126,7 @@ class Execution:
         self._show(Phase.DOWNLOADING, 0)
         paths = {
             key: self._fetched(key, folder / f"source-{number}")
-            for number, key in enumerate(needed_keys(params, input_key))
+            for number, key in enumerate(self._job.video_keys)
         }
         pngs = {key: self._picture(key) for key in needed_pngs(params)}
         fetch_seconds = clock.lap()

@@ -138,6 +138,14 @@ class Edited(Wire):
         job_type = info.data.get("type")
         return raw if job_type is None else job_type.params_model.model_validate(raw)
 
+    @property
+    def video_keys(self) -> list[str]:
+        """Returns the keys of all videos that the edit is made of, each once."""
+        keys = [self.input_key]
+        if isinstance(self.params, MultiClipParams):
+            keys = [clip.input_key or self.input_key for clip in self.params.clips]
+        return list(dict.fromkeys(key for key in keys if key is not None))
+
     @model_validator(mode="after")
     def _knows_its_input(self) -> Self:
         complete = isinstance(self.params, MultiClipParams) and all(c.input_key for c in self.params.clips)
@@ -202,6 +210,7 @@ class JobView(Wire):
     error: str | None
     error_code: ErrorCode | None
     retryable: bool
+    stalled: bool
     attempt: int
     max_attempts: int
     runpod_job_id: str | None

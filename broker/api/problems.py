@@ -13,7 +13,9 @@ from starlette.responses import JSONResponse, Response
 from broker.errors import (
     AlreadyFinished,
     BodyTooLarge,
+    IdTaken,
     InvalidRequest,
+    KeyReused,
     NotFound,
     RequestError,
     StorageError,
@@ -26,6 +28,8 @@ _STATUS: dict[type[RequestError], tuple[int, str]] = {
     BodyTooLarge: (413, "body_too_large"),
     NotFound: (404, "not_found"),
     AlreadyFinished: (409, "already_finished"),
+    IdTaken: (409, "id_taken"),
+    KeyReused: (422, "key_reused"),
 }
 
 

@@ -201,6 +201,7 @@ class Stack:
             "REELBROKER_DATABASE_URL": f"sqlite:///{self.folder}/reelbroker.db",
             "REELBROKER_PORT": str(self._identity.ports["broker"]),
             # Everything is on this machine and restarts in seconds: no reason to wait as long as for a cloud.
+            "REELBROKER_PUBLIC_URL": self.broker_url,
             "REELBROKER_SUBMIT_GRACE_SECONDS": "15",
             "REELBROKER_LOST_AFTER_SECONDS": "10",
             "REELBROKER_CANCEL_GRACE_SECONDS": "15",

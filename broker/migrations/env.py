@@ -1,4 +1,4 @@
-"""Runs the migrations on the connection that store.py opened, inside its transaction."""
+"""Runs the migrations on the connection that database.py opened, inside its transaction."""
 
 from alembic import context
 from sqlmodel import SQLModel

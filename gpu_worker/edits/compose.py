@@ -163,14 +163,6 @@ def compose(params: OutputParams, input_key: str | None, kit: Kit) -> Compositio
             raise TypeError(f"no such edit: {type(params).__name__}")
 
 
-def needed_keys(params: OutputParams, input_key: str | None) -> list[str]:
-    """Returns the keys of all videos that an edit is made of, each once."""
-    keys = [input_key]
-    if isinstance(params, MultiClipParams):
-        keys = [clip.input_key or input_key for clip in params.clips]
-    return list(dict.fromkeys(key for key in keys if key is not None))
-
-
 def needed_pngs(params: OutputParams) -> list[str]:
     """Returns the keys of all pictures that are put over it."""
     layers = params.text_layers if isinstance(params, OverlayParams) else ()

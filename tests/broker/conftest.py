@@ -6,9 +6,10 @@ import httpx
 import pytest
 
 from broker.app import create_app
+from broker.database import open_engine
 from broker.models import Job
 from broker.settings import Settings
-from broker.store import JobStore, open_engine
+from broker.store import JobStore
 
 API_KEY = "test-key-0123456789"
 

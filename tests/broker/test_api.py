@@ -6,6 +6,7 @@ import httpx
 import pytest
 
 from broker.storage import open_bucket
+from schemas.keys import object_key
 from tests.broker.provider import Provider, Worker
 
 JOB = {"type": "framing", "input_key": "a.mp4"}
@@ -20,7 +21,9 @@ async def provider():
 @pytest.fixture
 async def client(settings, running, provider):
     """A client with the key, on a running broker."""
-    async with running(settings(), provider) as client:
+    made = settings()
+    open_bucket(made).write(object_key(made.user_id, JOB["input_key"]), b"a video")
+    async with running(made, provider) as client:
         yield client
 
 
@@ -200,11 +203,14 @@ async def test_the_bucket_is_closed_to_strangers(client, object_store):
     assert reply.status_code == 403
 
 
-async def test_ready_says_what_is_missing(settings, running, client):
+async def test_ready_says_what_is_missing(settings, running, client, tmp_path):
     """A broker without its bucket is alive but not ready."""
     assert (await client.get("/healthz")).status_code == 200
     assert (await client.get("/readyz")).status_code == 200
-    async with running(settings(R2_ENDPOINT="http://127.0.0.1:9"), Provider()) as alone:
+    async with running(
+        settings(R2_ENDPOINT="http://127.0.0.1:9", REELBROKER_DATABASE_URL=f"sqlite:///{tmp_path}/b.db"),
+        Provider(),
+    ) as alone:
         reply = await alone.get("/readyz")
         assert (reply.status_code, reply.json()["code"]) == (503, "not_ready")
         assert "bucket" in reply.json()["detail"]

@@ -10,6 +10,7 @@ from broker.runpod import RunPodClient
 from broker.storage import Bucket, open_bucket
 from broker.store import now_ms
 from schemas.jobs import ErrorCode, JobStatus, Phase
+from schemas.keys import object_key
 from tests.broker.provider import Provider, Worker, refuse
 
 
@@ -23,6 +24,7 @@ class Scene:
         self.bucket = open_bucket(settings)
         self.now = now_ms()
         self.id = store.add(job.model_copy(update={"user_id": settings.user_id})).id
+        self.bucket.write(object_key(settings.user_id, job.input_key), b"a video")
 
     async def look(self, seconds_later=0.0):
         """One look at the job, as by a broker that has just been started."""

@@ -7,6 +7,7 @@ import pytest
 
 from broker.embedded.endpoint import EndpointConfig, create_endpoint
 from broker.errors import ProviderRefused, ProviderUncertain, ProviderUnreachable
+from broker.policy import Deadlines
 from broker.runpod import RemoteState, RunPodClient
 from schemas.worker import WorkerInput
 from tests.broker.provider import Provider
@@ -42,14 +43,14 @@ async def runpod(request, tmp_path):
 
 async def test_a_submitted_job_waits_in_the_queue(runpod):
     """Submit gives an id that status knows."""
-    job_id = await runpod.submit(URL, JOB, execution_seconds=60, queue_seconds=60)
+    job_id = await runpod.submit(URL, JOB, Deadlines(60, 120))
     assert (await runpod.status(URL, job_id)).state is RemoteState.QUEUED
     assert (await runpod.health(URL)).jobs_queued == 1
 
 
 async def test_a_cancelled_job_says_so(runpod):
     """Cancel can be asked for twice."""
-    job_id = await runpod.submit(URL, JOB, execution_seconds=60, queue_seconds=60)
+    job_id = await runpod.submit(URL, JOB, Deadlines(60, 120))
     await runpod.cancel(URL, job_id)
     await runpod.cancel(URL, job_id)
     assert (await runpod.status(URL, job_id)).state is RemoteState.CANCELLED
@@ -64,14 +65,14 @@ async def test_an_unknown_job_is_absent_not_failed(runpod):
 async def test_a_wrong_endpoint_or_key_accepts_nothing(runpod):
     """The job may be sent again once the operator has mended it."""
     with pytest.raises(ProviderUnreachable):
-        await runpod.submit("http://runpod/v2/other", JOB, execution_seconds=60, queue_seconds=60)
+        await runpod.submit("http://runpod/v2/other", JOB, Deadlines(60, 120))
 
 
 async def test_both_deadlines_are_sent_in_milliseconds():
     """RunPod counts ttl from the submit, so it covers queue and run."""
     provider = Provider()
     async with httpx.AsyncClient(transport=provider) as http:
-        await RunPodClient(http, "runpod-key").submit(URL, JOB, execution_seconds=60, queue_seconds=600)
+        await RunPodClient(http, "runpod-key").submit(URL, JOB, Deadlines(60, 660))
     assert provider.only()["sent"]["policy"] == {"executionTimeout": 60_000, "ttl": 660_000}
 
 
@@ -101,7 +102,7 @@ async def test_a_submit_tells_not_sent_from_not_known(answer, error):
 
     async with httpx.AsyncClient(transport=httpx.MockTransport(say)) as http:
         with pytest.raises(error):
-            await RunPodClient(http, "k").submit(URL, JOB, execution_seconds=60, queue_seconds=60)
+            await RunPodClient(http, "k").submit(URL, JOB, Deadlines(60, 120))
 
 
 async def test_a_state_that_we_do_not_know_decides_nothing():

@@ -13,9 +13,10 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from sqlalchemy.exc import IntegrityError
 from sqlmodel import SQLModel
 
+from broker.database import open_engine
 from broker.errors import IllegalMove
 from broker.models import LEGAL_MOVES, Attempt, AttemptState, Job
-from broker.store import JobFilter, JobStore, open_engine
+from broker.store import JobFilter, JobStore
 from schemas.jobs import ErrorCode, JobStatus, Phase
 
 #: What each status needs beside itself to pass the table's own checks.

@@ -1,0 +1,159 @@
+"""Opening the database: SQLite with one connection in one process, or PostgreSQL; and copies of it.
+
+SQLite 3.7.0 to 3.51.2 can corrupt a WAL database where two connections write and checkpoint at once, so a lock on a file
+beside it lets one process in, and the pool has one connection (docs/decisions/0003-one-sqlite-connection.md). Others may
+read meanwhile: a reader neither writes nor checkpoints.
+"""
+
+import contextlib
+import fcntl
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from alembic import command
+from alembic.config import Config
+from sqlalchemy import Engine, create_engine, event, make_url
+from sqlalchemy.pool import NullPool
+
+from broker.errors import DatabaseError, DatabaseInUse
+
+
+def sqlite_path(database_url: str) -> Path | None:
+    """Returns the file of a SQLite URL; None for another database."""
+    url = make_url(database_url)
+    return Path(url.database or "") if url.get_backend_name() == "sqlite" else None
+
+
+def open_engine(database_url: str) -> Engine:
+    """Opens the database to write, and brings its tables to this release's shape.
+
+    Raises:
+        DatabaseInUse: another process has the SQLite file.
+    """
+    path = sqlite_path(database_url)
+    if path is None:
+        url = make_url(database_url)
+        if url.drivername == "postgresql":
+            url = url.set(drivername="postgresql+psycopg")
+        return _migrated(create_engine(url, pool_pre_ping=True))
+    lock = _locked(path)
+    engine = create_engine(
+        database_url, pool_size=1, max_overflow=0, connect_args={"check_same_thread": False, "timeout": 5.0}
+    )
+    event.listen(engine, "connect", _prepare_sqlite)
+    # pysqlite would begin lazily and as a reader; a later upgrade to writer fails at once, whatever the timeout.
+    event.listen(engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN IMMEDIATE"))
+    event.listen(engine, "engine_disposed", lambda _: lock.close())
+    try:
+        return _migrated(engine)
+    except BaseException:
+        engine.dispose()
+        raise
+
+
+@contextlib.contextmanager
+def reading(database_url: str) -> Iterator[Engine]:
+    """Opens the database to read, also beside a running broker.
+
+    Raises:
+        DatabaseError: there is none.
+    """
+    path = sqlite_path(database_url)
+    if path is None:
+        engine = open_engine(database_url)
+    else:
+        if not path.exists():
+            raise DatabaseError(f"there is no database at {path}")
+        engine = create_engine("sqlite://", creator=lambda: _readonly(path), poolclass=NullPool)
+    try:
+        yield engine
+    finally:
+        engine.dispose()
+
+
+def copy_database(database_url: str, target: Path) -> None:
+    """Makes a consistent copy of a SQLite database, also of one that is being written to.
+
+    Raises:
+        DatabaseError: the copy cannot be made, is damaged, or the target is there already.
+    """
+    path = sqlite_path(database_url)
+    if path is None:
+        raise DatabaseError("PostgreSQL has tools of its own for this: pg_dump and pg_restore")
+    if not path.exists():
+        raise DatabaseError(f"there is no database at {path}")
+    if target.exists():
+        raise DatabaseError(f"{target} is there already")
+    with contextlib.closing(_readonly(path)) as source, contextlib.closing(sqlite3.connect(target)) as copy:
+        source.backup(copy)
+        copy.execute("PRAGMA journal_mode=DELETE")  # one file, complete in itself
+        check_integrity(copy)
+
+
+def restore_database(source: Path, database_url: str) -> None:
+    """Puts a copy in the place of the database, which is kept under another name if there is one.
+
+    Raises:
+        DatabaseInUse: a broker runs on it.
+        DatabaseError: the copy is damaged, or no database of ours.
+    """
+    path = sqlite_path(database_url)
+    if path is None:
+        raise DatabaseError("PostgreSQL has tools of its own for this: pg_dump and pg_restore")
+    with _locked(path):
+        for old in (path, path.with_name(path.name + "-wal"), path.with_name(path.name + "-shm")):
+            if old.exists():
+                old.rename(old.with_name(old.name + ".before-restore"))
+        copy_database(f"sqlite:///{source}", path)
+
+
+def check_integrity(connection: sqlite3.Connection) -> None:
+    """Raises DatabaseError where SQLite finds damage."""
+    try:
+        told = connection.execute("PRAGMA integrity_check").fetchone()[0]
+        connection.execute("SELECT count(*) FROM export_jobs")
+    except sqlite3.DatabaseError as error:
+        raise DatabaseError(f"this is no database of ours: {error}") from error
+    if told != "ok":
+        raise DatabaseError(f"the database is damaged: {told}")
+
+
+def _readonly(path: Path) -> sqlite3.Connection:
+    """Opens a SQLite file that may be in use; a WAL that nobody has open needs a writer, who then does nothing else."""
+    for mode in ("ro", "rw"):
+        connection = sqlite3.connect(f"file:{path}?mode={mode}", uri=True, timeout=5.0)
+        try:
+            connection.execute("SELECT count(*) FROM sqlite_master")
+        except sqlite3.OperationalError:
+            connection.close()
+            continue
+        connection.execute("PRAGMA query_only=ON")
+        return connection
+    raise DatabaseError(f"{path} cannot be opened")
+
+
+def _locked(path: Path) -> Any:
+    lock = path.with_name(path.name + ".lock").open("w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        lock.close()
+        raise DatabaseInUse(f"{path} is in use by another process: a running broker, perhaps") from error
+    return lock
+
+
+def _prepare_sqlite(connection: Any, _record: Any) -> None:
+    connection.isolation_level = None  # we say BEGIN ourselves
+    for pragma in ("journal_mode=WAL", "synchronous=FULL", "busy_timeout=5000", "foreign_keys=ON"):
+        connection.execute(f"PRAGMA {pragma}")
+
+
+def _migrated(engine: Engine) -> Engine:
+    config = Config()
+    config.set_main_option("script_location", "broker:migrations")
+    with engine.begin() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, "head")
+    return engine

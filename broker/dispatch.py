@@ -1,0 +1,187 @@
+"""From a stored job to one that the provider has: once, whatever happens in between.
+
+An attempt is committed as "submitting" before the first byte leaves. What comes back decides: an id, nothing accepted, or
+nobody knows. In the last case the job is never sent again blindly: signs of the run are looked for, and only after a
+grace period is the attempt fenced, and the next one begun.
+"""
+
+import json
+import secrets
+from collections.abc import Callable
+
+import structlog
+from starlette.concurrency import run_in_threadpool
+
+from broker.errors import ProviderRefused, ProviderUncertain, ProviderUnreachable
+from broker.evidence import Evidence
+from broker.models import Attempt, AttemptState, Job
+from broker.moves import Moves, phase
+from broker.policy import deadlines, wait_seconds
+from broker.runpod import RemoteState, RunPodClient
+from broker.settings import Settings
+from broker.store import JobStore
+from schemas.jobs import ErrorCode, JobStatus, Phase
+from schemas.worker import WorkerInput
+
+log = structlog.get_logger(__name__)
+
+#: A queue that is seen empty twice, so far apart, does not hold the job whose submit is in doubt.
+EMPTY_SECONDS = 10.0
+
+
+class Dispatch:
+    """Sends jobs to the provider."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        store: JobStore,
+        evidence: Evidence,
+        moves: Moves,
+        runpod: RunPodClient,
+        clock: Callable[[], int],
+    ) -> None:
+        self._settings = settings
+        self._store = store
+        self._evidence = evidence
+        self._moves = moves
+        self._runpod = runpod
+        self._clock = clock
+        #: While true, no job is sent; those that were go on.
+        self.draining = False
+
+    async def begin_attempt(self, job: Job) -> None:
+        """Commits a new attempt and sends it."""
+        if self.draining:
+            await self._hold_back(job)
+            return
+        attempt = Attempt(
+            token=secrets.token_hex(16),
+            job_id=job.id,
+            number=job.attempt + 1,
+            state=AttemptState.READY,
+            endpoint_url=self._settings.runpod_endpoint_url,
+            created_at=self._clock(),
+        )
+        changes = {"attempt": attempt.number, "phase": Phase.SUBMITTING, "runpod_job_id": None, "progress": 0}
+        moved = await self._moves.move(job, "attempt_begun", changes, attempt)
+        if moved is not None:
+            await self.submit(moved, attempt)
+
+    async def submit(self, job: Job, attempt: Attempt) -> None:
+        """Sends an attempt of which nothing is at the provider."""
+        if self.draining:
+            await self._hold_back(job)
+            return
+        asked = _worker_input(job, attempt)
+        sizes = {key: await self._evidence.size(job, key) for key in asked.video_keys}
+        missing = next((key for key, size in sizes.items() if size is None), None)
+        if missing is not None:
+            sentence = f"{missing}: The file is not in the bucket."
+            await self._moves.fail(job, attempt, ErrorCode.SOURCE_NOT_FOUND, sentence, "bucket")
+            return
+        source_bytes = sum(size or 0 for size in sizes.values())
+        settings = self._settings
+        limits = deadlines(
+            asked.params, source_bytes, settings.execution_timeout_seconds, settings.queue_timeout_seconds
+        )
+        # Committed before the first byte leaves: a crash from here on means "unknown", never "not sent".
+        told = {"state": AttemptState.SUBMITTING, "submitted_at": self._clock(), "ttl_seconds": limits.ttl}
+        sending = attempt.model_copy(update=told)
+        touched = await self._moves.look_again(job, 2.0, attempt=sending)
+        if touched is None:
+            return
+        try:
+            runpod_job_id = await self._runpod.submit(
+                attempt.endpoint_url, asked, limits, self._webhook(job, attempt)
+            )
+        except ProviderUnreachable as error:
+            await self._hold(touched, attempt, error)
+        except ProviderRefused as error:
+            log.error("submit_refused", job_id=job.id, error=str(error))
+            sentence = "The GPU provider refused the job."
+            await self._moves.fail(touched, attempt, ErrorCode.PROVIDER_REFUSED, sentence, "runpod:/run")
+        except ProviderUncertain as error:
+            log.warning("submit_unknown", job_id=job.id, error=str(error))
+            sentence = "Checking whether the GPU provider has the job"
+            changes = {"status": JobStatus.PROCESSING, "message": sentence}
+            await self._moves.move(touched, "submit_unknown", changes)
+        else:
+            await self._adopt(touched, sending, runpod_job_id, "runpod:/run")
+
+    async def look_for_signs(self, job: Job, attempt: Attempt) -> None:
+        """After a submit whose end is unknown: adopt the run that it started, or supersede it, but never repeat it."""
+        if await self._moves.finish_from_bucket(job, attempt):
+            return
+        started = await self._evidence.started(job, attempt)
+        if started is not None:
+            await self._adopt(job, attempt, started.runpod_job_id, "bucket:started.json")
+        elif attempt.runpod_job_id is not None:
+            await self._believe(job, attempt, attempt.runpod_job_id)
+        elif self._moves.seconds_since(attempt.submitted_at) > self._settings.submit_grace_seconds:
+            sentence = "The GPU provider lost the job."
+            await self._moves.supersede(job, attempt, ErrorCode.PROVIDER_UNAVAILABLE, sentence)
+        else:
+            await self._look_into_the_queue(job, attempt)
+
+    async def _adopt(self, job: Job, attempt: Attempt, runpod_job_id: str, evidence: str) -> None:
+        known = attempt.model_copy(update={"state": AttemptState.SUBMITTED, "runpod_job_id": runpod_job_id})
+        changes = {
+            "status": JobStatus.PROCESSING,
+            "runpod_job_id": runpod_job_id,
+            "progressed_at": self._clock(),
+            **phase(Phase.QUEUED),
+        }
+        log.info("submitted", job_id=job.id, runpod_job_id=runpod_job_id)
+        if await self._moves.move(job, "submitted", changes, known, evidence) is None:
+            # Somebody asked for a cancel meanwhile: the id is what that cancel needs.
+            await run_in_threadpool(self._store.note, known)
+
+    async def _believe(self, job: Job, attempt: Attempt, runpod_job_id: str) -> None:
+        """Adopts the id that came by webhook if the provider knows it."""
+        if (await self._evidence.remote(attempt)).state is not RemoteState.ABSENT:
+            await self._adopt(job, attempt, runpod_job_id, "webhook")
+        else:
+            unknown = attempt.model_copy(update={"runpod_job_id": None})
+            await self._moves.look_again(job, 2.0, attempt=unknown)
+
+    async def _look_into_the_queue(self, job: Job, attempt: Attempt) -> None:
+        """An endpoint that has nothing to do, twice, does not have this job either: no need to sit out the grace."""
+        health = await self._evidence.health(attempt.endpoint_url)
+        empty_since = attempt.absent_since
+        if health.jobs_queued or health.jobs_running:
+            empty_since = None
+        elif empty_since is None:
+            empty_since = self._clock()
+        elif self._moves.seconds_since(empty_since) > EMPTY_SECONDS:
+            sentence = "The GPU provider did not get the job."
+            await self._moves.supersede(job, attempt, ErrorCode.PROVIDER_UNAVAILABLE, sentence, gone=True)
+            return
+        noted = attempt.model_copy(update={"absent_since": empty_since})
+        await self._moves.look_again(job, 2.0, attempt=noted)
+
+    async def _hold(self, job: Job, attempt: Attempt, error: ProviderUnreachable) -> None:
+        """Nothing reached the provider: the job waits, and the same attempt goes when the provider is back."""
+        log.warning("submit_held", job_id=job.id, error=str(error))
+        await run_in_threadpool(self._store.note, attempt)
+        sentence = "The GPU provider cannot be reached; the job goes as soon as it is back"
+        await self._moves.wait(job, sentence, wait_seconds(self._moves.seconds_since(attempt.created_at)))
+
+    async def _hold_back(self, job: Job) -> None:
+        await self._moves.wait(job, "The broker sends no jobs for the moment; the job waits", 5.0)
+
+    def _webhook(self, job: Job, attempt: Attempt) -> str | None:
+        """Returns where the provider may call when it is done; nobody can guess the token."""
+        base = self._settings.public_url
+        return None if base is None else f"{base}/hooks/runpod/{job.id}/{attempt.token}"
+
+
+def _worker_input(job: Job, attempt: Attempt) -> WorkerInput:
+    return WorkerInput(
+        job_id=job.id,
+        user_id=job.user_id,
+        type=job.type,
+        input_key=job.input_key,
+        params=json.loads(job.params),
+        attempt_token=attempt.token,
+    )

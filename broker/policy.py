@@ -1,0 +1,97 @@
+"""How often a job is tried, how long it may take, and when it is looked at: rules without I/O, in one place.
+
+Nothing fails merely for being old. What ends an attempt is evidence: the worker's or the provider's word, or a lasting
+"no such job". These rules say what follows from it.
+"""
+
+import random
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from schemas.edits import ExportMode, Framing, MultiClipParams, OutputParams, SlowMotion
+from schemas.jobs import ErrorCode
+from schemas.overlays import AnnotateParams
+
+#: How many attempts may fail with a code before the job does; `max_attempts` of all codes together bounds it further.
+#: What is not named fails at once: the same media and the same params would fail the same way again.
+TRIES: dict[ErrorCode, int] = {
+    ErrorCode.WORKER_LOST: 10,
+    ErrorCode.RESULT_LOST: 10,
+    ErrorCode.STORAGE_UNAVAILABLE: 10,
+    ErrorCode.PROVIDER_UNAVAILABLE: 10,
+    ErrorCode.INTERNAL: 10,
+    ErrorCode.CANCELLED: 10,  # without a cancel: fenced by a move that somebody else won
+    ErrorCode.OUT_OF_MEMORY: 2,
+    ErrorCode.QUEUE_TIMEOUT: 2,
+}
+#: How long to wait before attempt 2, 3, … (seconds).
+BACKOFF_SECONDS = (2.0, 10.0, 60.0)
+
+#: For a video of unknown length: no camera or phone writes fewer bytes a second than this.
+SLOWEST_BYTES_PER_SECOND = 40_000
+LONGEST_SOURCE_SECONDS = 6 * 3600.0
+#: Container start, model load, probing; never less.
+BASE_SECONDS = 600.0
+FETCH_BYTES_PER_SECOND = 5_000_000
+#: Seconds of work for a second of output; several times what was measured on two cores, or told of a T4 (1.3 frames/s).
+FAST_COST, SMOOTH_COST, QUALITY_COST = 8.0, 60.0, 120.0
+
+
+def tries_again(failures: Sequence[ErrorCode], max_attempts: int) -> bool:
+    """Whether a job is tried again after attempts that failed with these codes, the newest last."""
+    newest = failures[-1]
+    return len(failures) < max_attempts and failures.count(newest) < TRIES.get(newest, 1)
+
+
+def backoff_seconds(failed: int) -> float:
+    """Returns how long to wait after so many failed attempts."""
+    return BACKOFF_SECONDS[min(failed, len(BACKOFF_SECONDS)) - 1]
+
+
+@dataclass(frozen=True)
+class Deadlines:
+    """How long an attempt may run once a worker has it, and how long it may exist at the provider at all; seconds."""
+
+    execution: int
+    ttl: int
+
+
+def deadlines(params: OutputParams, source_bytes: int, longest: int, queue: int) -> Deadlines:
+    """Computes an attempt's deadlines from what it has to make.
+
+    They are brakes for a run that would go on for ever, paid by the second, and no estimate.
+
+    Args:
+        source_bytes: of all its videos together.
+        longest: the limit of the settings.
+        queue: how long it may wait for a worker.
+    """
+    unknown = min(LONGEST_SOURCE_SECONDS, source_bytes / SLOWEST_BYTES_PER_SECOND)
+    work = sum(seconds * cost for seconds, cost in _parts(params, unknown))
+    execution = min(longest, int(BASE_SECONDS + source_bytes / FETCH_BYTES_PER_SECOND + work))
+    return Deadlines(execution, execution + queue)
+
+
+def _parts(params: OutputParams, unknown: float) -> Iterable[tuple[float, float]]:
+    """Yields (seconds of output, cost of each) for every clip."""
+    plain = QUALITY_COST if params.export_mode is ExportMode.QUALITY else FAST_COST
+    if isinstance(params, AnnotateParams):
+        return [(clip.end_time - clip.start_time, plain) for clip in params.clips]
+    clips = params.clips if isinstance(params, MultiClipParams) else (params,)
+    return [_part(clip, unknown, plain) for clip in clips if isinstance(clip, Framing)]
+
+
+def _part(clip: Framing, unknown: float, plain: float) -> tuple[float, float]:
+    shown = (clip.end_time if clip.end_time is not None else clip.start_time + unknown) - clip.start_time
+    slowest = min([1.0, *(segment.speed for segment in clip.segments)])
+    smooth = slowest < 1 and clip.slow_motion is SlowMotion.INTERPOLATE
+    return shown / slowest, max(plain, SMOOTH_COST if smooth else 0.0)
+
+
+def wait_seconds(age_seconds: float) -> float:
+    """Returns when to look at an attempt of that age again: every second at first, then rarer.
+
+    ±20 %, so that jobs do not march in step.
+    """
+    base = 1.0 if age_seconds < 60 else 5.0 if age_seconds < 600 else 15.0
+    return base * random.uniform(0.8, 1.2)  # noqa: S311  # jitter, not a secret
