@@ -27,6 +27,9 @@ from broker.storage import open_bucket
 from broker.store import JobStore, now_ms
 
 
+STOP_SECONDS = 10.0
+
+
 def create_app(settings: Settings, *, transport: httpx.AsyncBaseTransport | None = None) -> Starlette:
     """Builds the broker.
 
@@ -59,9 +62,9 @@ def create_app(settings: Settings, *, transport: httpx.AsyncBaseTransport | None
                         "reconciler": partial(_is_running, loop),
                     },
                 }
-                loop.cancel()
-                with contextlib.suppress(asyncio.CancelledError):
-                    await loop
+                looks.close()
+                with contextlib.suppress(TimeoutError):  # a provider that does not answer must not hold us up
+                    await asyncio.wait_for(loop, STOP_SECONDS)
         finally:
             store.close()
 

@@ -87,8 +87,11 @@ def copy_database(database_url: str, target: Path) -> None:
     if target.exists():
         raise DatabaseError(f"{target} is there already")
     with contextlib.closing(_readonly(path)) as source, contextlib.closing(sqlite3.connect(target)) as copy:
-        source.backup(copy)
-        copy.execute("PRAGMA journal_mode=DELETE")  # one file, complete in itself
+        try:
+            source.backup(copy)
+            copy.execute("PRAGMA journal_mode=DELETE")  # one file, complete in itself
+        except sqlite3.DatabaseError as error:
+            raise DatabaseError(f"{path} is no database of ours: {error}") from error
         check_integrity(copy)
 
 
@@ -103,10 +106,17 @@ def restore_database(source: Path, database_url: str) -> None:
     if path is None:
         raise DatabaseError("PostgreSQL has tools of its own for this: pg_dump and pg_restore")
     with _locked(path):
+        arriving = path.with_name(path.name + ".arriving")
+        arriving.unlink(missing_ok=True)
+        try:
+            copy_database(f"sqlite:///{source}", arriving)
+        except BaseException:
+            arriving.unlink(missing_ok=True)
+            raise
         for old in (path, path.with_name(path.name + "-wal"), path.with_name(path.name + "-shm")):
             if old.exists():
                 old.rename(old.with_name(old.name + ".before-restore"))
-        copy_database(f"sqlite:///{source}", path)
+        arriving.rename(path)
 
 
 def check_integrity(connection: sqlite3.Connection) -> None:
@@ -129,6 +139,9 @@ def _readonly(path: Path) -> sqlite3.Connection:
         except sqlite3.OperationalError:
             connection.close()
             continue
+        except sqlite3.DatabaseError as error:
+            connection.close()
+            raise DatabaseError(f"{path} is no database of ours: {error}") from error
         connection.execute("PRAGMA query_only=ON")
         return connection
     raise DatabaseError(f"{path} cannot be opened")

@@ -31,16 +31,25 @@ class ReconcileLoop:
         self._reconciler = reconciler
         self._clock = clock
         self._woken = asyncio.Event()
+        self._closed = False
         self._in_hand: dict[str, asyncio.Task[None]] = {}
 
     def wake(self) -> None:
         """Has it look at once: a job came in, or somebody asked for a cancel."""
         self._woken.set()
 
+    def close(self) -> None:
+        """Has `run` return as soon as the looks that were begun are at their end.
+
+        Cancelling it would leave their threads behind, in the middle of a transaction.
+        """
+        self._closed = True
+        self._woken.set()
+
     async def run(self) -> None:
-        """Looks until cancelled."""
+        """Looks until closed."""
         async with asyncio.TaskGroup() as tasks:
-            while True:
+            while not self._closed:
                 self._woken.clear()
                 try:
                     await self._start_due(tasks)

@@ -1,6 +1,7 @@
 """Broker parts on real files, a real bucket and a real clock that tests may move."""
 
 import contextlib
+import re
 
 import httpx
 import pytest
@@ -10,14 +11,32 @@ from broker.database import open_engine
 from broker.models import Job
 from broker.settings import Settings
 from broker.store import JobStore
+from tests.broker.postgres import cluster, new_database
 
 API_KEY = "test-key-0123456789"
 
 
+@pytest.fixture(scope="session")
+def new_postgres():
+    """Makes empty databases with our tables on a PostgreSQL server of its own; returns their URLs."""
+    with cluster() as address:
+        template = new_database(address)
+        open_engine(template).dispose()
+        yield lambda: new_database(address, template.rpartition("/")[2])
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request, tmp_path):
+    """An empty database of each kind."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path}/broker.db"
+    return request.getfixturevalue("new_postgres")()
+
+
 @pytest.fixture
-def store(tmp_path):
-    """An empty job store on disk."""
-    store = JobStore(open_engine(f"sqlite:///{tmp_path}/jobs.db"))
+def store(database_url):
+    """An empty job store."""
+    store = JobStore(open_engine(database_url))
     yield store
     store.close()
 
@@ -45,7 +64,7 @@ def make_job():
 
 
 @pytest.fixture
-def settings(tmp_path, object_store):
+def settings(tmp_path, object_store, database_url):
     """Builds settings with the real bucket, and a provider where nobody listens; overrides by environment name."""
 
     def make(**overrides):
@@ -57,8 +76,8 @@ def settings(tmp_path, object_store):
             "R2_SECRET_ACCESS_KEY": object_store.secret_key,
             "R2_BUCKET_NAME": object_store.bucket,
             "REELBROKER_API_KEY": API_KEY,
-            "REELBROKER_USER_ID": f"u-{tmp_path.name}"[:64],
-            "REELBROKER_DATABASE_URL": f"sqlite:///{tmp_path}/broker.db",
+            "REELBROKER_USER_ID": re.sub("[^A-Za-z0-9_-]", "-", f"u-{tmp_path.name}")[-64:],
+            "REELBROKER_DATABASE_URL": database_url,
         }
         return Settings(_env_file=None, **(environment | overrides))
 

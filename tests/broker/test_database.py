@@ -1,0 +1,145 @@
+"""The database as a whole: how it is set up, who may open it, copies of it, and older shapes of it."""
+
+import sqlite3
+
+import pytest
+from alembic import command
+from alembic.autogenerate import compare_metadata
+from alembic.config import Config
+from alembic.migration import MigrationContext
+from sqlalchemy import create_engine, text
+from sqlmodel import SQLModel
+
+from broker.database import copy_database, open_engine, reading, restore_database
+from broker.errors import DatabaseError, DatabaseInUse
+from broker.store import JobStore
+
+
+def test_a_wrong_type_is_refused_by_the_table(tmp_path, make_job):
+    """STRICT tables stop what SQLite would otherwise store."""
+    store = JobStore(open_engine(f"sqlite:///{tmp_path}/jobs.db"))
+    store.add(make_job())
+    store.close()
+    with (
+        sqlite3.connect(f"{tmp_path}/jobs.db") as raw,
+        pytest.raises(sqlite3.IntegrityError, match="INTEGER"),
+    ):
+        raw.execute("UPDATE export_jobs SET progress = 'half'")
+    raw.close()
+
+
+def test_the_file_is_set_up_to_lose_nothing(tmp_path):
+    """Write-ahead log, full sync, foreign keys, and one connection only."""
+    engine = open_engine(f"sqlite:///{tmp_path}/jobs.db")
+    with engine.begin() as connection:
+        told = [
+            connection.exec_driver_sql(f"PRAGMA {name}").scalar()
+            for name in ("journal_mode", "synchronous", "foreign_keys", "busy_timeout")
+        ]
+    assert told == ["wal", 2, 1, 5000]
+    assert engine.pool.size() == 1
+    engine.dispose()
+
+
+def test_the_migrations_make_the_tables_that_the_models_describe(database_url):
+    """Nobody has changed a model and forgotten the migration."""
+    engine = open_engine(database_url)
+    with engine.connect() as connection:
+        difference = compare_metadata(MigrationContext.configure(connection), SQLModel.metadata)
+    engine.dispose()
+    assert difference == []
+
+
+def test_a_database_of_the_first_release_is_brought_forward_with_its_jobs(database_url, tmp_path):
+    """From revision 0001, with a job, an attempt and an event in it."""
+    old = f"sqlite:///{tmp_path}/old.db"
+    config = Config()
+    config.set_main_option("script_location", "broker:migrations")
+    engine = create_engine(old)
+    with engine.begin() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0001")
+        job = {
+            "id": "j", "user_id": "u", "type": "framing", "status": "processing", "phase": "queued", "progress": 7,
+            "message": "m", "input_key": "a.mp4", "params": "{}", "meta": "{}", "attempt": 1, "max_attempts": 3,
+            "created_at": 5, "due_at": 6, "version": 2,
+        }  # fmt: skip
+        columns = ", ".join(job)
+        places = ", ".join(f":{name}" for name in job)
+        connection.execute(text(f"INSERT INTO export_jobs ({columns}) VALUES ({places})"), job)
+        connection.execute(
+            text(
+                "INSERT INTO job_attempts (token, job_id, number, state, endpoint_url, created_at)"
+                " VALUES ('t', 'j', 1, 'submitted', 'http://x', 5)"
+            )
+        )
+    engine.dispose()
+    store = JobStore(open_engine(old))
+    job, attempt = store.load("j")
+    assert (job.progress, job.stalled_since, attempt.state, attempt.orphan_due_at) == (
+        7,
+        None,
+        "submitted",
+        None,
+    )
+    assert store.move(job, "progress", {"progress": 8}, attempt).progress == 8
+    store.close()
+
+
+def test_a_second_process_is_kept_out(tmp_path):
+    """Two writers on one WAL file are how SQLite 3.40 breaks it; closed, the file is free again."""
+    url = f"sqlite:///{tmp_path}/jobs.db"
+    first = open_engine(url)
+    with pytest.raises(DatabaseInUse):
+        open_engine(url)
+    first.dispose()
+    open_engine(url).dispose()
+
+
+def test_others_may_read_meanwhile(tmp_path, make_job):
+    """What is committed is seen; nothing can be written."""
+    url = f"sqlite:///{tmp_path}/jobs.db"
+    store = JobStore(open_engine(url))
+    job = store.add(make_job())
+    with reading(url) as engine:
+        reader = JobStore(engine)
+        assert reader.find(job.id) == job
+        with pytest.raises(Exception, match=r"readonly"):
+            reader.set_flag("x", True)
+    store.close()
+    with reading(url) as engine:  # also when nobody has it open
+        assert JobStore(engine).find(job.id) == job
+
+
+def test_a_backup_is_whole_and_can_be_restored(tmp_path, make_job):
+    """Taken while jobs come in; afterwards the database is what it was, and the newer one is kept beside it."""
+    url = f"sqlite:///{tmp_path}/jobs.db"
+    store = JobStore(open_engine(url))
+    before = [store.add(make_job()) for _ in range(50)]
+    copy_database(url, tmp_path / "copy.db")
+    after = store.add(make_job())
+    with pytest.raises(DatabaseInUse):
+        restore_database(tmp_path / "copy.db", url)
+    store.close()
+    restore_database(tmp_path / "copy.db", url)
+    store = JobStore(open_engine(url))
+    assert store.open_jobs() == [job.id for job in before]
+    assert store.find(after.id) is None
+    assert [event.kind for event in store.events(before[0].id)] == ["accepted"]
+    store.close()
+    assert (tmp_path / "jobs.db.before-restore").exists()
+
+
+@pytest.mark.parametrize("body", [b"", b"no database", b"SQLite format 3\0" + b"x" * 4000])
+def test_what_is_no_database_is_not_restored(tmp_path, make_job, body):
+    """The database that is there stays there."""
+    url = f"sqlite:///{tmp_path}/jobs.db"
+    store = JobStore(open_engine(url))
+    job = store.add(make_job())
+    store.close()
+    (tmp_path / "bad.db").write_bytes(body)
+    with pytest.raises(DatabaseError):
+        restore_database(tmp_path / "bad.db", url)
+    store = JobStore(open_engine(url))
+    assert store.find(job.id) == job
+    store.close()
