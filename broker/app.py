@@ -20,12 +20,12 @@ from broker.database import open_engine
 from broker.errors import BrokerError
 from broker.loop import ReconcileLoop
 from broker.reconciler import Reconciler
+from broker.retention import Retention
 from broker.runpod import RunPodClient
 from broker.service import DRAINING, JobService
 from broker.settings import Settings
 from broker.storage import open_bucket
 from broker.store import JobStore, now_ms
-
 
 STOP_SECONDS = 10.0
 
@@ -53,6 +53,8 @@ def create_app(settings: Settings, *, transport: httpx.AsyncBaseTransport | None
                 looks = ReconcileLoop(store, reconciler, now_ms)
                 service = JobService(settings, store, bucket, reconciler, looks.wake)
                 loop = asyncio.create_task(looks.run())
+                retention = Retention(settings, store, bucket)
+                sweeps = asyncio.create_task(retention.run())
                 yield {
                     "settings": settings,
                     "service": service,
@@ -63,8 +65,9 @@ def create_app(settings: Settings, *, transport: httpx.AsyncBaseTransport | None
                     },
                 }
                 looks.close()
-                with contextlib.suppress(TimeoutError):  # a provider that does not answer must not hold us up
-                    await asyncio.wait_for(loop, STOP_SECONDS)
+                retention.close()
+                # A provider that does not answer must not hold us up for long.
+                await asyncio.wait([loop, sweeps], timeout=STOP_SECONDS)
         finally:
             store.close()
 

@@ -1,23 +1,40 @@
-"""The `reelbroker` command: `serve` runs the broker, `up` the whole stack on this machine."""
+"""The `reelbroker` command: `serve` runs the broker, `up` the whole stack on this machine; the rest is for operators.
+
+What reads works beside a running broker, what writes to the database only without one: the broker is its one writer.
+"""
 
 import asyncio
+import contextlib
+import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
+import httpx
 import structlog
 import typer
 import uvicorn
 from pydantic import ValidationError
 from rich.console import Console
+from rich.table import Table
+from sqlalchemy import Engine
 
+from broker import operations
 from broker.app import create_app
+from broker.database import copy_database, open_engine, reading, restore_database
 from broker.embedded.stack import Stack, run_until_signalled
-from broker.errors import StackError
+from broker.errors import BrokerError, StackError
+from broker.retention import Retention
 from broker.settings import Settings
+from broker.storage import open_bucket
+from broker.store import JobStore, now_ms
 
 cli = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+jobs = typer.Typer(no_args_is_help=True, help="Look at jobs, of all users.")
+cli.add_typer(jobs, name="jobs")
 console = Console()
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Folder = Annotated[Path, typer.Option(help="Where the stack keeps its data, keys and logs.")]
 
 
@@ -25,12 +42,7 @@ Folder = Annotated[Path, typer.Option(help="Where the stack keeps its data, keys
 def serve() -> None:
     """Run the broker; settings come from the environment (see .env.example)."""
     log_to_stderr()
-    try:
-        settings = Settings()
-    except ValidationError as error:
-        for found in error.errors():
-            print(f"{found['loc'][0]}: {found['msg']}", file=sys.stderr)  # noqa: T201
-        raise typer.Exit(2) from None
+    settings = _settings()
     uvicorn.run(
         create_app(settings), host=settings.host, port=settings.port, access_log=False, log_level="warning"
     )
@@ -64,6 +76,135 @@ async def _up(folder: Path, workers: int, port: int | None) -> None:
         )
         console.print("Ctrl-C stops everything.")
         await asyncio.Event().wait()
+
+
+@cli.command()
+def backup(target: Path) -> None:
+    """Copy the SQLite database, also while the broker runs."""
+    with _told():
+        copy_database(_settings().database_url, target)
+        console.print(f"{target}: {target.stat().st_size:,} bytes, checked", highlight=False, soft_wrap=True)
+
+
+@cli.command()
+def restore(source: Path) -> None:
+    """Put a copy in the place of the database, then look in the bucket for what has finished since."""
+    with _told():
+        settings = _settings()
+        restore_database(source, settings.database_url)
+        console.print("Restored. Looking for results that are newer ...")
+    reconcile(dry_run=False)
+
+
+@cli.command()
+def reconcile(
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only tell, also beside a running broker.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Look at every open job once, now. A running broker does so by itself."""
+    settings = _settings()
+    log_to_stderr("ERROR")
+    with _told(), reading(settings.database_url) if dry_run else _writing(settings) as engine:
+        bucket = open_bucket(settings)
+        findings = asyncio.run(operations.reconcile(settings, engine, bucket, dry_run))
+    columns = ("job", "was", "would be" if dry_run else "is", "message")
+    _print([dict(zip(columns, vars(found).values(), strict=True)) for found in findings], as_json)
+
+
+@cli.command()
+def drain(off: Annotated[bool, typer.Option("--off", help="Send jobs again.")] = False) -> None:
+    """Have the running broker send no new jobs; those that run go on."""
+    settings = _settings()
+    url = f"http://{settings.host}:{settings.port}/api/operations/drain"
+    headers = {"Authorization": f"Bearer {settings.api_key.get_secret_value()}"}
+    try:
+        httpx.post(url, json={"on": not off}, headers=headers).raise_for_status()
+    except httpx.HTTPError as error:
+        console.print(f"[red]The broker at {url} did not take it:[/red] {error}", highlight=False)
+        raise typer.Exit(1) from None
+    console.print("Jobs are sent again." if off else "No new jobs are sent; those that run go on.")
+
+
+@cli.command()
+def sweep(
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list what would be removed.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Remove from the bucket what no job points to any more. A running broker does so daily."""
+    settings = _settings()
+    with _told(), reading(settings.database_url) if dry_run else _writing(settings) as engine:
+        retention = Retention(settings, JobStore(engine), open_bucket(settings))
+        if dry_run:
+            _print([{"key": found.key, "bytes": found.bytes} for found in retention.removable()], as_json)
+        else:
+            console.print(f"{retention.sweep()} objects removed")
+
+
+@jobs.command("show")
+def show_job(job_id: str, as_json: AsJson = False) -> None:
+    """A job's whole story: what it is, its attempts, and each event."""
+    with _told(), reading(_settings().database_url) as engine:
+        story = operations.story(JobStore(engine), job_id)
+    if as_json:
+        print(json.dumps(story, indent=2))  # noqa: T201
+        return
+    for name, value in story["job"].items():
+        if value is not None:
+            console.print(f"[bold]{name:22}[/bold] {value}", highlight=False, soft_wrap=True)
+    for part in ("attempts", "events"):
+        console.print(f"\n[bold]{part}[/bold]")
+        _print(story[part], as_json=False)
+
+
+@jobs.command("orphans")
+def show_orphans(as_json: AsJson = False) -> None:
+    """Given-up attempts that may still run at the provider, and what they may have cost so far."""
+    settings = _settings()
+    with _told(), reading(settings.database_url) as engine:
+        _print(operations.orphans(JobStore(engine), settings.gpu_usd_per_second, now_ms()), as_json)
+
+
+def _settings() -> Settings:
+    try:
+        return Settings()
+    except ValidationError as error:
+        for found in error.errors():
+            print(f"{found['loc'][0]}: {found['msg']}", file=sys.stderr)  # noqa: T201
+        raise typer.Exit(2) from None
+
+
+@contextlib.contextmanager
+def _writing(settings: Settings) -> Iterator[Engine]:
+    engine = open_engine(settings.database_url)
+    try:
+        yield engine
+    finally:
+        engine.dispose()
+
+
+@contextlib.contextmanager
+def _told() -> Iterator[None]:
+    """Says what went wrong in a line, and exits with 1."""
+    try:
+        yield
+    except BrokerError as error:
+        console.print(f"[red]{error}[/red]", highlight=False, soft_wrap=True)
+        raise typer.Exit(1) from None
+
+
+def _print(rows: list[dict[str, Any]], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(rows, indent=2))  # noqa: T201
+        return
+    if not rows:
+        console.print("none")
+        return
+    table = Table(*rows[0], box=None, pad_edge=False)
+    for row in rows:
+        table.add_row(*("" if value is None else str(value) for value in row.values()))
+    console.print(table, highlight=False, soft_wrap=not console.is_terminal)
 
 
 def log_to_stderr(level: str = "INFO") -> None:

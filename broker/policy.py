@@ -20,7 +20,6 @@ TRIES: dict[ErrorCode, int] = {
     ErrorCode.STORAGE_UNAVAILABLE: 10,
     ErrorCode.PROVIDER_UNAVAILABLE: 10,
     ErrorCode.INTERNAL: 10,
-    ErrorCode.CANCELLED: 10,  # without a cancel: fenced by a move that somebody else won
     ErrorCode.OUT_OF_MEMORY: 2,
     ErrorCode.QUEUE_TIMEOUT: 2,
 }

@@ -188,6 +188,10 @@ class Reconciler:
             case RemoteState.FAILED if (failure := parsed(Failure, remote.output)) is not None:
                 log.info("worker_failed", job_id=job.id, detail=failure.detail)
                 code, sentence = failure.error_code, remote.error or "The worker could not do the job."
+                if (
+                    code is ErrorCode.CANCELLED
+                ):  # by nobody: we fenced it, and then somebody else moved the job first
+                    code, sentence = ErrorCode.WORKER_LOST, "The GPU worker was stopped."
             case RemoteState.FAILED:
                 log.error("provider_failed", job_id=job.id, error=remote.error)
                 code, sentence = ErrorCode.WORKER_LOST, "The GPU worker was lost."

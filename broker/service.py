@@ -10,7 +10,6 @@ import hashlib
 import json
 import uuid
 from collections.abc import Callable
-from datetime import UTC, datetime
 
 from starlette.concurrency import run_in_threadpool
 
@@ -19,7 +18,7 @@ from broker.models import Job
 from broker.reconciler import Reconciler
 from broker.settings import Settings
 from broker.storage import Bucket
-from broker.store import JobFilter, JobStore, now_ms
+from broker.store import JobFilter, JobStore, iso, now_ms
 from schemas.jobs import (
     Evidence,
     JobList,
@@ -47,12 +46,14 @@ class JobService:
         bucket: Bucket,
         reconciler: Reconciler,
         wake: Callable[[], None],
+        clock: Callable[[], int] = now_ms,
     ) -> None:
         self._settings = settings
         self._store = store
         self._bucket = bucket
         self._reconciler = reconciler
         self._wake = wake
+        self._clock = clock
 
     async def submit(
         self, user_id: str, request: JobRequest, key: str | None = None, job_id: str | None = None
@@ -70,7 +71,7 @@ class JobService:
             KeyReused: the key, or the id, came before with another request.
             IdTaken: the id is in use.
         """
-        now = now_ms()
+        now = self._clock()
         job = Job(
             id=job_id or str(uuid.uuid4()),
             user_id=user_id,
@@ -112,7 +113,7 @@ class JobService:
                 raise AlreadyFinished(f"The job has ended already: {job.status}.")
             if job.status is JobStatus.CANCELLED or job.cancel_requested_at is not None:
                 return view(job)
-            now = now_ms()
+            now = self._clock()
             changes = {"cancel_requested_at": now, "due_at": now, "message": "Cancelling"}
             asked = await run_in_threadpool(self._store.move, job, "cancel_requested", changes)
             if asked is not None:
@@ -169,7 +170,7 @@ def view(job: Job) -> JobView:
     done = job.status is JobStatus.COMPLETE
     evidence = None
     if job.evidence_source is not None and job.evidence_at is not None:
-        evidence = Evidence(source=job.evidence_source, at=_iso(job.evidence_at))
+        evidence = Evidence(source=job.evidence_source, at=iso(job.evidence_at))
     return JobView(
         **job.model_dump(include=_AS_THEY_ARE),
         job_id=job.id,
@@ -177,10 +178,10 @@ def view(job: Job) -> JobView:
         stalled=job.stalled_since is not None,
         metadata=json.loads(job.meta),
         params=json.loads(job.params),
-        created_at=_iso(job.created_at),
-        started_at=_iso(job.started_at) if job.started_at else None,
-        completed_at=_iso(job.completed_at) if job.completed_at else None,
-        cancel_requested_at=_iso(job.cancel_requested_at) if job.cancel_requested_at else None,
+        created_at=iso(job.created_at),
+        started_at=iso(job.started_at) if job.started_at else None,
+        completed_at=iso(job.completed_at) if job.completed_at else None,
+        cancel_requested_at=iso(job.cancel_requested_at) if job.cancel_requested_at else None,
         result=OutputFacts.model_validate_json(job.result) if job.result else None,
         last_evidence=evidence,
         urls=JobUrls(self=path, cancel=f"{path}/cancel", output=f"{path}/output" if done else None),
@@ -195,10 +196,6 @@ _AS_THEY_ARE = set(JobView.model_fields) & set(Job.model_fields) - {
     "params",
     "result",
 }
-
-
-def _iso(moment_ms: int) -> str:
-    return datetime.fromtimestamp(moment_ms / 1000, UTC).isoformat(timespec="milliseconds")
 
 
 def _encoded(last: Job) -> str:

@@ -52,6 +52,10 @@ class Settings(BaseSettings):
     cancel_grace_seconds: float = Field(60, validation_alias="REELBROKER_CANCEL_GRACE_SECONDS", gt=0)
     #: A worker that tells nothing new for so long may be stuck; the job says so and goes on.
     stalled_after_seconds: float = Field(300, validation_alias="REELBROKER_STALLED_AFTER_SECONDS", gt=0)
+    #: How long control documents and unpublished outputs of ended jobs stay in the bucket.
+    keep_documents_days: float = Field(7, validation_alias="REELBROKER_KEEP_DOCUMENTS_DAYS", gt=0)
+    #: How long an upload may lie there without any job that names it.
+    keep_uploads_days: float = Field(7, validation_alias="REELBROKER_KEEP_UPLOADS_DAYS", gt=0)
     url_lifetime_seconds: int = Field(
         3600, validation_alias="REELBROKER_URL_LIFETIME_SECONDS", ge=60, le=604_800
     )

@@ -6,6 +6,7 @@ All methods but the presigning ones block on the network; callers run them in a 
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
@@ -20,6 +21,15 @@ if TYPE_CHECKING:
     from mypy_boto3_s3.client import S3Client
 
 _MISSING = {"404", "NoSuchKey", "NotFound"}
+
+
+@dataclass(frozen=True)
+class Found:
+    """An object as a listing shows it."""
+
+    key: str
+    bytes: int
+    modified_at: int  #: milliseconds since the epoch
 
 
 class Bucket:
@@ -67,6 +77,20 @@ class Bucket:
         with _answers(f"PUT {key}"):
             self._client.put_object(Bucket=self._name, Key=key, Body=body, ContentType="application/json")
 
+    def delete(self, key: str) -> None:
+        """Removes an object; one that is not there is as good as removed."""
+        with _answers(f"DELETE {key}"):
+            self._client.delete_object(Bucket=self._name, Key=key)
+
+    def listed(self, prefix: str) -> Iterator[Found]:
+        """Yields all objects below a prefix, in the order of their keys."""
+        with _answers(f"LIST {prefix}"):
+            for page in self._client.get_paginator("list_objects_v2").paginate(
+                Bucket=self._name, Prefix=prefix
+            ):
+                for item in page.get("Contents", []):
+                    yield Found(item["Key"], item["Size"], int(item["LastModified"].timestamp() * 1000))
+
     def check(self) -> None:
         """Raises StorageError unless the bucket is there and may be used."""
         with _answers("the bucket"):
@@ -91,6 +115,7 @@ def open_bucket(settings: Settings) -> Bucket:
             connect_timeout=5,
             read_timeout=20,
             retries={"max_attempts": 2, "mode": "standard"},
+            max_pool_connections=32,
             s3={"addressing_style": "path"},
         ),
     )

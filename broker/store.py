@@ -9,8 +9,9 @@ All methods block; callers run them in a thread. database.py opens what they run
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 from sqlalchemy import Connection, Engine, RowMapping, delete, insert, select, tuple_, update
@@ -32,6 +33,11 @@ OPEN = (JobStatus.PENDING.value, JobStatus.PROCESSING.value)
 def now_ms() -> int:
     """Returns the wall clock in milliseconds since the epoch."""
     return time.time_ns() // 1_000_000
+
+
+def iso(moment_ms: int) -> str:
+    """Returns a moment as ISO 8601 in UTC, with milliseconds."""
+    return datetime.fromtimestamp(moment_ms / 1000, UTC).isoformat(timespec="milliseconds")
 
 
 @dataclass(frozen=True)
@@ -232,6 +238,16 @@ class JobStore:
         with self._engine.begin() as connection:
             _write_attempt(connection, attempt)
 
+    def keys_in_use(self, user_id: str) -> set[str]:
+        """Returns the keys of all objects that any of the user's jobs names."""
+        named = select(JOBS.c.input_key, JOBS.c.output_key, JOBS.c.params).where(JOBS.c.user_id == user_id)
+        keys: set[str] = set()
+        with self._engine.begin() as connection:
+            for row in connection.execute(named):
+                keys.update(key for key in row[:2] if key is not None)
+                keys.update(_keys_in(json.loads(row[2])))
+        return keys
+
     def flag(self, name: str) -> bool:
         """Whether an operator has switched something on."""
         with self._engine.begin() as connection:
@@ -258,6 +274,19 @@ class JobStore:
 
 
 _UNWATCHED = {"version", "due_at", "evidence_source", "evidence_at"}
+
+
+def _keys_in(params: Any) -> Iterator[str]:
+    """Yields whatever is called `…_key` in a job's params, at any depth."""
+    if isinstance(params, list):
+        for item in params:
+            yield from _keys_in(item)
+    elif isinstance(params, dict):
+        for name, value in params.items():
+            if name.endswith("_key") and isinstance(value, str):
+                yield value
+            else:
+                yield from _keys_in(value)
 
 
 def _job(row: RowMapping) -> Job:

@@ -64,7 +64,17 @@ def make_job():
 
 
 @pytest.fixture
-def settings(tmp_path, object_store, database_url):
+def settings(settings_without_database, database_url):
+    """The same, with an empty database of each kind."""
+
+    def make(**overrides):
+        return settings_without_database(**{"REELBROKER_DATABASE_URL": database_url, **overrides})
+
+    return make
+
+
+@pytest.fixture
+def settings_without_database(tmp_path, object_store):
     """Builds settings with the real bucket, and a provider where nobody listens; overrides by environment name."""
 
     def make(**overrides):
@@ -77,7 +87,6 @@ def settings(tmp_path, object_store, database_url):
             "R2_BUCKET_NAME": object_store.bucket,
             "REELBROKER_API_KEY": API_KEY,
             "REELBROKER_USER_ID": re.sub("[^A-Za-z0-9_-]", "-", f"u-{tmp_path.name}")[-64:],
-            "REELBROKER_DATABASE_URL": database_url,
         }
         return Settings(_env_file=None, **(environment | overrides))
 

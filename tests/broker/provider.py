@@ -18,8 +18,10 @@ class Provider(httpx.MockTransport):
     def __init__(self):
         super().__init__(self._answer)
         self.jobs = {}
+        self.every = {}  #: also those that were forgotten
         self.calls = []
         self.fault = None
+        self.workers = {"idle": 1}
 
     @property
     def submits(self):
@@ -43,15 +45,17 @@ class Provider(httpx.MockTransport):
         action, _, job_id = request.url.path.removeprefix("/v2/embedded/").partition("/")
         if action == "run":
             body = json.loads(request.content)
-            job_id = f"rp-{len(self.jobs) + 1}"
-            self.jobs[job_id] = {"id": job_id, "status": "IN_QUEUE", "sent": body}
+            job_id = f"rp-{len(self.every) + 1}"
+            self.jobs[job_id] = self.every[job_id] = {"id": job_id, "status": "IN_QUEUE", "sent": body}
             return httpx.Response(200, json={"id": job_id, "status": "IN_QUEUE"})
         if action == "health":
             queued = sum(job["status"] == "IN_QUEUE" for job in self.jobs.values())
-            return httpx.Response(200, json={"jobs": {"inQueue": queued}, "workers": {"idle": 1}})
+            running = sum(job["status"] == "IN_PROGRESS" for job in self.jobs.values())
+            jobs = {"inQueue": queued, "inProgress": running}
+            return httpx.Response(200, json={"jobs": jobs, "workers": self.workers})
         if job_id not in self.jobs:
             return httpx.Response(404)
-        if action == "cancel":
+        if action == "cancel" and self.jobs[job_id]["status"] in ("IN_QUEUE", "IN_PROGRESS"):
             self.jobs[job_id]["status"] = "CANCELLED"
         return httpx.Response(200, json={k: v for k, v in self.jobs[job_id].items() if k != "sent"})
 
@@ -78,7 +82,21 @@ class Worker:
 
     def finish(self, body=b"a film", claimed_bytes=None):
         """Writes the output and result.json, and returns the output's key."""
-        key = f"final_videos/framing_{self._input['job_id']}_00000000.mp4"
+        key, result = self._output(0, body, claimed_bytes)
+        self._write("result.json", result)
+        return key
+
+    def commit(self, bucket, execution):
+        """As `finish`, but only the first of several executions publishes; returns its output's key, or None."""
+        key, result = self._output(execution, b"a film", None)
+        if bucket.write_once(self.key("result.json"), json.dumps(result).encode()):
+            return key
+        bucket.delete(object_key(self._input["user_id"], key))
+        return None
+
+    def _output(self, execution, body, claimed_bytes):
+        """Writes the output; returns its key and what result.json says of it."""
+        key = f"final_videos/framing_{self._input['job_id']}_{execution:08x}.mp4"
         self._bucket.write(object_key(self._input["user_id"], key), body)
         facts = {
             "bytes": claimed_bytes or len(body),
@@ -92,9 +110,7 @@ class Worker:
             "audio_codec": None,
         }
         timings = {"fetch_seconds": 1.0, "edit_seconds": 2.0, "upload_seconds": 0.5}
-        result = {"output_key": key, "runpod_job_id": "rp-9", "facts": facts, "timings": timings}
-        self._write("result.json", result)
-        return key
+        return key, {"output_key": key, "runpod_job_id": "rp-9", "facts": facts, "timings": timings}
 
     def told_to_stop(self):
         """True when stop.json fences the attempt."""

@@ -1,6 +1,7 @@
 """The HTTP face: status codes, problem documents, pages, and what a wrong body leaves behind (nothing)."""
 
 import asyncio
+import uuid
 
 import httpx
 import pytest
@@ -93,6 +94,94 @@ async def test_a_finished_job_cannot_be_cancelled(client, provider, bucket):
     await until(client, url, lambda job: job["status"] == "complete")
     reply = await client.post(f"{url}/cancel")
     assert (reply.status_code, reply.json()["code"]) == (409, "already_finished")
+
+
+async def submitted_ids(client):
+    return [job["job_id"] for job in (await client.get("/api/jobs")).json()["jobs"]]
+
+
+@pytest.mark.parametrize("quote", ["", '"'])
+async def test_a_submit_that_is_sent_again_makes_no_second_job(client, quote):
+    """By its Idempotency-Key, in quotes or without; the answer says that it is a replay."""
+    headers = {"Idempotency-Key": f"{quote}export-7{quote}"}
+    first = await client.post("/api/jobs", json=JOB, headers={"Idempotency-Key": "export-7"})
+    again = await client.post("/api/jobs", json=JOB, headers=headers)
+    assert (first.status_code, again.status_code) == (202, 202)
+    assert first.headers["location"] == again.headers["location"]
+    assert ("idempotent-replayed" in first.headers, again.headers["idempotent-replayed"]) == (False, "true")
+    assert await submitted_ids(client) == [first.json()["job_id"]]
+
+
+async def test_many_at_once_with_one_key_make_one_job(client):
+    """The key is in the job's own transaction."""
+    asks = [client.post("/api/jobs", json=JOB, headers={"Idempotency-Key": "k"}) for _ in range(20)]
+    replies = await asyncio.gather(*asks)
+    assert {reply.status_code for reply in replies} == {202}
+    assert len({reply.json()["job_id"] for reply in replies}) == 1
+    assert sum("idempotent-replayed" not in reply.headers for reply in replies) == 1
+    assert len(await submitted_ids(client)) == 1
+
+
+async def test_a_key_with_another_body_is_refused(client):
+    """422, and nothing is made; the same body in another spelling is the same."""
+    await client.post("/api/jobs", json=JOB, headers={"Idempotency-Key": "k"})
+    other = await client.post("/api/jobs", json=JOB | {"project_id": 1}, headers={"Idempotency-Key": "k"})
+    assert (other.status_code, other.json()["code"]) == (422, "key_reused")
+    spelled = {"params": {}, "input_video_key": "a.mp4", "type": "framing"}
+    same = await client.post("/api/jobs", json=spelled, headers={"Idempotency-Key": "k"})
+    assert same.status_code == 202
+    assert len(await submitted_ids(client)) == 1
+
+
+@pytest.mark.parametrize("key", ["", "x" * 256, '""'])
+async def test_a_key_that_is_none_is_refused(client, key):
+    """Rather than taken for no key."""
+    reply = await client.post("/api/jobs", json=JOB, headers={"Idempotency-Key": key})
+    assert (reply.status_code, reply.json()["errors"][0]["pointer"]) == (422, "/Idempotency-Key")
+
+
+async def test_a_client_may_draw_the_id(client):
+    """PUT, as often as it likes; another request under that id is refused."""
+    url = f"/api/jobs/{uuid.uuid4()}"
+    first, again = await client.put(url, json=JOB), await client.put(url, json=JOB)
+    assert (first.status_code, again.status_code, first.json()["urls"]["self"]) == (202, 202, url)
+    assert again.headers["idempotent-replayed"] == "true"
+    other = await client.put(url, json=JOB | {"project_id": 1})
+    assert (other.status_code, other.json()["code"]) == (422, "key_reused")
+    assert (await client.get(url)).status_code == 200
+    bad = await client.put("/api/jobs/my-job", json=JOB)
+    assert (bad.status_code, bad.json()["errors"][0]["pointer"]) == (422, "/job_id")
+
+
+async def test_the_providers_call_has_the_job_looked_at(client, provider, bucket):
+    """It needs the attempt's token and no key; what it says beside the id is not believed."""
+    url = (await client.post("/api/jobs", json=JOB)).headers["location"]
+    job = await until(client, url, lambda job: job["status"] == "processing")
+    sent = provider.only()["sent"]["input"]
+    body = {"id": job["runpod_job_id"], "status": "COMPLETED", "output": {"output_key": "x.mp4"}}
+    hook = f"/hooks/runpod/{job['job_id']}/{sent['attempt_token']}"
+    assert (await client.post(hook, json=body, headers={"Authorization": ""})).status_code == 200
+    assert (await client.get(url)).json()["status"] == "processing"
+    Worker(bucket, provider.only()["sent"]).finish()
+    assert (await client.post(hook, content=b"\xff", headers={"Authorization": ""})).status_code == 200
+    await until(client, url, lambda job: job["status"] == "complete", seconds=1)
+    assert (await client.post(hook, json=body)).status_code == 200
+    for wrong in (f"/hooks/runpod/{job['job_id']}/{'0' * 32}", f"/hooks/runpod/x/{sent['attempt_token']}"):
+        assert (await client.post(wrong, json=body)).status_code == 404
+
+
+async def test_a_drain_holds_jobs_back_and_survives_a_restart(settings, running, provider):
+    """They are accepted, wait, and go when it is over."""
+    made = settings()
+    open_bucket(made).write(object_key(made.user_id, JOB["input_key"]), b"a video")
+    async with running(made, provider) as client:
+        assert (await client.post("/api/operations/drain", json={"on": True})).json() == {"draining": True}
+    async with running(made, provider) as client:
+        url = (await client.post("/api/jobs", json=JOB)).headers["location"]
+        job = await until(client, url, lambda job: "sends no jobs" in job["message"])
+        assert (job["status"], provider.calls) == ("pending", [])
+        await client.post("/api/operations/drain", json={"on": False})
+        await until(client, url, lambda job: job["status"] == "processing")
 
 
 async def test_pages_follow_one_another(client):

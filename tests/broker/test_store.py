@@ -10,7 +10,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_stat
 from sqlalchemy.exc import IntegrityError
 
 from broker.database import open_engine
-from broker.errors import IllegalMove
+from broker.errors import IdTaken, IllegalMove
 from broker.models import LEGAL_MOVES, Attempt, AttemptState, Job
 from broker.store import JobFilter, JobStore
 from schemas.jobs import ErrorCode, JobStatus, Phase
@@ -38,6 +38,34 @@ def test_another_users_job_does_not_exist(store, make_job):
     """A read is scoped to its user."""
     job = store.add(make_job(user_id="u1"))
     assert store.get(job.id, "u2") is None
+
+
+def test_an_id_or_key_that_came_before_is_that_job(store, make_job):
+    """Of the same user; another user's id is refused, and another user's key is another key."""
+    job = store.add(make_job(id="a"), "k")
+    assert store.add(make_job(id="a")) == job
+    assert store.add(make_job(id="b"), "k") == job
+    assert store.add(make_job(id="c", user_id="u2"), "k").id == "c"
+    with pytest.raises(IdTaken):
+        store.add(make_job(id="a", user_id="u2"))
+    assert store.find("b") is None
+
+
+def test_keys_are_forgotten_after_a_while(store, make_job):
+    """Then the same key makes another job."""
+    store.add(make_job(id="a", created_at=1_000), "k")
+    store.add(make_job(id="b", created_at=9_000), "l")
+    assert store.forget_keys(before=5_000) == 1
+    assert store.add(make_job(id="c"), "k").id == "c"
+    assert store.add(make_job(id="d"), "l").id == "b"
+
+
+def test_of_two_who_look_at_the_same_moment_one_goes_on(store, make_job):
+    """A touch is compare-and-set too: of two brokers, one submits."""
+    job = store.add(make_job())
+    touched = store.touch(job, due_at=5_000)
+    assert (touched.due_at, store.touch(job, due_at=6_000)) == (5_000, None)
+    assert store.find(job.id) == touched
 
 
 def test_a_job_survives_the_process(database_url, make_job):

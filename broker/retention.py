@@ -1,0 +1,106 @@
+"""What is removed from the bucket, by rule, and nothing that a job points to.
+
+| below the user's folder | removed when |
+|---|---|
+| `jobs/{job}/{attempt}/…` | its job ended a while ago: the documents have done their work |
+| `final_videos/…` | its job ended a while ago and points to another output, or to none |
+| `uploads/…` | it has lain there a while, and no job ever named it |
+
+Of a job that the database does not know nothing is removed: the database may be the older of the two.
+"""
+
+import asyncio
+import re
+from collections.abc import Callable, Iterator
+
+import structlog
+from starlette.concurrency import run_in_threadpool
+
+from broker.models import Job
+from broker.settings import Settings
+from broker.storage import Bucket, Found
+from broker.store import JobStore, now_ms
+from schemas.keys import object_key
+
+log = structlog.get_logger(__name__)
+
+DAY_MS = 86_400_000
+FIRST_SECONDS = 600.0  #: a broker that has just come up has better things to do
+KEYS_DAYS = 7  #: how long an idempotency key is kept
+_DOCUMENT = re.compile(r"jobs/([A-Za-z0-9_-]+)/[0-9a-f]{32}/[a-z]+\.json")
+_OUTPUT = re.compile(r"final_videos/[a-z_]+?_([0-9a-f]{8}-[0-9a-f-]{27})_[0-9a-f]{8}\.mp4")
+
+
+class Retention:
+    """Sweeps the bucket."""
+
+    def __init__(
+        self, settings: Settings, store: JobStore, bucket: Bucket, clock: Callable[[], int] = now_ms
+    ) -> None:
+        self._store = store
+        self._bucket = bucket
+        self._clock = clock
+        self._closed = asyncio.Event()
+        self._documents_ms = int(settings.keep_documents_days * DAY_MS)
+        self._uploads_ms = int(settings.keep_uploads_days * DAY_MS)
+
+    def removable(self) -> Iterator[Found]:
+        """Yields what a sweep would remove now."""
+        for user_id in self._store.users():
+            yield from self._left_by_jobs(user_id, "jobs", _DOCUMENT)
+            yield from self._left_by_jobs(user_id, "final_videos", _OUTPUT)
+            yield from self._abandoned_uploads(user_id)
+
+    def sweep(self) -> int:
+        """Removes it, and idempotency keys of their age; returns how many objects went."""
+        count = 0
+        for found in self.removable():
+            if self._closed.is_set():
+                return count
+            self._bucket.delete(found.key)
+            count += 1
+        self._store.forget_keys(self._clock() - KEYS_DAYS * DAY_MS)
+        return count
+
+    def close(self) -> None:
+        """Has `run` return, with a sweep that was begun cut short."""
+        self._closed.set()
+
+    async def run(self) -> None:
+        """Sweeps once a day until closed; what goes wrong waits for the next time."""
+        pause = FIRST_SECONDS
+        while True:
+            try:
+                await asyncio.wait_for(self._closed.wait(), pause)
+                return
+            except TimeoutError:
+                pause = DAY_MS / 1000
+            try:
+                log.info("swept", removed=await run_in_threadpool(self.sweep))
+            except Exception:
+                log.exception("sweep_failed")
+
+    def _left_by_jobs(self, user_id: str, folder: str, pattern: re.Pattern[str]) -> Iterator[Found]:
+        job: Job | None = None
+        for found in self._old(user_id, folder, self._documents_ms):
+            key = found.key.removeprefix(object_key(user_id, ""))
+            named = pattern.fullmatch(key)
+            if named is None:
+                continue
+            if job is None or job.id != named[1]:
+                job = self._store.get(named[1], user_id)
+            if job is not None and self._is_long_over(job) and key != job.output_key:
+                yield found
+
+    def _abandoned_uploads(self, user_id: str) -> Iterator[Found]:
+        old = self._old(user_id, "uploads", self._uploads_ms)
+        used = self._store.keys_in_use(user_id)
+        return (found for found in old if found.key.removeprefix(object_key(user_id, "")) not in used)
+
+    def _old(self, user_id: str, folder: str, age_ms: int) -> Iterator[Found]:
+        before = self._clock() - age_ms
+        listed = self._bucket.listed(object_key(user_id, f"{folder}/"))
+        return (found for found in listed if found.modified_at < before)
+
+    def _is_long_over(self, job: Job) -> bool:
+        return job.completed_at is not None and job.completed_at < self._clock() - self._documents_ms
