@@ -17,6 +17,7 @@ WorkerError                 has a code that the broker understands, and a senten
 ├── OutOfMemory
 ├── StorageUnavailable      the bucket failed or could not be reached
 ├── Cancelled               the attempt was cancelled or superseded: stop, publish nothing
+├── HandedBack              the worker was told to end: another one may do the job
 └── FfmpegFailed            ffmpeg ended badly: a bug of ours, or of the machine
 """
 
@@ -132,6 +133,12 @@ class Cancelled(WorkerError):
     """The attempt is not wanted any more."""
 
     code = ErrorCode.CANCELLED
+
+
+class HandedBack(WorkerError):
+    """The worker ends before the job does."""
+
+    code = ErrorCode.WORKER_LOST
 
 
 class FfmpegFailed(WorkerError):

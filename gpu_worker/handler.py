@@ -7,9 +7,12 @@ handler, and it loses the result of one that blocks its loop for longer than a c
 import asyncio
 import contextlib
 import os
+import signal
 import sys
+import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from types import FrameType
 from typing import Any
 
 import runpod
@@ -19,7 +22,7 @@ from pydantic import ValidationError
 from runpod.http_client import AsyncClientSession
 from runpod.serverless.modules.rp_http import send_result
 
-from gpu_worker.errors import Cancelled, InvalidParams, WorkerError
+from gpu_worker.errors import Cancelled, HandedBack, InvalidParams, WorkerError
 from gpu_worker.fitness import check_fitness
 from gpu_worker.guard import Guard
 from gpu_worker.pipeline import Execution
@@ -27,6 +30,7 @@ from gpu_worker.process import prepare_process
 from gpu_worker.settings import Settings
 from gpu_worker.storage import Bucket, open_bucket
 from gpu_worker.upscale.models import Models
+from gpu_worker.workspace import sweep_workspaces
 from schemas.jobs import ErrorCode
 from schemas.worker import Failure, Progress, WorkerInput
 
@@ -58,7 +62,7 @@ def make_handler(
                 start = starts.pop() if starts else 0.0
                 execution = Execution(asked, job["id"], bucket, settings, models, progress.put, guard, start)
                 async with _sender(settings, job) as send:
-                    return await _run(execution, asked.job_id, guard, progress, send)
+                    return await _run(execution, asked.job_id, guard, progress, send, settings.drain_seconds)
             except WorkerError as error:
                 log.warning("job_failed", code=error.code, error=str(error), detail=error.detail)
                 return _failure(error.code, str(error), error.detail)
@@ -74,9 +78,10 @@ def make_handler(
 
 
 async def _run(
-    execution: Execution, job_id: str, guard: Guard, progress: "_Latest", send: Send
+    execution: Execution, job_id: str, guard: Guard, progress: "_Latest", send: Send, drain_seconds: float
 ) -> dict[str, Any]:
     work = asyncio.create_task(asyncio.to_thread(execution.run))
+    drain = _Drain(guard, drain_seconds)
     teller = asyncio.create_task(_tell(progress, send))
     fence = asyncio.create_task(_watch_fence(execution, guard))
     log.info("job_started", job_id=job_id)
@@ -89,12 +94,48 @@ async def _run(
         log.info("job_stopped", job_id=job_id)
         raise
     finally:
+        drain.close()
         fence.cancel()
         # Awaited to its end, and not cut off, so that no progress can overtake the result.
         progress.close()
         await teller
     log.info("job_done", job_id=job_id, output_key=result.output_key)
     return result.model_dump(mode="json")
+
+
+class _Drain:
+    """On SIGTERM, gives the job in hand a limit: what is not done by then is handed back for another worker.
+
+    The SDK takes no more jobs then, but would wait for this one as long as it takes, until it is killed. Its own handler
+    is still called.
+    """
+
+    def __init__(self, guard: Guard, seconds: float) -> None:
+        self._guard = guard
+        self._seconds = seconds
+        self._loop = asyncio.get_running_loop()
+        self._before = signal.getsignal(signal.SIGTERM)
+        self._timer: asyncio.TimerHandle | None = None
+        self._installed = threading.current_thread() is threading.main_thread()  # Python's rule for signals
+        if self._installed:
+            signal.signal(signal.SIGTERM, self._told)
+
+    def close(self) -> None:
+        """Puts the SDK's handler back."""
+        if self._installed:
+            signal.signal(signal.SIGTERM, self._before)
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _told(self, number: int, frame: FrameType | None) -> None:
+        self._loop.call_soon_threadsafe(self._begin)
+        if callable(self._before):
+            self._before(number, frame)
+
+    def _begin(self) -> None:
+        log.info("draining", seconds=self._seconds)
+        reason = HandedBack("The GPU worker was shut down.")
+        self._timer = self._loop.call_later(self._seconds, self._guard.stop, reason)
 
 
 class _Latest:
@@ -208,6 +249,8 @@ def main() -> None:
     prepare_process()
     models = models_of(settings)
     check_fitness(settings, models)
+    if swept := sweep_workspaces(settings.work_dir):
+        log.info("workspaces_swept", count=swept)
     cold_start_seconds = round(time.monotonic() - began, 3)
     handler = make_handler(settings, open_bucket(settings), models, cold_start_seconds)
     runpod.serverless.start({"handler": handler})

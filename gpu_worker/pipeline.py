@@ -7,7 +7,6 @@ twice. An execution that was cancelled or superseded stops at once and publishes
 import contextlib
 import hashlib
 import secrets
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
@@ -26,6 +25,7 @@ from gpu_worker.render import OutputLimits, Spent, render
 from gpu_worker.settings import Settings
 from gpu_worker.storage import Bucket
 from gpu_worker.upscale.models import Models
+from gpu_worker.workspace import workspace
 from schemas.jobs import OutputFacts, Phase
 from schemas.keys import object_key
 from schemas.worker import Progress, Result, Started, Timings, WorkerInput, attempt_folder
@@ -79,11 +79,11 @@ class Execution:
             return committed
         with (
             self._guard.within(self._settings.max_export_seconds),
-            tempfile.TemporaryDirectory(prefix="export-", dir=self._settings.work_dir) as folder,
+            workspace(self._settings.work_dir) as folder,
         ):
             clock = _Stopwatch()
             try:
-                output, fetch_seconds, spent = self._make(Path(folder), clock)
+                output, fetch_seconds, spent = self._make(folder, clock)
             except WorkerError:
                 self._guard.check()  # a tool that was killed fails in its own words; this is why it was
                 raise

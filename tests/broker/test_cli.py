@@ -128,7 +128,9 @@ def test_a_sweep_lists_before_it_removes(desk, monkeypatch):
     """The same objects; and removes only where no broker runs."""
     job = desk.submitted()
     document = desk.worker(job).start("rp-1") or desk.worker(job).key("started.json")
-    desk.store.move(job, "error", {"status": "error", "error": "x", "error_code": "internal", "completed_at": 1})
+    desk.store.move(
+        job, "error", {"status": "error", "error": "x", "error_code": "internal", "completed_at": 1}
+    )
     assert json.loads(desk.types("sweep", "--dry-run", "--json")) == []
     monkeypatch.setenv("REELBROKER_KEEP_DOCUMENTS_DAYS", "0.000000001")
     assert [row["key"] for row in json.loads(desk.types("sweep", "--dry-run", "--json"))] == [document]

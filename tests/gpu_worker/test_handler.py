@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -145,6 +146,49 @@ async def test_a_fence_stops_a_running_job(settings, bucket, objects, job_input,
     objects.put(f"{asked['user_id']}/jobs/j1/{TOKEN}/stop.json", b"{}")
     output = await asyncio.wait_for(work, 5)
     assert (output["error_code"], output["retryable"]) == ("cancelled", False)
+
+
+async def test_a_worker_that_is_told_to_end_hands_back_what_it_cannot_finish(
+    settings, bucket, objects, job_input, big_buck_bunny
+):
+    """After its limit: a retryable failure, nothing published, no file left; and the SDK's own handler was called."""
+    told = []
+    before = signal.signal(signal.SIGTERM, lambda *_: told.append("sdk"))
+    try:
+        made = settings(REELBROKER_DRAIN_SECONDS="0.5")
+        large = {"output_width": 2160, "output_height": 3840}
+        running = asyncio.create_task(
+            make_handler(made, bucket)({"id": "rp-1", "input": job_input(big_buck_bunny, params=large)})
+        )
+        await asyncio.sleep(1.5)
+        began = time.monotonic()
+        os.kill(os.getpid(), signal.SIGTERM)
+        output = await running
+        assert time.monotonic() - began < 5
+        assert signal.getsignal(signal.SIGTERM)(0, None) is None
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert (output["error_code"], output["retryable"], output["error"]) == (
+        "worker_lost",
+        True,
+        "The GPU worker was shut down.",
+    )
+    assert told == ["sdk", "sdk"]
+    assert list(made.work_dir.glob("export-*")) == []
+    assert objects.keys(f"{job_input()['user_id']}/final_videos/") == []
+
+
+async def test_a_job_that_is_done_in_time_is_not_handed_back(settings, bucket, job_input):
+    """The limit is a limit, and not an end."""
+    before = signal.signal(signal.SIGTERM, lambda *_: None)
+    try:
+        made = settings(REELBROKER_DRAIN_SECONDS="60")
+        running = asyncio.create_task(make_handler(made, bucket)({"id": "rp-1", "input": job_input()}))
+        await asyncio.sleep(0.1)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert "error" not in await running
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 async def test_no_progress_arrives_after_the_handler_returned(settings, bucket, job_input, monkeypatch):
