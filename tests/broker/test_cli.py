@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import structlog
 from typer.testing import CliRunner
 
 from broker.cli import cli
@@ -58,6 +59,7 @@ def desk(settings, make_job, monkeypatch):
     desk = Desk(made, make_job)
     yield desk
     desk.store.close()
+    structlog.reset_defaults()  # commands log to a terminal that is gone
 
 
 def test_a_jobs_whole_story_is_told_beside_a_running_broker(desk):

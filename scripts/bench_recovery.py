@@ -1,0 +1,201 @@
+"""A broker that was down for a day comes back to thousands of open jobs: how long until each is where it belongs?
+
+Seven in ten were finished meanwhile and forgotten by the provider (their results are in the bucket), one in ten is still
+running, one in ten was lost, and one in ten was never sent. SQLite on disk, the real object store, and a provider in this
+process that counts its calls; the broker's clock runs sixty times as fast as ours. The last line is one JSON object.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import secrets
+import signal
+import subprocess
+import tempfile
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import structlog
+
+from broker.database import open_engine
+from broker.embedded.object_store import PORT_NAMES, ObjectStore
+from broker.embedded.ports import free_ports
+from broker.evidence import document_key
+from broker.loop import ReconcileLoop
+from broker.models import Attempt, AttemptState, Job
+from broker.reconciler import Reconciler
+from broker.runpod import RunPodClient
+from broker.settings import Settings
+from broker.storage import Bucket, open_bucket
+from broker.store import JobStore, now_ms
+from schemas.jobs import JobStatus, JobType, OutputFacts
+from schemas.keys import object_key
+from schemas.worker import Result, Timings
+
+USER, ENDPOINT, DAY_MS, FASTER = "bench", "http://provider/v2/bench", 86_400_000, 60
+FATES = ("finished",) * 7 + ("running", "lost", "new")
+FILM = b"a film"
+
+
+class Provider(httpx.MockTransport):
+    """RunPod's API in memory."""
+
+    def __init__(self) -> None:
+        super().__init__(self._answer)
+        self.running: set[str] = set()
+        self.calls: Counter[str] = Counter()
+
+    def _answer(self, request: httpx.Request) -> httpx.Response:
+        action, _, job_id = request.url.path.removeprefix("/v2/bench/").partition("/")
+        self.calls[action] += 1
+        if action == "run":
+            job_id = f"again-{self.calls['run']}"
+            self.running.add(job_id)
+            return httpx.Response(200, json={"id": job_id, "status": "IN_QUEUE"})
+        if action == "health":
+            return httpx.Response(200, json={"jobs": {}, "workers": {"running": 1}})
+        if job_id not in self.running:
+            return httpx.Response(404)
+        progress = {"phase": "processing", "progress": 50}
+        return httpx.Response(200, json={"id": job_id, "status": "IN_PROGRESS", "output": progress})
+
+
+def prepare(store: JobStore, bucket: Bucket, provider: Provider, count: int) -> dict[str, str]:
+    """Stores the jobs as the broker left them a day ago, and what happened since; returns each one's fate."""
+    began = now_ms() - DAY_MS
+    fates: dict[str, str] = {}
+    finished: list[tuple[Job, Attempt]] = []
+    bucket.write(object_key(USER, "a.mp4"), b"a video")
+    for number in range(count):
+        fate = FATES[number % len(FATES)]
+        job = Job(
+            id=f"job-{number}", user_id=USER, type=JobType.FRAMING, input_key="a.mp4", params="{}", max_attempts=3, created_at=began, due_at=began,
+        )  # fmt: skip
+        store.add(job)
+        fates[job.id] = fate
+        if fate == "new":
+            continue
+        attempt = Attempt(
+            token=secrets.token_hex(16), job_id=job.id, number=1, state=AttemptState.SUBMITTED, endpoint_url=ENDPOINT, runpod_job_id=f"rp-{number}",
+            created_at=began, submitted_at=began, ttl_seconds=90_000,
+        )  # fmt: skip
+        changes = {"status": JobStatus.PROCESSING, "attempt": 1, "runpod_job_id": attempt.runpod_job_id}
+        moved = store.move(job, "submitted", changes, attempt)
+        assert moved is not None
+        if fate == "finished":
+            finished.append((moved, attempt))
+        if fate == "running":
+            provider.running.add(f"rp-{number}")
+    with ThreadPoolExecutor(16) as hands:
+        list(hands.map(lambda one: _finish(bucket, *one), finished))
+    return fates
+
+
+def _finish(bucket: Bucket, job: Job, attempt: Attempt) -> None:
+    """What its worker wrote."""
+    key = f"final_videos/framing_{job.id}_00000000.mp4"
+    facts = OutputFacts(
+        bytes=len(FILM), sha256="0" * 64, width=64, height=96, fps=25, frames=10, duration_seconds=0.4, video_codec="h264", audio_codec=None,
+    )  # fmt: skip
+    timings = Timings(fetch_seconds=1, edit_seconds=1, upload_seconds=1)
+    result = Result(output_key=key, runpod_job_id=attempt.runpod_job_id or "", facts=facts, timings=timings)
+    bucket.write(object_key(USER, key), FILM)
+    bucket.write(document_key(job, attempt, "result.json"), result.model_dump_json().encode())
+
+
+def is_recovered(job: Job, fate: str) -> bool:
+    """Whether a job is where it belongs: its end, what its worker tells, or at the provider (again)."""
+    if fate == "finished":
+        return job.status is JobStatus.COMPLETE
+    if fate == "running":
+        return job.progress == 50
+    return job.runpod_job_id is not None and job.runpod_job_id.startswith("again")
+
+
+async def recover(settings: Settings, store: JobStore, provider: Provider, fates: dict[str, str]) -> float:
+    """Starts a broker's loop; returns after how many seconds all were recovered."""
+    began, origin = time.monotonic(), now_ms()
+
+    def clock() -> int:
+        return origin + int((time.monotonic() - began) * 1000 * FASTER)
+
+    async with httpx.AsyncClient(transport=provider) as http:
+        runpod = RunPodClient(http, "k", settings.calls_per_second)
+        loop = ReconcileLoop(store, Reconciler(settings, store, open_bucket(settings), runpod, clock), clock)
+        running = asyncio.create_task(loop.run())
+        left = set(fates)
+        while left:
+            await asyncio.sleep(0.5)
+            left = await asyncio.to_thread(_left, store, left, fates)
+            print(f"\r{time.monotonic() - began:5.1f} s: {len(left):6} to go", end="", flush=True)
+        seconds = time.monotonic() - began
+        loop.close()
+        await running
+    print()
+    return seconds
+
+
+def _left(store: JobStore, left: set[str], fates: dict[str, str]) -> set[str]:
+    jobs = (store.find(job_id) for job_id in left)
+    return {job.id for job in jobs if job is not None and not is_recovered(job, fates[job.id])}
+
+
+def main() -> None:
+    """Prints the figures."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--jobs", type=int, default=10_000)
+    count = parser.parse_args().jobs
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger("CRITICAL"))
+    with tempfile.TemporaryDirectory(prefix="reelbroker-recovery-") as name:
+        folder = Path(name)
+        ports = dict(zip(PORT_NAMES, free_ports(len(PORT_NAMES)), strict=True))
+        objects = ObjectStore(
+            folder / "store", ports, secrets.token_hex(10), secrets.token_urlsafe(30), "bench"
+        )
+        (folder / "store").mkdir()
+        process = subprocess.Popen(
+            objects.command(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+        )
+        try:
+            while not objects.prepare():
+                time.sleep(0.1)
+            print(json.dumps(_measured(folder, objects, count)))
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            objects.sweep()
+
+
+def _measured(folder: Path, objects: ObjectStore, count: int) -> dict[str, Any]:
+    settings = Settings(
+        _env_file=None,
+        RUNPOD_API_KEY="k",
+        RUNPOD_ENDPOINT_URL=ENDPOINT,
+        R2_ENDPOINT=objects.url,
+        R2_ACCESS_KEY_ID=objects.access_key,
+        R2_SECRET_ACCESS_KEY=objects.secret_key,
+        R2_BUCKET_NAME=objects.bucket,
+        REELBROKER_API_KEY="x" * 16,
+        REELBROKER_RUNPOD_CALLS_PER_SECOND=200,
+    )
+    store, provider = JobStore(open_engine(f"sqlite:///{folder}/jobs.db")), Provider()
+    print(f"preparing {count} open jobs ...", flush=True)
+    fates = prepare(store, open_bucket(settings), provider, count)
+    seconds = asyncio.run(recover(settings, store, provider, fates))
+    store.close()
+    return {
+        "jobs": count,
+        "recovered_seconds": round(seconds, 1),
+        "jobs_per_second": round(count / seconds),
+        "runpod_calls": dict(provider.calls),
+        "runpod_calls_per_open_job": round(sum(provider.calls.values()) / count, 2),
+    }
+
+
+if __name__ == "__main__":
+    main()

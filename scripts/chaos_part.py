@@ -1,0 +1,84 @@
+"""Broker or worker as they are, but with boundaries around every commit and every call, at one of which they die.
+
+Started by scripts/chaos.py in place of the real command. The file in CHAOS_FILE says at which boundary from now on to die
+by kill -9; while it is empty, or not there, nothing happens. Each boundary's name is appended to `CHAOS_FILE.trace`.
+"""
+
+import functools
+import inspect
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+FILE = Path(os.environ["CHAOS_FILE"])
+TRACE = FILE.with_name(FILE.name + ".trace")
+_LOCK = threading.Lock()
+
+
+def boundary(name: str) -> None:
+    """Counts one; dies at the one that was chosen."""
+    with _LOCK:
+        with TRACE.open("a") as trace:
+            trace.write(f"{name}\n")
+        armed = FILE.read_text() if FILE.exists() else ""
+        if not armed:
+            return
+        left = int(armed) - 1
+        FILE.write_text(str(left) if left > 0 else "")
+        if left <= 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def bound(owner: Any, names: Sequence[str]) -> None:
+    """Puts a boundary before and after functions of a class or module."""
+    for name in names:
+        setattr(owner, name, _bounded(f"{getattr(owner, '__name__', owner)}.{name}", getattr(owner, name)))
+
+
+def _bounded(name: str, work: Callable[..., Any]) -> Callable[..., Any]:
+    if inspect.iscoroutinefunction(work):
+
+        @functools.wraps(work)
+        async def awaited(*args: Any, **kwargs: Any) -> Any:
+            boundary(f"before {name}")
+            result = await work(*args, **kwargs)
+            boundary(f"after {name}")
+            return result
+
+        return awaited
+
+    @functools.wraps(work)
+    def called(*args: Any, **kwargs: Any) -> Any:
+        boundary(f"before {name}")
+        result = work(*args, **kwargs)
+        boundary(f"after {name}")
+        return result
+
+    return called
+
+
+def main(part: str) -> None:
+    """Runs the part."""
+    if part == "broker":
+        from broker import cli, runpod, storage, store
+
+        bound(store.JobStore, ("add", "move", "touch", "note", "hint"))
+        bound(storage.Bucket, ("size", "read", "write"))
+        bound(runpod.RunPodClient, ("_send",))
+        sys.argv = ["reelbroker", "serve"]
+        cli.main()
+    else:
+        from gpu_worker import handler, storage as worker_storage
+
+        bound(worker_storage.Bucket, ("read", "write", "write_once", "fetch", "upload", "delete"))
+        bound(handler, ("send_result",))
+        sys.argv = ["handler"]
+        handler.main()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
