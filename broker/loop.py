@@ -61,9 +61,6 @@ class ReconcileLoop:
                     continue
 
     async def _start_due(self, tasks: asyncio.TaskGroup) -> None:
-        room = AT_ONCE - len(self._in_hand)
-        if room <= 0:
-            return
         now = self._clock()
         # Those in hand are still due; asked for beyond them, so that they do not hide the others.
         for job_id in await run_in_threadpool(self._store.due, now, AT_ONCE * 2):
@@ -81,7 +78,8 @@ class ReconcileLoop:
 
     def _put_down(self, name: str, _task: asyncio.Task[None]) -> None:
         del self._in_hand[name]
-        self._woken.set()  # there may be more due than were taken in hand
+        if len(self._in_hand) < AT_ONCE // 2:
+            self._woken.set()  # there may be more due than were taken in hand
 
     async def _safely(self, name: str, look: Callable[[str], Awaitable[None]]) -> None:
         """Looks; the trouble of one job, of whatever kind, must not stop the others."""

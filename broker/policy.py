@@ -26,6 +26,9 @@ TRIES: dict[ErrorCode, int] = {
 #: How long to wait before attempt 2, 3, … (seconds).
 BACKOFF_SECONDS = (2.0, 10.0, 60.0)
 
+#: How often an attempt is looked at (seconds) until it has that age.
+CADENCE = ((10.0, 1.0), (60.0, 2.0), (600.0, 5.0), (float("inf"), 15.0))
+
 #: For a video of unknown length: no camera or phone writes fewer bytes a second than this.
 SLOWEST_BYTES_PER_SECOND = 40_000
 LONGEST_SOURCE_SECONDS = 6 * 3600.0
@@ -88,9 +91,9 @@ def _part(clip: Framing, unknown: float, plain: float) -> tuple[float, float]:
 
 
 def wait_seconds(age_seconds: float) -> float:
-    """Returns when to look at an attempt of that age again: every second at first, then rarer.
+    """Returns when to look at an attempt of that age again: every second at first, soon rarer.
 
     ±20 %, so that jobs do not march in step.
     """
-    base = 1.0 if age_seconds < 60 else 5.0 if age_seconds < 600 else 15.0
+    base = next(seconds for until, seconds in CADENCE if age_seconds < until)
     return base * random.uniform(0.8, 1.2)  # noqa: S311  # jitter, not a secret

@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import Connection, Engine, RowMapping, delete, insert, select, tuple_, update
+from sqlalchemy import Connection, Engine, RowMapping, bindparam, delete, insert, select, tuple_, update
 from sqlalchemy.exc import IntegrityError
 from sqlmodel import SQLModel, col
 
 from broker.errors import IdTaken, IllegalMove
-from broker.models import LEGAL_MOVES, Attempt, Event, ExportJob, Job, JobAttempt, JobEvent
+from broker.models import LEGAL_MOVES, Attempt, Event, ExportJob, Job, JobEvent
 from schemas.jobs import JobStatus, JobType
 
 JOBS = SQLModel.metadata.tables["export_jobs"]
@@ -28,6 +28,21 @@ EVENTS = SQLModel.metadata.tables["job_events"]
 KEYS = SQLModel.metadata.tables["idempotency_keys"]
 FLAGS = SQLModel.metadata.tables["broker_flags"]
 OPEN = (JobStatus.PENDING.value, JobStatus.PROCESSING.value)
+
+# Said once, and not anew for each job: SQLAlchemy takes longer to build a statement than SQLite to run it.
+_JOB = select(JOBS).where(JOBS.c.id == bindparam("job_id"))
+_MINE = _JOB.where(JOBS.c.user_id == bindparam("user_id"))
+_ATTEMPTS = select(ATTEMPTS).where(ATTEMPTS.c.job_id == bindparam("job_id")).order_by(ATTEMPTS.c.number)
+_NEWEST = _ATTEMPTS.order_by(None).order_by(ATTEMPTS.c.number.desc()).limit(1)
+_DUE = (
+    select(JOBS.c.id)
+    .where(JOBS.c.status.in_(OPEN), JOBS.c.due_at <= bindparam("now"))
+    .order_by(JOBS.c.due_at)
+    .limit(bindparam("most"))
+)
+_UNMOVED = update(JOBS).where(JOBS.c.id == bindparam("_id"), JOBS.c.version == bindparam("_version"))
+_UNTOUCHED = _UNMOVED.where(JOBS.c.due_at == bindparam("_due_at"))
+_KNOWN = update(ATTEMPTS).where(ATTEMPTS.c.token == bindparam("_token"))
 
 
 def now_ms() -> int:
@@ -107,9 +122,8 @@ class JobStore:
 
     def get(self, job_id: str, user_id: str) -> Job | None:
         """Returns the user's job, or None; another user's job is None too."""
-        mine = select(JOBS).where(col(ExportJob.id) == job_id, col(ExportJob.user_id) == user_id)
         with self._engine.begin() as connection:
-            row = connection.execute(mine).mappings().first()
+            row = connection.execute(_MINE, {"job_id": job_id, "user_id": user_id}).mappings().first()
         return _job(row) if row else None
 
     def page(self, user_id: str, only: JobFilter, limit: int) -> list[Job]:
@@ -126,9 +140,8 @@ class JobStore:
 
     def due(self, now: int, limit: int) -> list[str]:
         """Returns the ids of the open jobs that are to be looked at by now, longest overdue first."""
-        query = select(JOBS.c.id).where(JOBS.c.status.in_(OPEN), JOBS.c.due_at <= now)
         with self._engine.begin() as connection:
-            return list(connection.execute(query.order_by(JOBS.c.due_at).limit(limit)).scalars())
+            return list(connection.execute(_DUE, {"now": now, "most": limit}).scalars())
 
     def hint(self, job_id: str, token: str, now: int) -> Attempt | None:
         """Has an open job looked at now; returns the attempt with that token, or None where there is none."""
@@ -166,24 +179,21 @@ class JobStore:
 
     def load(self, job_id: str) -> tuple[Job, Attempt | None]:
         """Returns a job and its newest attempt."""
-        newest = select(ATTEMPTS).where(col(JobAttempt.job_id) == job_id)
-        newest = newest.order_by(col(JobAttempt.number).desc()).limit(1)
         with self._engine.begin() as connection:
-            job = connection.execute(select(JOBS).where(col(ExportJob.id) == job_id)).mappings().one()
-            attempt = connection.execute(newest).mappings().first()
+            job = connection.execute(_JOB, {"job_id": job_id}).mappings().one()
+            attempt = connection.execute(_NEWEST, {"job_id": job_id}).mappings().first()
         return _job(job), _attempt(attempt) if attempt else None
 
     def find(self, job_id: str) -> Job | None:
         """Returns a job of whatever user, or None."""
         with self._engine.begin() as connection:
-            row = connection.execute(select(JOBS).where(JOBS.c.id == job_id)).mappings().first()
+            row = connection.execute(_JOB, {"job_id": job_id}).mappings().first()
         return _job(row) if row else None
 
     def attempts(self, job_id: str) -> list[Attempt]:
         """Returns a job's attempts, the oldest first."""
-        query = select(ATTEMPTS).where(ATTEMPTS.c.job_id == job_id).order_by(ATTEMPTS.c.number)
         with self._engine.begin() as connection:
-            return [_attempt(row) for row in connection.execute(query).mappings()]
+            return [_attempt(row) for row in connection.execute(_ATTEMPTS, {"job_id": job_id}).mappings()]
 
     def move(
         self, job: Job, kind: str, changes: Mapping[str, Any], attempt: Attempt | None = None
@@ -201,10 +211,8 @@ class JobStore:
             raise IllegalMove(f"job {job.id} cannot go from {job.status} to {moved.status}")
         wanted = moved.model_dump(mode="json", include={*changes, "version"})
         with self._engine.begin() as connection:
-            done = connection.execute(
-                update(JOBS).where(JOBS.c.id == job.id, JOBS.c.version == job.version).values(wanted)
-            )
-            if done.rowcount == 0:
+            seen = {"_id": job.id, "_version": job.version}
+            if connection.execute(_UNMOVED, seen | wanted).rowcount == 0:
                 return None
             if attempt is not None:
                 _write_attempt(connection, attempt)
@@ -223,11 +231,9 @@ class JobStore:
         values: dict[str, Any] = {"due_at": due_at}
         if evidence is not None:
             values |= {"evidence_source": evidence, "evidence_at": now_ms()}
-        unmoved = update(JOBS).where(
-            JOBS.c.id == job.id, JOBS.c.version == job.version, JOBS.c.due_at == job.due_at
-        )
+        seen = {"_id": job.id, "_version": job.version, "_due_at": job.due_at}
         with self._engine.begin() as connection:
-            if connection.execute(unmoved.values(values)).rowcount == 0:
+            if connection.execute(_UNTOUCHED, seen | values).rowcount == 0:
                 return None
             if attempt is not None:
                 _write_attempt(connection, attempt)
@@ -299,12 +305,10 @@ def _attempt(row: RowMapping) -> Attempt:
 
 def _write_attempt(connection: Connection, attempt: Attempt) -> None:
     values = attempt.model_dump(mode="json")
-    known = update(ATTEMPTS).where(ATTEMPTS.c.token == attempt.token).values(values)
-    if connection.execute(known).rowcount == 0:
-        connection.execute(insert(ATTEMPTS).values(values))
+    if connection.execute(_KNOWN, {"_token": attempt.token, **values}).rowcount == 0:
+        connection.execute(insert(ATTEMPTS), values)
 
 
 def _add_event(connection: Connection, job: Job, kind: str, data: Mapping[str, Any]) -> None:
-    connection.execute(
-        insert(EVENTS).values(job_id=job.id, seq=job.version, at=now_ms(), kind=kind, data=json.dumps(data))
-    )
+    event = {"job_id": job.id, "seq": job.version, "at": now_ms(), "kind": kind, "data": json.dumps(data)}
+    connection.execute(insert(EVENTS), event)

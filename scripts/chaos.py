@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import httpx
+import structlog
 from sample import sample_clip
 
 from broker.embedded import stack as stack_module
@@ -188,11 +189,12 @@ async def _kill_at_random(
 ) -> None:
     parts = ["broker", "endpoint", "store", *(f"worker-{n}" for n in range(1, WORKERS + 1))]
     open_jobs: list[str] = []
-    for _ in range(kills):
+    wanted = tally.kills + kills
+    while tally.kills < wanted:
         open_jobs = [job_id for job_id in open_jobs if not await client.is_over(job_id)]
         while len(open_jobs) < AT_ONCE:
             open_jobs.append(await client.submit())
-        await asyncio.sleep(dice.uniform(0.05, 1.5))
+        await asyncio.sleep(dice.uniform(0.1, 2.5))
         try:
             os.kill(stack.pid(dice.choice(parts)), signal.SIGKILL)
         except ProcessLookupError:  # down already
@@ -248,6 +250,8 @@ def main() -> None:
         "--seed", type=int, default=None, help="of the random kills; drawn and told by default"
     )
     chosen = parser.parse_args()
+    # What the supervisor says of dead parts is no news here.
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger("CRITICAL"))
     seed = chosen.seed if chosen.seed is not None else random.SystemRandom().randrange(1 << 32)
     print(f"seed {seed}", flush=True)
     with tempfile.TemporaryDirectory(prefix="reelbroker-chaos-", ignore_cleanup_errors=True) as folder:

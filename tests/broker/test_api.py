@@ -1,6 +1,7 @@
 """The HTTP face: status codes, problem documents, pages, and what a wrong body leaves behind (nothing)."""
 
 import asyncio
+import time
 import uuid
 
 import httpx
@@ -168,6 +169,32 @@ async def test_the_providers_call_has_the_job_looked_at(client, provider, bucket
     assert (await client.post(hook, json=body)).status_code == 200
     for wrong in (f"/hooks/runpod/{job['job_id']}/{'0' * 32}", f"/hooks/runpod/x/{sent['attempt_token']}"):
         assert (await client.post(wrong, json=body)).status_code == 404
+
+
+async def test_a_thousand_watchers_cost_no_more_calls_than_one(client, provider, bucket, measured):
+    """They read the database; only the broker asks the provider."""
+
+    async def life(watchers):
+        before = len(provider.calls)
+        url = (await client.post("/api/jobs", json=JOB)).headers["location"]
+        await until(client, url, lambda job: job["status"] == "processing")
+        sent = list(provider.every.values())[-1]["sent"]
+        asked, ended = 0, time.monotonic() + 2
+        while time.monotonic() < ended:
+            replies = await asyncio.gather(*(client.get(url) for _ in range(watchers)))
+            assert {reply.status_code for reply in replies} == {200}
+            asked += watchers
+            await asyncio.sleep(0.1)
+        Worker(bucket, sent).finish()
+        await until(client, url, lambda job: job["status"] == "complete")
+        return len(provider.calls) - before, asked
+
+    alone, crowded = await life(1), await life(1000)
+    measured(
+        f"RunPod calls in a job's life: {alone[0]} with {alone[1]} polls, {crowded[0]} with {crowded[1]} polls by 1,000 watchers"
+    )
+    assert crowded[0] <= alone[0] + 2
+    assert crowded[1] >= 1000
 
 
 async def test_a_drain_holds_jobs_back_and_survives_a_restart(settings, running, provider):

@@ -93,8 +93,8 @@ def test_the_limit_of_the_settings_holds_and_the_queue_comes_on_top():
 
 
 def test_looks_become_rarer_and_never_march_in_step():
-    """Within 20 % of 1, 5 and 15 seconds."""
-    for age, base in ((0, 1), (59, 1), (61, 5), (599, 5), (601, 15), (100_000, 15)):
+    """Within 20 % of 1, 2, 5 and 15 seconds."""
+    for age, base in ((0, 1), (9, 1), (11, 2), (59, 2), (61, 5), (599, 5), (601, 15), (100_000, 15)):
         waits = {wait_seconds(age) for _ in range(50)}
         assert base * 0.8 <= min(waits)
         assert max(waits) <= base * 1.2
