@@ -16,7 +16,7 @@ from broker.errors import ProviderRefused, ProviderUncertain, ProviderUnreachabl
 from broker.evidence import Evidence
 from broker.models import Attempt, AttemptState, Job
 from broker.moves import Moves, phase
-from broker.policy import deadlines, wait_seconds
+from broker.policy import deadlines
 from broker.runpod import RemoteState, RunPodClient
 from broker.settings import Settings
 from broker.store import JobStore
@@ -165,7 +165,7 @@ class Dispatch:
         log.warning("submit_held", job_id=job.id, error=str(error))
         await run_in_threadpool(self._store.note, attempt)
         sentence = "The GPU provider cannot be reached; the job goes as soon as it is back"
-        await self._moves.wait(job, sentence, wait_seconds(self._moves.seconds_since(attempt.created_at)))
+        await self._moves.wait(job, sentence, self._moves.pause(attempt.created_at))
 
     async def _hold_back(self, job: Job) -> None:
         await self._moves.wait(job, "The broker sends no jobs for the moment; the job waits", 5.0)

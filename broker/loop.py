@@ -14,7 +14,8 @@ from broker.store import JobStore
 log = structlog.get_logger(__name__)
 
 IDLE_SECONDS = 1.0
-AT_ONCE = 16
+COUNT_SECONDS = 5.0
+AT_ONCE = 12
 #: Given-up attempts are no hurry, and must not keep jobs waiting.
 ORPHANS_AT_ONCE = 4
 
@@ -32,6 +33,7 @@ class ReconcileLoop:
         self._clock = clock
         self._woken = asyncio.Event()
         self._closed = False
+        self._counted_at = -1
         self._in_hand: dict[str, asyncio.Task[None]] = {}
 
     def wake(self) -> None:
@@ -62,6 +64,9 @@ class ReconcileLoop:
 
     async def _start_due(self, tasks: asyncio.TaskGroup) -> None:
         now = self._clock()
+        if not 0 <= now - self._counted_at < COUNT_SECONDS * 1000:
+            self._counted_at = now
+            self._reconciler.crowd(await run_in_threadpool(self._store.count_open))
         # Those in hand are still due; asked for beyond them, so that they do not hide the others.
         for job_id in await run_in_threadpool(self._store.due, now, AT_ONCE * 2):
             self._take(tasks, job_id, AT_ONCE, self._reconciler.look_at)

@@ -35,6 +35,7 @@ class Moves:
         self._bucket = bucket
         self._evidence = evidence
         self._clock = clock
+        self.open_jobs = 0  #: told by the loop now and then
 
     # ── on ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -50,7 +51,7 @@ class Moves:
         """Changes a job, and says when to look at it next; returns None where somebody was faster."""
         now = self._clock()
         begun = attempt.created_at if attempt else job.created_at
-        seconds = wait_seconds(self.seconds_since(begun)) if wait is None else wait
+        seconds = self.pause(begun) if wait is None else wait
         changes = {**changes, "due_at": now + int(seconds * 1000)}
         if evidence is not None:
             changes |= {"evidence_source": evidence, "evidence_at": now}
@@ -172,6 +173,10 @@ class Moves:
     async def fence(self, job: Job, attempt: Attempt) -> None:
         """Tells whoever still works on the attempt to stop; raises StorageError where that cannot be said."""
         await run_in_threadpool(self._bucket.write, document_key(job, attempt, "stop.json"), b"{}")
+
+    def pause(self, since: int | None) -> float:
+        """Returns how long to wait for the next look at something that began then."""
+        return wait_seconds(self.seconds_since(since), self.open_jobs)
 
     def seconds_since(self, moment: int | None) -> float:
         """Returns the seconds since a moment in ms; 0 where there is none."""

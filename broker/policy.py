@@ -29,6 +29,9 @@ BACKOFF_SECONDS = (2.0, 10.0, 60.0)
 #: How often an attempt is looked at (seconds) until it has that age.
 CADENCE = ((10.0, 1.0), (60.0, 2.0), (600.0, 5.0), (float("inf"), 15.0))
 
+#: How many looks a second are meant to be enough for all jobs together.
+LOOKS_PER_SECOND = 50
+
 #: For a video of unknown length: no camera or phone writes fewer bytes a second than this.
 SLOWEST_BYTES_PER_SECOND = 40_000
 LONGEST_SOURCE_SECONDS = 6 * 3600.0
@@ -90,10 +93,12 @@ def _part(clip: Framing, unknown: float, plain: float) -> tuple[float, float]:
     return shown / slowest, max(plain, SMOOTH_COST if smooth else 0.0)
 
 
-def wait_seconds(age_seconds: float) -> float:
+def wait_seconds(age_seconds: float, open_jobs: int = 0) -> float:
     """Returns when to look at an attempt of that age again: every second at first, soon rarer.
 
-    ±20 %, so that jobs do not march in step.
+    With thousands of open jobs rarer still, so that all looks together stay within a bound. ±20 %, so that jobs do not
+    march in step.
     """
     base = next(seconds for until, seconds in CADENCE if age_seconds < until)
+    base = max(base, open_jobs / LOOKS_PER_SECOND)
     return base * random.uniform(0.8, 1.2)  # noqa: S311  # jitter, not a secret

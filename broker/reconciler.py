@@ -23,7 +23,6 @@ from broker.errors import ProviderUncertain, ProviderUnreachable
 from broker.evidence import Evidence, parsed
 from broker.models import Attempt, AttemptState, Job
 from broker.moves import CANCELLED, MESSAGES, Moves, phase
-from broker.policy import wait_seconds
 from broker.runpod import Health, RemoteJob, RemoteState, RunPodClient
 from broker.settings import Settings
 from broker.storage import Bucket
@@ -83,6 +82,10 @@ class Reconciler:
         else:
             await self._follow(job, attempt)
 
+    def crowd(self, open_jobs: int) -> None:
+        """Tells how many jobs are open: the more, the rarer each is looked at."""
+        self._moves.open_jobs = open_jobs
+
     async def postpone(self, job_id: str) -> None:
         """Has an open job looked at again in a while, after a look that failed."""
         job = await run_in_threadpool(self._store.find, job_id)
@@ -135,8 +138,8 @@ class Reconciler:
         if changes:
             await self._moves.move(job, "progress", changes, attempt, "runpod:/status")
         else:
-            age = self._moves.seconds_since(attempt.submitted_at)
-            await self._moves.look_again(job, wait_seconds(age), "runpod:/status", attempt)
+            pause = self._moves.pause(attempt.submitted_at)
+            await self._moves.look_again(job, pause, "runpod:/status", attempt)
 
     def _told(self, job: Job, remote: RemoteJob) -> dict[str, Any]:
         if remote.state is RemoteState.QUEUED:
@@ -162,12 +165,12 @@ class Reconciler:
 
     async def _count_absence(self, job: Job, attempt: Attempt) -> None:
         """404 has three meanings (forgotten, deleted, never there), so only a lasting one loses the attempt."""
-        seconds_since = self._moves.seconds_since
+        seconds_since, lasting = self._moves.seconds_since, self._settings.lost_after_seconds
         if attempt.absent_since is None:
             noted = attempt.model_copy(update={"absent_since": self._clock()})
-            await self._moves.look_again(job, 2.0, "runpod:404", noted)
-        elif seconds_since(attempt.absent_since) < self._settings.lost_after_seconds:
-            await self._moves.look_again(job, 2.0, "runpod:404")
+            await self._moves.look_again(job, lasting / 3, "runpod:404", noted)
+        elif seconds_since(attempt.absent_since) < lasting:
+            await self._moves.look_again(job, lasting / 3, "runpod:404")
         elif job.started_at is None and seconds_since(attempt.submitted_at) > (attempt.ttl_seconds or 0):
             sentence = "No GPU worker took the job in time."
             await self._moves.supersede(job, attempt, ErrorCode.QUEUE_TIMEOUT, sentence, gone=True)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import Connection, Engine, RowMapping, bindparam, delete, insert, select, tuple_, update
+from sqlalchemy import Connection, Engine, RowMapping, bindparam, delete, func, insert, select, tuple_, update
 from sqlalchemy.exc import IntegrityError
 from sqlmodel import SQLModel, col
 
@@ -170,6 +170,12 @@ class JobStore:
             row = connection.execute(select(ATTEMPTS).where(ATTEMPTS.c.token == token)).mappings().one()
             job = connection.execute(select(JOBS).where(JOBS.c.id == row["job_id"])).mappings().one()
         return _job(job), _attempt(row)
+
+    def count_open(self) -> int:
+        """Returns how many jobs are open."""
+        query = select(func.count()).select_from(JOBS).where(JOBS.c.status.in_(OPEN))
+        with self._engine.begin() as connection:
+            return int(connection.execute(query).scalar_one())
 
     def open_jobs(self) -> list[str]:
         """Returns the ids of all open jobs, oldest first."""

@@ -2,7 +2,7 @@
 
 Seven in ten were finished meanwhile and forgotten by the provider (their results are in the bucket), one in ten is still
 running, one in ten was lost, and one in ten was never sent. SQLite on disk, the real object store, and a provider in this
-process that counts its calls; the broker's clock runs twice as fast as ours. The last line is one JSON object.
+process that counts its calls; the broker's clock runs three times as fast as ours. The last line is one JSON object.
 """
 
 import argparse
@@ -38,7 +38,7 @@ from schemas.jobs import JobStatus, JobType, OutputFacts
 from schemas.keys import object_key
 from schemas.worker import Result, Timings
 
-USER, ENDPOINT, DAY_MS, FASTER = "bench", "http://provider/v2/bench", 86_400_000, 2
+USER, ENDPOINT, DAY_MS, FASTER = "bench", "http://provider/v2/bench", 86_400_000, 3
 FATES = ("finished",) * 7 + ("running", "lost", "new")
 FILM = b"a film"
 

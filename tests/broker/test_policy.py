@@ -2,7 +2,7 @@
 
 import pytest
 
-from broker.policy import TRIES, backoff_seconds, deadlines, tries_again, wait_seconds
+from broker.policy import LOOKS_PER_SECOND, TRIES, backoff_seconds, deadlines, tries_again, wait_seconds
 from schemas.jobs import ErrorCode, JobType
 
 FULL = 10_000_000
@@ -99,3 +99,10 @@ def test_looks_become_rarer_and_never_march_in_step():
         assert base * 0.8 <= min(waits)
         assert max(waits) <= base * 1.2
         assert len(waits) > 40
+
+
+def test_the_more_jobs_are_open_the_rarer_each_is_looked_at():
+    """All together within a bound; a few cost nothing."""
+    assert wait_seconds(0, open_jobs=40) <= 1.2
+    looks = sum(1 / wait_seconds(0, open_jobs=10_000) for _ in range(10_000))
+    assert looks == pytest.approx(LOOKS_PER_SECOND, rel=0.1)
