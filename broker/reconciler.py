@@ -168,9 +168,9 @@ class Reconciler:
         seconds_since, lasting = self._moves.seconds_since, self._settings.lost_after_seconds
         if attempt.absent_since is None:
             noted = attempt.model_copy(update={"absent_since": self._clock()})
-            await self._moves.look_again(job, lasting / 3, "runpod:404", noted)
+            await self._moves.look_again(job, lasting / 2, "runpod:404", noted)
         elif seconds_since(attempt.absent_since) < lasting:
-            await self._moves.look_again(job, lasting / 3, "runpod:404")
+            await self._moves.look_again(job, lasting / 2, "runpod:404")
         elif job.started_at is None and seconds_since(attempt.submitted_at) > (attempt.ttl_seconds or 0):
             sentence = "No GPU worker took the job in time."
             await self._moves.supersede(job, attempt, ErrorCode.QUEUE_TIMEOUT, sentence, gone=True)
