@@ -45,22 +45,15 @@ def make_clip(path, *options):
     return path
 
 
-@pytest.mark.parametrize(
-    ("name", "options", "audio"),
-    [
-        pytest.param("silent.mp4", ["-map", "0:v"], None, id="without-audio"),
-        pytest.param("odd.mkv", ["-vf", "scale=321:241", "-pix_fmt", "yuv444p"], "aac", id="odd-size"),
-    ],
-)
-def test_the_demo_takes_any_clip(tmp_path, name, options, audio):
-    """Exit 0, a 1080x1920 file in out/, its facts and curl commands printed, nothing left running."""
-    clip = make_clip(tmp_path / name, *options)
+def test_the_demo_takes_any_clip(tmp_path):
+    """Of odd size, without sound: exit 0, a 1080x1920 file in out/, its facts and curl printed, nothing left running."""
+    clip = make_clip(tmp_path / "odd.mkv", "-map", "0:v", "-vf", "scale=321:241", "-pix_fmt", "yuv444p")
     process = start([DEMO, clip], tmp_path)
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 0, output
     (made,) = (tmp_path / "out").glob("*.mp4")
     facts = output_facts(made)
-    assert (facts.width, facts.height, facts.frames, facts.audio_codec) == (1080, 1920, 50, audio)
+    assert (facts.width, facts.height, facts.frames, facts.audio_codec) == (1080, 1920, 50, None)
     assert "1080x1920, 2.00 s, 50 frames, 25 fps" in output
     assert "curl" in output
     assert processes_in(tmp_path) == []

@@ -213,7 +213,7 @@ def test_two_workers_take_two_jobs_at_once(tmp_path, big_buck_bunny):
     with StackThread(tmp_path.resolve(), workers=2) as stack:
         key = stack.upload(big_buck_bunny)
         # Large enough to be seen at work together on a fast machine.
-        urls = [stack.submit(key, output_width=720, output_height=1280) for _ in range(2)]
+        urls = [stack.submit(key, output_width=720, output_height=1280, end_time=3.0) for _ in range(2)]
 
         def both_run(_):
             return all(stack.client.get(url).json()["phase"] == "processing" for url in urls)

@@ -12,6 +12,8 @@ from schemas.keys import object_key
 from tests.broker.provider import Provider, Worker
 
 JOB = {"type": "framing", "input_key": "a.mp4"}
+#: For what is the same whichever database there is.
+on_one_database = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 
 
 @pytest.fixture
@@ -134,6 +136,7 @@ async def test_a_key_with_another_body_is_refused(client):
     assert len(await submitted_ids(client)) == 1
 
 
+@on_one_database
 @pytest.mark.parametrize("key", ["", "x" * 256, '""'])
 async def test_a_key_that_is_none_is_refused(client, key):
     """Rather than taken for no key."""
@@ -171,6 +174,7 @@ async def test_the_providers_call_has_the_job_looked_at(client, provider, bucket
         assert (await client.post(wrong, json=body)).status_code == 404
 
 
+@on_one_database
 async def test_a_thousand_watchers_cost_no_more_calls_than_one(client, provider, bucket, measured):
     """They read the database; only the broker asks the provider."""
 
@@ -197,6 +201,7 @@ async def test_a_thousand_watchers_cost_no_more_calls_than_one(client, provider,
     assert crowded[1] >= 1000
 
 
+@on_one_database
 async def test_a_drain_holds_jobs_back_and_survives_a_restart(settings, running, provider):
     """They are accepted, wait, and go when it is over."""
     made = settings()
@@ -225,6 +230,7 @@ async def test_pages_follow_one_another(client):
     assert len(seen) == 5
 
 
+@on_one_database
 @pytest.mark.parametrize("query", ["limit=0", "limit=x", "status=lost", "cursor=%00", "colour=red"])
 async def test_a_wrong_query_is_refused_by_name(client, query):
     """The pointer is the query's field."""
@@ -233,6 +239,7 @@ async def test_a_wrong_query_is_refused_by_name(client, query):
     assert reply.json()["errors"][0]["pointer"] == "/" + query.split("=")[0]
 
 
+@on_one_database
 @pytest.mark.parametrize(
     ("body", "pointer"),
     [
@@ -278,6 +285,7 @@ async def test_a_wrong_body_is_refused_by_name_and_stores_nothing(client, body, 
     assert (await client.get("/api/jobs")).json()["jobs"] == []
 
 
+@on_one_database
 async def test_a_body_over_the_limit_is_cut_off(client):
     """Counted on the bytes that arrive: a client need not say how many there are."""
 
@@ -290,6 +298,7 @@ async def test_a_body_over_the_limit_is_cut_off(client):
     assert (await client.get("/api/jobs")).json()["jobs"] == []
 
 
+@on_one_database
 @pytest.mark.parametrize("header", ["", "Bearer", "Bearer wrong", "Basic dGVzdA==", "test-key-0123456789"])
 async def test_without_the_key_there_is_nothing(client, header):
     """401 for every route below /api, also for those that are not there."""
@@ -299,6 +308,7 @@ async def test_without_the_key_there_is_nothing(client, header):
         assert reply.headers["www-authenticate"] == "Bearer"
 
 
+@on_one_database
 async def test_an_upload_goes_straight_to_the_bucket(client):
     """The presigned PUT takes the file, and the key fits a job."""
     ticket = (await client.post("/api/videos/upload-url", json={"filename": "clip ü.mp4"})).json()
@@ -312,6 +322,7 @@ async def test_an_upload_goes_straight_to_the_bucket(client):
     assert reply.status_code == 202
 
 
+@on_one_database
 async def test_the_bucket_is_closed_to_strangers(client, object_store):
     """Without a signature nothing is read."""
     async with httpx.AsyncClient() as stranger:
@@ -333,6 +344,7 @@ async def test_ready_says_what_is_missing(settings, running, client, tmp_path):
         assert (await alone.get("/healthz")).status_code == 200
 
 
+@on_one_database
 async def test_a_crash_of_ours_tells_no_insides(settings, running, monkeypatch):
     """500 problem+json without a traceback."""
     from broker.service import JobService

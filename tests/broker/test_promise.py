@@ -588,7 +588,7 @@ def test_the_promise_holds_on_random_histories(database_url, measured):
         run_state_machine_as_test(
             Promise,
             settings=hypothesis_settings(
-                max_examples=80,
+                max_examples=80 if database_url.startswith("sqlite") else 30,
                 stateful_step_count=50,
                 deadline=None,
                 derandomize=True,

@@ -237,5 +237,8 @@ def test_random_moves_agree_with_the_oracle(request, database_url):
         request.getfixturevalue("new_postgres") if postgres else lambda: None
     )
     run_state_machine_as_test(
-        StoreMachine, settings=hypothesis_settings(max_examples=15, stateful_step_count=30, deadline=None)
+        StoreMachine,
+        settings=hypothesis_settings(
+            max_examples=5 if postgres else 15, stateful_step_count=30, deadline=None
+        ),
     )
