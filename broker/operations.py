@@ -71,14 +71,14 @@ def adopt_results(store: JobStore, bucket: Bucket, job: Job) -> int:
     Returns:
         How many; the next look at the job considers them.
     """
-    known = {attempt.token for attempt in store.attempts(job.id)}
-    number = min((attempt.number for attempt in store.attempts(job.id)), default=1)
-    tokens = set(_committed(bucket, job)) - known
+    known = store.attempts(job.id)
+    first = min((attempt.number for attempt in known), default=1)
+    tokens = set(_committed(bucket, job)) - {attempt.token for attempt in known}
     for back, token in enumerate(sorted(tokens), start=1):
         found = Attempt(
             token=token,
             job_id=job.id,
-            number=min(number, 1) - back,  # before all others: which number it had is not known
+            number=min(first, 1) - back,  # before all others: which number it had is not known
             state=AttemptState.SUPERSEDED,
             endpoint_url="",
             created_at=now_ms(),

@@ -93,8 +93,8 @@ class Retention:
                 yield found
 
     def _abandoned_uploads(self, user_id: str) -> Iterator[Found]:
-        old = self._old(user_id, "uploads", self._uploads_ms)
-        used = self._store.keys_in_use(user_id)
+        old = list(self._old(user_id, "uploads", self._uploads_ms))
+        used = self._store.keys_in_use(user_id)  # asked for last: a job that came in meanwhile counts
         return (found for found in old if found.key.removeprefix(object_key(user_id, "")) not in used)
 
     def _old(self, user_id: str, folder: str, age_ms: int) -> Iterator[Found]:

@@ -108,7 +108,7 @@ class JobStore:
         keyed = select(KEYS.c.job_id).where(KEYS.c.user_id == job.user_id, KEYS.c.key == key)
         with self._engine.begin() as connection:
             job_id = (connection.execute(keyed).scalar() if key is not None else None) or job.id
-            row = connection.execute(select(JOBS).where(JOBS.c.id == job_id)).mappings().first()
+            row = connection.execute(_JOB, {"job_id": job_id}).mappings().first()
         if row is None:
             return None
         if row["user_id"] != job.user_id:
@@ -160,6 +160,8 @@ class JobStore:
             query = query.where(ATTEMPTS.c.orphan_due_at <= before)
         with self._engine.begin() as connection:
             rows = connection.execute(query.order_by(ATTEMPTS.c.orphan_due_at).limit(limit)).mappings().all()
+            if not rows:  # as nearly always, and asked for at every turn of the loop
+                return []
             wanted = select(JOBS).where(JOBS.c.id.in_({row["job_id"] for row in rows}))
             jobs = {row["id"]: _job(row) for row in connection.execute(wanted).mappings()}
         return [(jobs[row["job_id"]], _attempt(row)) for row in rows]
@@ -168,7 +170,7 @@ class JobStore:
         """Returns an attempt and its job."""
         with self._engine.begin() as connection:
             row = connection.execute(select(ATTEMPTS).where(ATTEMPTS.c.token == token)).mappings().one()
-            job = connection.execute(select(JOBS).where(JOBS.c.id == row["job_id"])).mappings().one()
+            job = connection.execute(_JOB, {"job_id": row["job_id"]}).mappings().one()
         return _job(job), _attempt(row)
 
     def count_open(self) -> int:
