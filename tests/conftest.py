@@ -22,6 +22,19 @@ def measured(request):
     return request.config.stash.setdefault(_MEASURED, []).append
 
 
+def pytest_sessionfinish(session):
+    """One of several processes hands over what it has measured."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["measured"] = session.config.stash.get(_MEASURED, [])
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node, error):
+    """Takes what another process has measured."""
+    measured = getattr(node, "workeroutput", {}).get("measured", [])
+    node.config.stash.setdefault(_MEASURED, []).extend(measured)
+
+
 def pytest_terminal_summary(terminalreporter, config):
     """Prints what was measured."""
     if lines := config.stash.get(_MEASURED, []):
