@@ -12,20 +12,28 @@ from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import MutableHeaders
 from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from broker.api.problems import HANDLERS
 from broker.api.routes import routes
-from broker.database import open_engine
+from broker.clock import now_ms
+from broker.credentials import Credentials
+from broker.database import open_engine, sqlite_path
 from broker.errors import BrokerError
+from broker.events import EventHub
+from broker.limits import DiskSpace, RequestLimit
 from broker.loop import ReconcileLoop
+from broker.outbox import Outbox
 from broker.reconciler import Reconciler
 from broker.retention import Retention
 from broker.runpod import RunPodClient
 from broker.service import DRAINING, JobService
 from broker.settings import Settings
 from broker.storage import open_bucket
-from broker.store import JobStore, now_ms
+from broker.store import JobStore
+from broker.uploads import UploadService
+from broker.webhooks import WebhookService
 
 STOP_SECONDS = 10.0
 
@@ -43,21 +51,35 @@ def create_app(settings: Settings, *, transport: httpx.AsyncBaseTransport | None
         store = JobStore(engine)
         timeout = httpx.Timeout(30.0, connect=5.0)
         try:
-            async with httpx.AsyncClient(transport=transport, timeout=timeout) as http:
+            async with (
+                httpx.AsyncClient(transport=transport, timeout=timeout) as http,
+                httpx.AsyncClient(timeout=timeout, trust_env=False) as outgoing,
+            ):
                 runpod = RunPodClient(
                     http, settings.runpod_api_key.get_secret_value(), settings.calls_per_second
                 )
                 bucket = await run_in_threadpool(open_bucket, settings)
+                hub = EventHub(store)
+                store.on_event = hub.publish
                 reconciler = Reconciler(settings, store, bucket, runpod)
                 reconciler.dispatch.draining = await run_in_threadpool(store.flag, DRAINING)
                 looks = ReconcileLoop(store, reconciler, now_ms)
-                service = JobService(settings, store, bucket, reconciler, looks.wake)
-                loop = asyncio.create_task(looks.run())
+                path = sqlite_path(settings.database_url)
+                disk = DiskSpace(path.absolute().parent if path else None, settings.min_free_bytes)
+                service = JobService(settings, store, bucket, reconciler, hub, disk, looks.wake)
                 retention = Retention(settings, store, bucket)
-                sweeps = asyncio.create_task(retention.run())
+                webhooks = WebhookService(settings, Outbox(engine), outgoing)
+                loop = asyncio.create_task(looks.run())
+                others = [asyncio.create_task(part.run()) for part in (retention, webhooks)]
+                # On SQLite this is the one process that moves jobs, and hears of each move by itself.
+                polls = asyncio.create_task(hub.poll()) if path is None else None
                 yield {
                     "settings": settings,
                     "service": service,
+                    "uploads": UploadService(settings, engine, bucket),
+                    "webhooks": webhooks,
+                    "credentials": Credentials(engine),
+                    "limit": RequestLimit(settings.requests_per_minute),
                     "checks": {
                         "database": store.check,
                         "bucket": bucket.check,
@@ -66,17 +88,38 @@ def create_app(settings: Settings, *, transport: httpx.AsyncBaseTransport | None
                 }
                 looks.close()
                 retention.close()
+                webhooks.close()
+                if polls is not None:
+                    polls.cancel()
                 # A provider that does not answer must not hold us up for long.
-                await asyncio.wait([loop, sweeps], timeout=STOP_SECONDS)
+                await asyncio.wait([loop, *others], timeout=STOP_SECONDS)
         finally:
             store.close()
 
     return Starlette(
         routes=routes(settings),
-        middleware=[Middleware(RequestId)],
+        middleware=[Middleware(RequestId), *_cors(settings)],
         exception_handlers=HANDLERS,
         lifespan=lifespan,
     )
+
+
+def _cors(settings: Settings) -> list[Middleware]:
+    """Lets web pages of the settings' origins call the broker from a browser."""
+    if not settings.cors_origins:
+        return []
+    allowed = ["Authorization", "Content-Type", "Idempotency-Key", "If-None-Match", "Last-Event-ID", "Prefer"]
+    told = ["ETag", "Idempotent-Replayed", "Link", "Location", "RateLimit", "Retry-After", "X-Request-ID"]
+    return [
+        Middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=["GET", "POST", "PUT", "DELETE"],
+            allow_headers=allowed,
+            expose_headers=told,
+            max_age=3600,
+        )
+    ]
 
 
 def _is_running(loop: asyncio.Task[None]) -> None:
@@ -99,7 +142,9 @@ class RequestId:
 
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
-                MutableHeaders(scope=message)["X-Request-ID"] = request_id
+                headers = MutableHeaders(scope=message)
+                headers["X-Request-ID"] = request_id
+                headers["X-Content-Type-Options"] = "nosniff"
             await send(message)
 
         await self._app(scope, receive, send_with_id)

@@ -22,18 +22,25 @@ from sqlalchemy import Engine
 
 from broker import operations
 from broker.app import create_app
+from broker.clock import now_ms
 from broker.database import copy_database, open_engine, reading, restore_database
 from broker.embedded.stack import Stack, run_until_signalled
 from broker.errors import BrokerError, StackError
 from broker.retention import Retention
 from broker.settings import Settings
 from broker.storage import open_bucket
-from broker.store import JobStore, now_ms
+from broker.store import JobStore
 
 cli = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 jobs = typer.Typer(no_args_is_help=True, help="Look at jobs, of all users.")
+keys = typer.Typer(no_args_is_help=True, help="Who may use the running broker.")
+storage = typer.Typer(no_args_is_help=True, help="The bucket.")
 cli.add_typer(jobs, name="jobs")
+cli.add_typer(keys, name="keys")
+cli.add_typer(storage, name="storage")
 console = Console()
+#: How long requests that are under way may take once the broker is told to end, and how long a client's WebSocket message may be.
+STOP_SECONDS, MAX_SOCKET_BYTES = 5, 65_536
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Folder = Annotated[Path, typer.Option(help="Where the stack keeps its data, keys and logs.")]
 
@@ -44,7 +51,13 @@ def serve() -> None:
     log_to_stderr()
     settings = _settings()
     uvicorn.run(
-        create_app(settings), host=settings.host, port=settings.port, access_log=False, log_level="warning"
+        create_app(settings),
+        host=settings.host,
+        port=settings.port,
+        access_log=False,
+        log_level="warning",
+        timeout_graceful_shutdown=STOP_SECONDS,
+        ws_max_size=MAX_SOCKET_BYTES,
     )
 
 
@@ -115,16 +128,9 @@ def reconcile(
 
 @cli.command()
 def drain(off: Annotated[bool, typer.Option("--off", help="Send jobs again.")] = False) -> None:
-    """Have the running broker send no new jobs; those that run go on."""
-    settings = _settings()
-    url = f"http://{settings.host}:{settings.port}/api/operations/drain"
-    headers = {"Authorization": f"Bearer {settings.api_key.get_secret_value()}"}
-    try:
-        httpx.post(url, json={"on": not off}, headers=headers).raise_for_status()
-    except httpx.HTTPError as error:
-        console.print(f"[red]The broker at {url} did not take it:[/red] {error}", highlight=False)
-        raise typer.Exit(1) from None
-    console.print("Jobs are sent again." if off else "No new jobs are sent; those that run go on.")
+    """Have the running broker take and send no new jobs; those that run go on."""
+    _ask_broker("POST", "/api/operations/drain", {"on": not off})
+    console.print("Jobs are taken again." if off else "No new jobs are taken or sent; those that run go on.")
 
 
 @cli.command()
@@ -163,7 +169,63 @@ def show_orphans(as_json: AsJson = False) -> None:
     """Given-up attempts that may still run at the provider, and what they may have cost so far."""
     settings = _settings()
     with _told(), reading(settings.database_url) as engine:
-        _print(operations.orphans(JobStore(engine), settings.gpu_usd_per_second, now_ms()), as_json)
+        _print(operations.orphans(JobStore(engine), settings.gpu_prices, now_ms()), as_json)
+
+
+@keys.command("create")
+def create_key(
+    user: Annotated[str, typer.Argument(help="The user whose jobs it is for.")],
+    name: Annotated[str, typer.Option(help="What you will know it by.")] = "",
+    admin: Annotated[bool, typer.Option("--admin", help="May also do what concerns all users.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Make a key for a user; it is shown this once."""
+    made = _ask_broker("POST", "/api/keys", {"user_id": user, "name": name, "admin": admin})
+    if as_json:
+        _print([made], as_json)
+    else:
+        console.print(f"{made['key']}   (id {made['id']}; it cannot be shown again)", soft_wrap=True)
+
+
+@keys.command("list")
+def list_keys(as_json: AsJson = False) -> None:
+    """List all keys, without what they are."""
+    _print(_ask_broker("GET", "/api/keys")["keys"], as_json)
+
+
+@keys.command("revoke")
+def revoke_key(key_id: str) -> None:
+    """Let a key in no more."""
+    _ask_broker("DELETE", f"/api/keys/{key_id}")
+    console.print(f"{key_id} is revoked", highlight=False)
+
+
+@storage.command("setup")
+def set_up_storage() -> None:
+    """Give the bucket its rules: which web pages may use presigned URLs, and that unfinished uploads go after a day."""
+    settings = _settings()
+    with _told():
+        open_bucket(settings).set_up(settings.cors_origins)
+    origins = ", ".join(settings.cors_origins) or "none (set REELBROKER_CORS_ORIGINS)"
+    console.print(f"{settings.r2_bucket_name}: origins that may put and get: {origins}", highlight=False)
+    console.print("unfinished multipart uploads are removed after a day")
+
+
+def _ask_broker(method: str, path: str, body: dict[str, Any] | None = None) -> Any:
+    """Asks the running broker of the settings, as its admin: on SQLite it alone may write."""
+    settings = _settings()
+    url = f"http://{settings.host}:{settings.port}{path}"
+    key = settings.api_key.get_secret_value() if settings.api_key else ""
+    try:
+        reply = httpx.request(
+            method, url, json=body, headers={"Authorization": f"Bearer {key}"} if key else {}
+        )
+        if reply.is_error:
+            raise BrokerError(reply.json().get("detail", reply.text))
+        return reply.json() if reply.content else None
+    except (httpx.HTTPError, ValueError, BrokerError) as error:
+        console.print(f"[red]The broker at {url} did not do it:[/red] {error}", highlight=False)
+        raise typer.Exit(1) from None
 
 
 def _settings() -> Settings:
@@ -171,7 +233,8 @@ def _settings() -> Settings:
         return Settings()
     except ValidationError as error:
         for found in error.errors():
-            print(f"{found['loc'][0]}: {found['msg']}", file=sys.stderr)  # noqa: T201
+            name = ".".join(str(part) for part in found["loc"])
+            print(f"{name}: {found['msg']}".removeprefix(": "), file=sys.stderr)  # noqa: T201
         raise typer.Exit(2) from None
 
 

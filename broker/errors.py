@@ -6,8 +6,14 @@ BrokerError
 │   ├── BodyTooLarge
 │   ├── NotFound             no such job, or another user's
 │   ├── AlreadyFinished      a cancel came after the end
+│   ├── NotRetryable         a retry of a job that did not fail
 │   ├── IdTaken              the id that the client chose is in use elsewhere
-│   └── KeyReused            an id or idempotency key came again with another request
+│   ├── KeyReused            an id or idempotency key came again with another request
+│   ├── UploadIncomplete     the file is not in the bucket, or not of the size announced
+│   ├── TooSlow              the body did not arrive in time
+│   ├── QuotaExceeded        one job more than the user may have
+│   └── RateLimited          too many requests; carries when to come again
+├── Unavailable              no new job is taken at the moment, from nobody; carries the code
 ├── ProviderError            RunPod's; none of these alone ever moves a job to `error`, but ProviderRefused
 │   ├── ProviderUnreachable  nothing was accepted: the same request may be sent again
 │   ├── ProviderUncertain    the request may have been carried out: look for evidence before repeating it
@@ -33,11 +39,13 @@ class InvalidRequest(RequestError):
 
     Args:
         fields: one (JSON pointer, sentence) for each wrong field.
+        status: what older clients expect instead of 422.
     """
 
-    def __init__(self, fields: list[tuple[str, str]]) -> None:
+    def __init__(self, fields: list[tuple[str, str]], status: int = 422) -> None:
         super().__init__("; ".join(f"{pointer or '/'}: {detail}" for pointer, detail in fields))
         self.fields = fields
+        self.status = status
 
 
 class BodyTooLarge(RequestError):
@@ -50,6 +58,46 @@ class NotFound(RequestError):
 
 class AlreadyFinished(RequestError):
     """The job has ended, so it cannot be cancelled any more."""
+
+
+class NotRetryable(RequestError):
+    """Only a job that failed or was cancelled can be retried."""
+
+
+class UploadIncomplete(RequestError):
+    """The file has not arrived as it was announced."""
+
+
+class TooSlow(RequestError):
+    """The request's body took too long to arrive."""
+
+
+class QuotaExceeded(RequestError):
+    """The user has as much as one may have."""
+
+
+class RateLimited(RequestError):
+    """The user asks too often.
+
+    Args:
+        seconds: when the next request is welcome.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(f"Too many requests; come again in {seconds:.1f} s.")
+        self.seconds = seconds
+
+
+class Unavailable(BrokerError):
+    """No new job is taken at the moment.
+
+    Args:
+        code: what the problem document says.
+    """
+
+    def __init__(self, code: str, sentence: str) -> None:
+        super().__init__(sentence)
+        self.code = code
 
 
 class IdTaken(RequestError):

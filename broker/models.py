@@ -9,7 +9,7 @@ import enum
 from typing import Any
 
 from pydantic import ConfigDict
-from sqlalchemy import REAL, BigInteger, CheckConstraint, Double, Integer, Text, UniqueConstraint
+from sqlalchemy import REAL, BigInteger, CheckConstraint, Double, Integer, Table, Text, UniqueConstraint
 from sqlalchemy.types import TypeEngine
 from sqlmodel import Field, Index, SQLModel
 
@@ -70,6 +70,9 @@ class JobFields(SQLModel):
     runpod_job_id: str | None = Field(default=None, sa_type=Text)  #: of the newest attempt
     result: str | None = Field(default=None, sa_type=Text)  #: JSON of OutputFacts
     gpu_seconds: float | None = Field(default=None, sa_type=Float64)
+    cost_usd: float | None = Field(default=None, sa_type=Float64)
+    media_seconds: float | None = Field(default=None, sa_type=Float64)  #: of output; None while not known
+    retry_of: str | None = Field(default=None, sa_type=Text)
     evidence_source: str | None = Field(default=None, sa_type=Text)
     evidence_at: int | None = Field(default=None, sa_type=Int64)
     created_at: int = Field(sa_type=Int64)
@@ -164,6 +167,88 @@ class BrokerFlag(SQLModel, table=True):
     since: int = Field(sa_type=Int64)
 
 
+class ApiKey(SQLModel, table=True):
+    """Who a bearer key stands for; of the key itself only a hash is kept."""
+
+    __tablename__ = "api_keys"
+    __table_args__: Any = ({"sqlite_strict": True},)
+
+    id: str = Field(primary_key=True, sa_type=Text)
+    sha256: str = Field(unique=True, sa_type=Text)
+    user_id: str = Field(sa_type=Text)
+    name: str = Field(sa_type=Text)
+    admin: int = Field(sa_type=Integer)
+    created_at: int = Field(sa_type=Int64)
+    revoked_at: int | None = Field(default=None, sa_type=Int64)
+
+
+class AccessTicket(SQLModel, table=True):
+    """Lets one EventSource or WebSocket in; gone once used."""
+
+    __tablename__ = "access_tickets"
+    __table_args__: Any = (Index("ix_access_tickets_age", "expires_at"), {"sqlite_strict": True})
+
+    sha256: str = Field(primary_key=True, sa_type=Text)
+    user_id: str = Field(sa_type=Text)
+    expires_at: int = Field(sa_type=Int64)
+
+
+class UploadRow(SQLModel, table=True):
+    """A file that a client was given URLs for."""
+
+    __tablename__ = "uploads"
+    __table_args__: Any = (Index("ix_uploads_age", "created_at"), {"sqlite_strict": True})
+
+    id: str = Field(primary_key=True, sa_type=Text)
+    user_id: str = Field(sa_type=Text)
+    key: str = Field(sa_type=Text)
+    content_type: str = Field(sa_type=Text)
+    bytes: int | None = Field(default=None, sa_type=Int64)  #: as announced
+    multipart_id: str | None = Field(
+        default=None, sa_type=Text
+    )  #: the store's own id, where it goes in parts
+    created_at: int = Field(sa_type=Int64)
+    completed_at: int | None = Field(default=None, sa_type=Int64)
+
+
+class WebhookRow(SQLModel, table=True):
+    """Where a user wants to be called."""
+
+    __tablename__ = "webhooks"
+    __table_args__: Any = (Index("ix_webhooks_user", "user_id"), {"sqlite_strict": True})
+
+    id: str = Field(primary_key=True, sa_type=Text)
+    user_id: str = Field(sa_type=Text)
+    url: str = Field(sa_type=Text)
+    kinds: str = Field(sa_type=Text)  #: separated by blanks
+    secret: str = Field(sa_type=Text)
+    former_secret: str | None = Field(default=None, sa_type=Text)  #: signs along for a day after a rotation
+    rotated_at: int | None = Field(default=None, sa_type=Int64)
+    created_at: int = Field(sa_type=Int64)
+    disabled_at: int | None = Field(default=None, sa_type=Int64)
+
+
+class DeliveryRow(SQLModel, table=True):
+    """One message to one webhook, written in the transaction of the move that it tells of."""
+
+    __tablename__ = "webhook_deliveries"
+    __table_args__: Any = (
+        Index("ix_webhook_deliveries_due", "due_at"),
+        Index("ix_webhook_deliveries_webhook", "webhook_id", "created_at"),
+        {"sqlite_strict": True},
+    )
+
+    id: str = Field(primary_key=True, sa_type=Text)
+    webhook_id: str = Field(foreign_key="webhooks.id", sa_type=Text)
+    job_id: str = Field(foreign_key="export_jobs.id", sa_type=Text)
+    kind: str = Field(sa_type=Text)
+    body: str = Field(sa_type=Text)
+    tries: str = Field(default="[]", sa_type=Text)  #: JSON, one HookTry a call
+    created_at: int = Field(sa_type=Int64)
+    due_at: int | None = Field(default=None, sa_type=Int64)  #: None: delivered, or given up
+    delivered_at: int | None = Field(default=None, sa_type=Int64)
+
+
 class Job(JobFields):
     model_config = ConfigDict(frozen=True)  # type: ignore[assignment]  # SQLModel declares its own config type
 
@@ -174,3 +259,8 @@ class Attempt(AttemptFields):
 
 class Event(EventFields):
     model_config = ConfigDict(frozen=True)  # type: ignore[assignment]
+
+
+def table(name: str) -> Table:
+    """Returns one of the tables, for SQL."""
+    return SQLModel.metadata.tables[name]

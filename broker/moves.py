@@ -1,14 +1,18 @@
 """How a job is moved: on, to its end, or to its next attempt; each one compare-and-set with its event."""
 
-from collections.abc import Callable
+import asyncio
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import structlog
 from starlette.concurrency import run_in_threadpool
 
+from broker.errors import ProviderError
 from broker.evidence import Evidence, document_key
 from broker.models import Attempt, AttemptState, Job
 from broker.policy import TRIES, backoff_seconds, tries_again, wait_seconds
+from broker.pricing import cost
+from broker.runpod import RemoteState
 from broker.storage import Bucket
 from broker.store import JobStore
 from schemas.jobs import ErrorCode, JobStatus, Phase
@@ -24,14 +28,25 @@ MESSAGES = {
     Phase.UPLOADING: "Uploading the result",
     Phase.VERIFYING: "Checking the result",
 }
+#: For so long after a job's end the provider tells how long it ran.
+TELLS_SECONDS = 1800
+BILL_SECONDS = 5.0
 CANCELLED = {"status": JobStatus.CANCELLED, "message": "Cancelled by user"}
 
 
 class Moves:
     """The moves of jobs; where somebody else has moved one meanwhile, nothing happens."""
 
-    def __init__(self, store: JobStore, bucket: Bucket, evidence: Evidence, clock: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        store: JobStore,
+        bucket: Bucket,
+        evidence: Evidence,
+        prices: Mapping[str, float],
+        clock: Callable[[], int],
+    ) -> None:
         self._store = store
+        self._prices = prices
         self._bucket = bucket
         self._evidence = evidence
         self._clock = clock
@@ -97,7 +112,7 @@ class Moves:
         return False
 
     async def _complete(self, job: Job, attempt: Attempt, result: Result) -> None:
-        spent = result.timings
+        attempt = await self._with_bill(attempt, result)
         changes = {
             "status": JobStatus.COMPLETE,
             "phase": Phase.DONE,
@@ -106,9 +121,23 @@ class Moves:
             "output_key": result.output_key,
             "result": result.facts.model_dump_json(),
             "runpod_job_id": result.runpod_job_id,
-            "gpu_seconds": round(spent.fetch_seconds + spent.edit_seconds + spent.upload_seconds, 3),
+            "media_seconds": result.facts.duration_seconds,
         }
-        await self.end(job, attempt, "complete", changes, "bucket:result.json")
+        await self.end(job, attempt, "complete", changes, "bucket:result.json", gpu=result.gpu)
+
+    async def _with_bill(self, attempt: Attempt, result: Result) -> Attempt:
+        """Notes what the run took: as the provider bills it, while it still tells, else as the worker measured."""
+        spent = result.timings
+        worked = spent.fetch_seconds + spent.edit_seconds + spent.upload_seconds
+        billed = attempt.gpu_seconds
+        if billed is None and self.seconds_since(attempt.submitted_at) - worked < TELLS_SECONDS:
+            try:
+                async with asyncio.timeout(BILL_SECONDS):
+                    remote = await self._evidence.remote(attempt)
+                billed = remote.execution_seconds if remote.state is RemoteState.FINISHED else None
+            except (ProviderError, TimeoutError):  # no reason to keep anybody waiting
+                pass
+        return attempt.model_copy(update={"gpu_seconds": round(worked if billed is None else billed, 3)})
 
     async def supersede(
         self, job: Job, attempt: Attempt, code: ErrorCode, sentence: str, gone: bool = False
@@ -161,14 +190,26 @@ class Moves:
         changes: dict[str, Any],
         evidence: str,
         gone: bool = True,
+        gpu: str | None = None,
     ) -> None:
-        """Ends a job, and its attempt with it."""
+        """Ends a job, and its attempt with it; `gpu` is the name of what did it."""
+        changes = changes | await self._spent(job, attempt, gpu)
         ended = None
         if attempt is not None and attempt.state is not AttemptState.SUPERSEDED:
             ended = self._over(attempt, AttemptState.ENDED, gone)
         log.info("ended", job_id=job.id, status=changes["status"])
         changes = {**changes, "completed_at": self._clock(), "stalled_since": None}
         await self.move(job, kind, changes, ended, evidence)
+
+    async def _spent(self, job: Job, last: Attempt | None, gpu: str | None) -> dict[str, Any]:
+        """Returns what all attempts together took and cost, as far as it is known."""
+        attempts = await run_in_threadpool(self._store.attempts, job.id) if job.attempt > 1 else []
+        known = [one.gpu_seconds for one in attempts if last is None or one.token != last.token]
+        known += [last.gpu_seconds] if last is not None else []
+        if not any(known):
+            return {}
+        seconds = round(sum(one for one in known if one is not None), 3)
+        return {"gpu_seconds": seconds, "cost_usd": cost(self._prices, gpu, seconds)}
 
     async def fence(self, job: Job, attempt: Attempt) -> None:
         """Tells whoever still works on the attempt to stop; raises StorageError where that cannot be said."""

@@ -9,14 +9,16 @@ import httpx
 from sqlalchemy import Engine
 from starlette.concurrency import run_in_threadpool
 
+from broker.clock import iso, now_ms
 from broker.errors import BrokerError, NotFound, ProviderUnreachable
 from broker.models import Attempt, AttemptState, Job
 from broker.policy import Deadlines
+from broker.pricing import cost
 from broker.reconciler import Reconciler
 from broker.runpod import RunPodClient
 from broker.settings import Settings
 from broker.storage import Bucket
-from broker.store import JobStore, iso, now_ms
+from broker.store import JobStore
 from schemas.keys import object_key
 from schemas.worker import WorkerInput
 
@@ -126,7 +128,7 @@ def story(store: JobStore, job_id: str) -> dict[str, Any]:
     }
 
 
-def orphans(store: JobStore, usd_per_second: float | None, now: int) -> list[dict[str, Any]]:
+def orphans(store: JobStore, prices: Mapping[str, float], now: int) -> list[dict[str, Any]]:
     """Returns the runs that nobody wants any more, with the most that they may have cost: as if each ran since its submit."""
     rows = []
     for job, attempt in store.orphans():
@@ -139,7 +141,7 @@ def orphans(store: JobStore, usd_per_second: float | None, now: int) -> list[dic
                 "given up": _time(attempt.ended_at),
                 "why": attempt.error_code or job.status,
                 "seconds at most": round(seconds),
-                "usd at most": None if usd_per_second is None else round(seconds * usd_per_second, 4),
+                "usd at most": cost(prices, None, seconds),
             }
         )
     return rows

@@ -93,6 +93,28 @@ def _part(clip: Framing, unknown: float, plain: float) -> tuple[float, float]:
     return shown / slowest, max(plain, SMOOTH_COST if smooth else 0.0)
 
 
+def output_seconds(params: OutputParams, source_seconds: float | None = None) -> float | None:
+    """Returns how long the result will be, transitions aside; None where a clip goes to its source's unknown end."""
+    if isinstance(params, AnnotateParams):
+        return sum(clip.end_time - clip.start_time for clip in params.clips)
+    clips = params.clips if isinstance(params, MultiClipParams) else (params,)
+    lengths = [_shown_seconds(clip, source_seconds) for clip in clips if isinstance(clip, Framing)]
+    known = [length for length in lengths if length is not None]
+    return sum(known) if len(known) == len(lengths) else None
+
+
+def _shown_seconds(clip: Framing, source_seconds: float | None) -> float | None:
+    end = clip.end_time if clip.end_time is not None else source_seconds
+    if end is None:
+        return None
+    length = max(0.0, end - clip.start_time)
+    for segment in clip.segments:
+        last = end if segment.end is None else min(segment.end, end)
+        inside = max(0.0, last - max(segment.start, clip.start_time))
+        length += inside / segment.speed - inside
+    return length
+
+
 def wait_seconds(age_seconds: float, open_jobs: int = 0) -> float:
     """Returns when to look at an attempt of that age again: every second at first, soon rarer.
 

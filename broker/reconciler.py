@@ -18,6 +18,7 @@ from typing import Any
 import structlog
 from starlette.concurrency import run_in_threadpool
 
+from broker.clock import now_ms
 from broker.dispatch import Dispatch
 from broker.errors import ProviderUncertain, ProviderUnreachable
 from broker.evidence import Evidence, parsed
@@ -26,7 +27,7 @@ from broker.moves import CANCELLED, MESSAGES, Moves, phase
 from broker.runpod import Health, RemoteJob, RemoteState, RunPodClient
 from broker.settings import Settings
 from broker.storage import Bucket
-from broker.store import JobStore, now_ms
+from broker.store import JobStore
 from schemas.jobs import ErrorCode, JobStatus, Phase
 from schemas.worker import Failure, Progress
 
@@ -58,7 +59,7 @@ class Reconciler:
         self._runpod = runpod
         self._clock = clock
         self._evidence = Evidence(bucket, runpod, clock)
-        self._moves = Moves(store, bucket, self._evidence, clock)
+        self._moves = Moves(store, bucket, self._evidence, settings.gpu_prices, clock)
         self.dispatch = Dispatch(settings, store, self._evidence, self._moves, runpod, clock)
 
     async def look_at(self, job_id: str) -> None:
@@ -122,6 +123,7 @@ class Reconciler:
                 await self._count_absence(job, attempt)
             case _:
                 # The worker commits before it returns, so whatever it had to say is in the bucket by now.
+                attempt = attempt.model_copy(update={"gpu_seconds": remote.execution_seconds})
                 if not await self._moves.finish_from_bucket(job, attempt):
                     await self._end_without_result(job, attempt, remote)
 
@@ -179,7 +181,6 @@ class Reconciler:
             await self._moves.supersede(job, attempt, ErrorCode.WORKER_LOST, sentence, gone=True)
 
     async def _end_without_result(self, job: Job, attempt: Attempt, remote: RemoteJob) -> None:
-        attempt = attempt.model_copy(update={"gpu_seconds": remote.execution_seconds})
         match remote.state:
             case RemoteState.CANCELLED:
                 changes = {"status": JobStatus.CANCELLED, "message": "Cancelled at the GPU provider"}

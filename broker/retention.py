@@ -16,10 +16,11 @@ from collections.abc import Callable, Iterator
 import structlog
 from starlette.concurrency import run_in_threadpool
 
+from broker.clock import now_ms
 from broker.models import Job
 from broker.settings import Settings
 from broker.storage import Bucket, Found
-from broker.store import JobStore, now_ms
+from broker.store import JobStore
 from schemas.keys import object_key
 
 log = structlog.get_logger(__name__)

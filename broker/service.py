@@ -1,39 +1,39 @@
-"""What a user may do with jobs: submit, get, list, cancel, download, upload. The rules, without HTTP.
+"""What a user may do with jobs: submit, get, watch, list, cancel, retry, download. The rules, without HTTP.
 
 Nothing in here waits for the GPU provider: a submit is a commit, a get is a read, a cancel is a request that the
 reconciler carries out. Every query is scoped to one user; another user's job does not exist.
 """
 
+import asyncio
 import base64
 import binascii
 import hashlib
 import json
 import uuid
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 
 from starlette.concurrency import run_in_threadpool
 
-from broker.errors import AlreadyFinished, InvalidRequest, KeyReused, NotFound
+from broker.clock import now_ms
+from broker.errors import AlreadyFinished, InvalidRequest, KeyReused, NotFound, NotRetryable, Unavailable
+from broker.events import EventHub
+from broker.limits import DiskSpace
 from broker.models import Job
+from broker.policy import output_seconds
+from broker.pricing import quote
 from broker.reconciler import Reconciler
 from broker.settings import Settings
 from broker.storage import Bucket
-from broker.store import JobFilter, JobStore, iso, now_ms
-from schemas.jobs import (
-    Evidence,
-    JobList,
-    JobRequest,
-    JobStatus,
-    JobUrls,
-    JobView,
-    OutputFacts,
-    UploadRequest,
-    UploadTicket,
-)
+from broker.store import JobFilter, JobStore, Quota
+from broker.views import ends, event_view, view
+from schemas.jobs import EventView, JobList, JobRequest, JobStatus, JobView, Quote, QuoteRequest, Snapshot
 from schemas.keys import object_key
 
-#: The flag in the database that keeps new jobs from being sent.
+#: The flag in the database that keeps new jobs from being taken and sent.
 DRAINING = "draining"
+DAY_MS = 86_400_000
+#: From how many jobs like it a quote is made.
+ALIKE = 50
 
 
 class JobService:
@@ -45,6 +45,8 @@ class JobService:
         store: JobStore,
         bucket: Bucket,
         reconciler: Reconciler,
+        hub: EventHub,
+        disk: DiskSpace,
         wake: Callable[[], None],
         clock: Callable[[], int] = now_ms,
     ) -> None:
@@ -52,12 +54,16 @@ class JobService:
         self._store = store
         self._bucket = bucket
         self._reconciler = reconciler
+        self._hub = hub
+        self._disk = disk
         self._wake = wake
         self._clock = clock
 
+    # ── submit ──────────────────────────────────────────────────────────────────────────────────────────────────
+
     async def submit(
         self, user_id: str, request: JobRequest, key: str | None = None, job_id: str | None = None
-    ) -> tuple[JobView, bool]:
+    ) -> tuple[Job, bool]:
         """Stores a job. Once this returns, the job is never lost.
 
         Args:
@@ -70,6 +76,8 @@ class JobService:
         Raises:
             KeyReused: the key, or the id, came before with another request.
             IdTaken: the id is in use.
+            QuotaExceeded: the user has as many as one may have.
+            Unavailable: no job is taken at the moment.
         """
         now = self._clock()
         job = Job(
@@ -81,34 +89,162 @@ class JobService:
             input_key=request.input_key,
             params=request.params.model_dump_json(exclude_none=True),
             meta=json.dumps(request.metadata),
+            media_seconds=output_seconds(request.params),
             fingerprint=hashlib.sha256(request.model_dump_json(exclude_none=True).encode()).hexdigest(),
             max_attempts=self._settings.max_attempts,
             created_at=now,
             due_at=now,
         )
-        stored = await run_in_threadpool(self._store.add, job, key)
+        return await self._add(job, key)
+
+    async def retry(self, user_id: str, job_id: str) -> tuple[Job, bool]:
+        """Sends a job that failed once more, as a new job; asking again returns the same one.
+
+        Raises:
+            NotFound: no such job.
+            NotRetryable: it has not failed.
+            QuotaExceeded, Unavailable: as for a submit.
+        """
+        failed = await self.job(user_id, job_id)
+        if failed.status not in (JobStatus.ERROR, JobStatus.CANCELLED):
+            raise NotRetryable(
+                f"Only a job that failed or was cancelled is retried; this one is {failed.status}."
+            )
+        now = self._clock()
+        job = Job(
+            **failed.model_dump(include=_OF_THE_REQUEST),
+            id=str(
+                uuid.uuid5(uuid.NAMESPACE_URL, f"{job_id}/retry")
+            ),  # so that there is one retry of each job
+            retry_of=failed.id,
+            max_attempts=self._settings.max_attempts,
+            created_at=now,
+            due_at=now,
+        )
+        return await self._add(job, None)
+
+    async def _add(self, job: Job, key: str | None) -> tuple[Job, bool]:
+        settings = self._settings
+        quota = Quota(settings.max_open_jobs, settings.media_seconds_per_day, job.created_at - DAY_MS)
+        try:
+            self.check_open()
+            stored = await run_in_threadpool(self._store.add, job, key, quota)
+        except Unavailable:
+            known = await run_in_threadpool(self._store.known, job, key)
+            if known is None:
+                raise
+            stored = known
         if stored.fingerprint != job.fingerprint:
             raise KeyReused("This key or id was sent before, with another request.")
         self._wake()
-        return view(stored), stored is not job
+        return stored, stored is not job
 
-    async def get(self, user_id: str, job_id: str) -> JobView:
+    def check_open(self) -> None:
+        """Raises Unavailable while no job is taken."""
+        if self.draining:
+            raise Unavailable("draining", "The broker is being drained, so it takes no new jobs.")
+        self._disk.check()
+
+    async def quote(self, user_id: str, request: QuoteRequest) -> Quote:
+        """Estimates what a job would take; raises StorageError where its sources cannot be looked at."""
+        keys = [object_key(user_id, key) for key in request.video_keys]
+        size = 0
+        if request.source_seconds is None and output_seconds(request.params) is None:
+            sizes = [await run_in_threadpool(self._bucket.size, key) for key in keys]
+            size = sum(found for found in sizes if found is not None)
+        only = JobFilter(status=(JobStatus.COMPLETE,), type=(request.type,))
+        done = await run_in_threadpool(self._store.page, user_id, only, ALIKE)
+        mode = request.params.export_mode
+        alike = [job for job in done if json.loads(job.params).get("export_mode") == mode]
+        return quote(request.params, request.source_seconds, size, alike, self._settings.gpu_prices)
+
+    # ── look ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def job(self, user_id: str, job_id: str) -> Job:
         """Returns the job, or raises NotFound."""
-        return view(await self._job(user_id, job_id))
+        job = await run_in_threadpool(self._store.get, job_id, user_id)
+        if job is None:
+            raise NotFound(f"There is no job {job_id[:64]}.")
+        return job
+
+    async def version(self, user_id: str, job_id: str) -> int:
+        """Returns the `seq` of the job's newest event, or raises NotFound."""
+        version = await run_in_threadpool(self._store.version, job_id, user_id)
+        if version is None:
+            raise NotFound(f"There is no job {job_id[:64]}.")
+        return version
+
+    async def expected(self, user_id: str, job_id: str) -> None:
+        """Waits until the user has a job of that id."""
+        with self._hub.subscribe(job_id) as feed:
+            while await run_in_threadpool(self._store.version, job_id, user_id) is None:
+                await feed.next()
+
+    async def wait(self, user_id: str, job_id: str, version: int | None, seconds: float) -> Job:
+        """Returns the job once it is past that version, or at its end where none is given; at the latest after `seconds`.
+
+        Raises:
+            NotFound: no such job.
+        """
+        with self._hub.subscribe(job_id) as feed:
+            job = await self.job(user_id, job_id)
+            if job.status.is_terminal or (version is not None and job.version != version):
+                return job
+            try:
+                async with asyncio.timeout(seconds):
+                    async for event in self._hub.follow(job_id, job.version, feed):
+                        if version is not None or ends(event):
+                            break
+            except TimeoutError:
+                pass
+            return await self.job(user_id, job_id)
+
+    async def watch(
+        self, user_id: str, job_id: str, after: int | None = None
+    ) -> AsyncIterator[Snapshot | EventView]:
+        """Yields what happens to a job until it has ended: each event above `after`, in order, none twice.
+
+        A watcher that has seen nothing, or what cannot be, gets a snapshot first, and what comes after it.
+
+        Raises:
+            NotFound: no such job.
+        """
+        with self._hub.subscribe(job_id) as feed:
+            job = await self.job(user_id, job_id)
+            if after is None or after > job.version:
+                after = job.version
+                yield Snapshot(seq=job.version, job=view(job))
+            if job.status.is_terminal and after == job.version:
+                return
+            async for event in self._hub.follow(job_id, after, feed):
+                yield event_view(event)
+                if ends(event):
+                    return
 
     async def page(self, user_id: str, only: JobFilter, cursor: str | None, limit: int) -> JobList:
         """Returns up to `limit` jobs, newest first, and the cursor of the next page."""
         if cursor is not None:
-            only = JobFilter(only.status, only.type, only.project_id, _decoded(cursor))
+            only = only.after(_decoded(cursor))
         jobs = await run_in_threadpool(self._store.page, user_id, only, limit + 1)
         more = len(jobs) > limit
         jobs = jobs[:limit]
         return JobList(jobs=[view(job) for job in jobs], next_cursor=_encoded(jobs[-1]) if more else None)
 
+    async def output_url(self, user_id: str, job_id: str) -> str:
+        """Returns a fresh presigned URL of the finished file, or raises NotFound while there is none."""
+        job = await self.job(user_id, job_id)
+        if job.output_key is None:
+            raise NotFound(f"The job has no output: it is {job.status}.")
+        key = object_key(user_id, job.output_key)
+        name = f"{job.type}_{job.id}.mp4"
+        return self._bucket.presigned_get(key, name, self._settings.url_lifetime_seconds)
+
+    # ── cancel, and what is asked from outside ──────────────────────────────────────────────────────────────────
+
     async def cancel(self, user_id: str, job_id: str) -> JobView:
         """Asks for a cancel; asking again changes nothing. Raises AlreadyFinished after any other end."""
         while True:
-            job = await self._job(user_id, job_id)
+            job = await self.job(user_id, job_id)
             if job.status in (JobStatus.COMPLETE, JobStatus.ERROR):
                 raise AlreadyFinished(f"The job has ended already: {job.status}.")
             if job.status is JobStatus.CANCELLED or job.cancel_requested_at is not None:
@@ -127,7 +263,7 @@ class JobService:
         self._wake()
 
     async def drain(self, on: bool) -> None:
-        """Holds back new jobs from the GPU provider, or sends them again; those that run go on."""
+        """Takes no new jobs and sends none, or does so again; those that run go on."""
         await run_in_threadpool(self._store.set_flag, DRAINING, on)
         self._reconciler.dispatch.draining = on
         self._wake()
@@ -136,65 +272,17 @@ class JobService:
     def draining(self) -> bool:
         return self._reconciler.dispatch.draining
 
-    async def output_url(self, user_id: str, job_id: str) -> str:
-        """Returns a fresh presigned URL of the finished file, or raises NotFound while there is none."""
-        job = await self._job(user_id, job_id)
-        if job.output_key is None:
-            raise NotFound(f"The job has no output: it is {job.status}.")
-        key = object_key(user_id, job.output_key)
-        name = f"{job.type}_{job.id}.mp4"
-        return self._bucket.presigned_get(key, name, self._settings.url_lifetime_seconds)
 
-    def upload_ticket(self, user_id: str, request: UploadRequest) -> UploadTicket:
-        """Returns where to PUT a video, under a key that no other upload has."""
-        key = f"uploads/{uuid.uuid4()}/{request.filename}"
-        seconds = self._settings.url_lifetime_seconds
-        return UploadTicket(
-            upload_url=self._bucket.presigned_put(object_key(user_id, key), request.content_type, seconds),
-            method="PUT",
-            headers={"Content-Type": request.content_type},
-            video_key=key,
-            expires_in_seconds=seconds,
-        )
-
-    async def _job(self, user_id: str, job_id: str) -> Job:
-        job = await run_in_threadpool(self._store.get, job_id, user_id)
-        if job is None:
-            raise NotFound(f"There is no job {job_id[:64]}.")
-        return job
-
-
-def view(job: Job) -> JobView:
-    """Shows a job as the API does."""
-    path = f"/api/jobs/{job.id}"
-    done = job.status is JobStatus.COMPLETE
-    evidence = None
-    if job.evidence_source is not None and job.evidence_at is not None:
-        evidence = Evidence(source=job.evidence_source, at=iso(job.evidence_at))
-    return JobView(
-        **job.model_dump(include=_AS_THEY_ARE),
-        job_id=job.id,
-        retryable=job.error_code is not None and job.error_code.retryable,
-        stalled=job.stalled_since is not None,
-        metadata=json.loads(job.meta),
-        params=json.loads(job.params),
-        created_at=iso(job.created_at),
-        started_at=iso(job.started_at) if job.started_at else None,
-        completed_at=iso(job.completed_at) if job.completed_at else None,
-        cancel_requested_at=iso(job.cancel_requested_at) if job.cancel_requested_at else None,
-        result=OutputFacts.model_validate_json(job.result) if job.result else None,
-        last_evidence=evidence,
-        urls=JobUrls(self=path, cancel=f"{path}/cancel", output=f"{path}/output" if done else None),
-    )
-
-
-_AS_THEY_ARE = set(JobView.model_fields) & set(Job.model_fields) - {
-    "created_at",
-    "started_at",
-    "completed_at",
-    "cancel_requested_at",
+_OF_THE_REQUEST = {
+    "user_id",
+    "project_id",
+    "game_id",
+    "type",
+    "input_key",
     "params",
-    "result",
+    "meta",
+    "media_seconds",
+    "fingerprint",
 }
 
 

@@ -3,14 +3,20 @@
 The first six names are those of the source documents; ours begin with `REELBROKER_`. See `.env.example`.
 """
 
-from typing import Annotated
+import ipaddress
+from typing import Annotated, Any, Self
 
-from pydantic import AfterValidator, Field, SecretStr
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 HttpUrl = Annotated[
     str, Field(pattern=r"^https?://[^/\s]+(/\S*)?$"), AfterValidator(lambda url: url.rstrip("/"))
 ]
+Price = Annotated[float, Field(ge=0)]
+
+
+def _listed(value: Any) -> Any:
+    return [word.strip() for word in value.split(",") if word.strip()] if isinstance(value, str) else value
 
 
 class Settings(BaseSettings):
@@ -23,18 +29,42 @@ class Settings(BaseSettings):
     r2_secret_access_key: SecretStr = Field(validation_alias="R2_SECRET_ACCESS_KEY")
     r2_bucket_name: str = Field(validation_alias="R2_BUCKET_NAME")
 
-    api_key: SecretStr = Field(validation_alias="REELBROKER_API_KEY", min_length=16)
+    #: The operator's own key: an admin, and the user `user_id`. Further keys: `reelbroker keys create`.
+    api_key: SecretStr | None = Field(None, validation_alias="REELBROKER_API_KEY", min_length=16)
     user_id: str = Field("local", validation_alias="REELBROKER_USER_ID", pattern=r"^[A-Za-z0-9_-]{1,64}$")
     database_url: str = Field("sqlite:///reelbroker.db", validation_alias="REELBROKER_DATABASE_URL")
     host: str = Field("127.0.0.1", validation_alias="REELBROKER_HOST")
     port: int = Field(8000, validation_alias="REELBROKER_PORT", ge=0, le=65535)
 
+    #: Bearer tokens of an identity provider: HS256 by a secret, RS256 and ES256 by the keys at a URL.
+    jwt_secret: SecretStr | None = Field(None, validation_alias="REELBROKER_JWT_SECRET", min_length=32)
+    jwt_jwks_url: HttpUrl | None = Field(None, validation_alias="REELBROKER_JWT_JWKS_URL")
+    jwt_audience: str | None = Field(None, validation_alias="REELBROKER_JWT_AUDIENCE")
+    jwt_issuer: str | None = Field(None, validation_alias="REELBROKER_JWT_ISSUER")
+    jwt_user_claim: str = Field("sub", validation_alias="REELBROKER_JWT_USER_CLAIM")
+    #: Web pages of which origins may call the broker from a browser, and the bucket for uploads (`storage setup`).
+    cors_origins: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_listed)] = Field(
+        (), validation_alias="REELBROKER_CORS_ORIGINS"
+    )
+
+    requests_per_minute: int = Field(60_000, validation_alias="REELBROKER_REQUESTS_PER_MINUTE", ge=1)
+    max_open_jobs: int = Field(1000, validation_alias="REELBROKER_MAX_OPEN_JOBS", ge=1)
+    media_seconds_per_day: float | None = Field(
+        None, validation_alias="REELBROKER_MEDIA_SECONDS_PER_DAY", gt=0
+    )
+    max_upload_bytes: int = Field(32 * 2**30, validation_alias="REELBROKER_MAX_UPLOAD_BYTES", ge=1)
+    #: Within how long the body of a request must have arrived; a form's file may take as long as it flows.
+    body_seconds: float = Field(30, validation_alias="REELBROKER_BODY_SECONDS", gt=0)
+    min_free_bytes: int = Field(256 * 2**20, validation_alias="REELBROKER_MIN_FREE_BYTES", ge=0)
+    #: For tests and closed networks only: otherwise webhooks go to https and public addresses alone.
+    webhooks_to_private: bool = Field(False, validation_alias="REELBROKER_WEBHOOKS_TO_PRIVATE_ADDRESSES")
+
     #: Where the provider reaches the broker, for its webhook; without it, jobs are only polled.
     public_url: HttpUrl | None = Field(None, validation_alias="REELBROKER_PUBLIC_URL")
     #: RunPod takes 200 a second of `/status`, 100 of `/run`, 10 of `/cancel`.
     calls_per_second: float = Field(50, validation_alias="REELBROKER_RUNPOD_CALLS_PER_SECOND", gt=0, le=1000)
-    #: For the cost of orphaned runs.
-    gpu_usd_per_second: float | None = Field(None, validation_alias="REELBROKER_GPU_USD_PER_SECOND", ge=0)
+    #: USD for a second, by the GPU's name as CUDA gives it; `*` for any other: `{"NVIDIA L4": 0.00019, "*": 0.0003}`.
+    gpu_prices: dict[str, Price] = Field({}, validation_alias="REELBROKER_GPU_PRICES")
 
     max_attempts: int = Field(3, validation_alias="REELBROKER_MAX_ATTEMPTS", ge=1, le=10)
     body_limit_bytes: int = Field(1_048_576, validation_alias="REELBROKER_BODY_LIMIT_BYTES", ge=1024)
@@ -59,3 +89,25 @@ class Settings(BaseSettings):
     url_lifetime_seconds: int = Field(
         3600, validation_alias="REELBROKER_URL_LIFETIME_SECONDS", ge=60, le=604_800
     )
+
+    @model_validator(mode="after")
+    def _is_not_open_to_the_world(self) -> Self:
+        if not self.has_auth and not self.is_local:
+            raise ValueError(
+                f"REELBROKER_HOST={self.host} is reached from outside, so REELBROKER_API_KEY, REELBROKER_JWT_SECRET or "
+                "REELBROKER_JWT_JWKS_URL must say who may ask"
+            )
+        return self
+
+    @property
+    def has_auth(self) -> bool:
+        """Whether anything says who may ask; otherwise everybody on this machine may."""
+        return bool(self.api_key or self.jwt_secret or self.jwt_jwks_url)
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the broker listens to this machine alone."""
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return self.host == "localhost"

@@ -4,11 +4,11 @@ The same boto3 code for Cloudflare R2 and for the embedded SeaweedFS. Media neve
 All methods but the presigning ones block on the network; callers run them in a thread.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import boto3
@@ -21,9 +21,13 @@ from broker.settings import Settings
 
 if TYPE_CHECKING:
     from mypy_boto3_s3.client import S3Client
+    from mypy_boto3_s3.type_defs import CompletedPartTypeDef, CORSRuleTypeDef, LifecycleRuleTypeDef
 
 CONNECT_SECONDS, READ_SECONDS = 5, 20
-_MISSING = {"404", "NoSuchKey", "NotFound"}
+_MISSING = {"404", "NoSuchKey", "NotFound", "NoSuchUpload"}
+_MISSING |= {"NoSuchCORSConfiguration", "NoSuchLifecycleConfiguration"}
+#: The name of our rules among the bucket's.
+RULE = "reelbroker"
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,14 @@ class Found:
     key: str
     bytes: int
     modified_at: int  #: milliseconds since the epoch
+
+
+@dataclass(frozen=True)
+class ArrivedPart:
+    """A part of a multipart upload, as the store has it."""
+
+    bytes: int
+    etag: str
 
 
 class Bucket:
@@ -62,13 +74,105 @@ class Bucket:
             ExpiresIn=seconds,
         )
 
-    def presigned_put(self, key: str, content_type: str, seconds: int) -> str:
-        """Returns a URL that takes one PUT of `key` with exactly this content type."""
+    def presigned_put(self, key: str, content_type: str, seconds: int, length: int | None = None) -> str:
+        """Returns a URL that takes one PUT of `key` with exactly this content type and, if given, exactly so many bytes."""
+        exactly: dict[str, Any] = {} if length is None else {"ContentLength": length}
         return self._client.generate_presigned_url(
             "put_object",
-            Params={"Bucket": self._name, "Key": key, "ContentType": content_type},
+            Params={"Bucket": self._name, "Key": key, "ContentType": content_type, **exactly},
             ExpiresIn=seconds,
         )
+
+    def begin_parts(self, key: str, content_type: str) -> str:
+        """Begins a multipart upload and returns the store's id for it."""
+        with _answers(f"POST {key}"):
+            begun = self._client.create_multipart_upload(Bucket=self._name, Key=key, ContentType=content_type)
+            return begun["UploadId"]
+        raise StorageError(f"the bucket {self._name} does not exist")
+
+    def presigned_part(self, key: str, multipart_id: str, number: int, length: int, seconds: int) -> str:
+        """Returns a URL that takes one part, of exactly so many bytes."""
+        params = {"Bucket": self._name, "Key": key, "UploadId": multipart_id, "PartNumber": number}
+        return self._client.generate_presigned_url(
+            "upload_part", Params={**params, "ContentLength": length}, ExpiresIn=seconds
+        )
+
+    def put_part(self, key: str, multipart_id: str, number: int, body: bytes) -> None:
+        """Puts one part; all but the last must be of one size (R2)."""
+        with _answers(f"PUT {key}"):
+            self._client.upload_part(
+                Bucket=self._name, Key=key, UploadId=multipart_id, PartNumber=number, Body=body
+            )
+
+    def parts(self, key: str, multipart_id: str) -> dict[int, ArrivedPart]:
+        """Returns the parts that have arrived, by number; none where the upload is not there (any more)."""
+        arrived: dict[int, ArrivedPart] = {}
+        with _answers(f"LIST {key}"):
+            pages = self._client.get_paginator("list_parts").paginate(
+                Bucket=self._name, Key=key, UploadId=multipart_id
+            )
+            for page in pages:
+                for part in page.get("Parts", []):
+                    arrived[part["PartNumber"]] = ArrivedPart(part["Size"], part["ETag"])
+        return arrived
+
+    def join_parts(self, key: str, multipart_id: str, arrived: dict[int, ArrivedPart]) -> None:
+        """Makes one object of the parts; where that was done before, nothing happens."""
+        parts: list[CompletedPartTypeDef] = [
+            {"PartNumber": number, "ETag": part.etag} for number, part in sorted(arrived.items())
+        ]
+        with _answers(f"POST {key}"):
+            self._client.complete_multipart_upload(
+                Bucket=self._name,
+                Key=key,
+                UploadId=multipart_id,
+                MultipartUpload={"Parts": parts},
+            )
+
+    def drop_parts(self, key: str, multipart_id: str) -> None:
+        """Forgets a multipart upload and what has arrived of it."""
+        with _answers(f"DELETE {key}"):
+            self._client.abort_multipart_upload(Bucket=self._name, Key=key, UploadId=multipart_id)
+
+    def set_up(self, origins: Sequence[str]) -> None:
+        """Lets web pages of these origins put and get by presigned URL, and has unfinished multipart uploads removed after a day.
+
+        Other rules that the bucket has are kept.
+        """
+        cors: CORSRuleTypeDef = {
+            "ID": RULE,
+            "AllowedOrigins": list(origins),
+            "AllowedMethods": ["GET", "HEAD", "PUT"],
+            "AllowedHeaders": ["*"],
+            "ExposeHeaders": ["ETag"],
+            "MaxAgeSeconds": 3600,
+        }
+        abort: LifecycleRuleTypeDef = {
+            "ID": RULE,
+            "Status": "Enabled",
+            "Filter": {"Prefix": ""},
+            "AbortIncompleteMultipartUpload": {"DaysAfterInitiation": 1},
+        }
+        with _answers("the bucket's rules"):
+            if origins:
+                rules = [rule for rule in self._cors() if rule.get("ID") != RULE]
+                self._client.put_bucket_cors(
+                    Bucket=self._name, CORSConfiguration={"CORSRules": [*rules, cors]}
+                )
+            others = [rule for rule in self._lifecycle() if rule.get("ID") != RULE]
+            self._client.put_bucket_lifecycle_configuration(
+                Bucket=self._name, LifecycleConfiguration={"Rules": [*others, abort]}
+            )
+
+    def _cors(self) -> list[Any]:
+        with _answers("the bucket's rules"):
+            return [*self._client.get_bucket_cors(Bucket=self._name)["CORSRules"]]
+        return []
+
+    def _lifecycle(self) -> list[Any]:
+        with _answers("the bucket's rules"):
+            return [*self._client.get_bucket_lifecycle_configuration(Bucket=self._name)["Rules"]]
+        return []
 
     def size(self, key: str) -> int | None:
         """Returns the object's size in bytes, or None where there is no such object."""

@@ -1,4 +1,4 @@
-"""Every SQL statement of the broker: jobs, their attempts and their events.
+"""Every SQL statement about jobs, their attempts and their events.
 
 A job changes in one way only: `move`, a compare-and-set on its version, checked against LEGAL_MOVES, with its event
 in the same transaction. Each move adds one to the version and writes one event whose `seq` is that version, so a
@@ -8,30 +8,31 @@ All methods block; callers run them in a thread. database.py opens what they run
 """
 
 import json
-import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sqlalchemy import Connection, Engine, RowMapping, bindparam, delete, func, insert, select, tuple_, update
 from sqlalchemy.exc import IntegrityError
-from sqlmodel import SQLModel, col
+from sqlmodel import col
 
-from broker.errors import IdTaken, IllegalMove
-from broker.models import LEGAL_MOVES, Attempt, Event, ExportJob, Job, JobEvent
+from broker.clock import now_ms
+from broker.errors import IdTaken, IllegalMove, QuotaExceeded
+from broker.models import LEGAL_MOVES, Attempt, Event, Job, JobEvent, table
+from broker.outbox import enqueue
 from schemas.jobs import JobStatus, JobType
 
-JOBS = SQLModel.metadata.tables["export_jobs"]
-ATTEMPTS = SQLModel.metadata.tables["job_attempts"]
-EVENTS = SQLModel.metadata.tables["job_events"]
-KEYS = SQLModel.metadata.tables["idempotency_keys"]
-FLAGS = SQLModel.metadata.tables["broker_flags"]
+JOBS = table("export_jobs")
+ATTEMPTS = table("job_attempts")
+EVENTS = table("job_events")
+KEYS = table("idempotency_keys")
+FLAGS = table("broker_flags")
 OPEN = (JobStatus.PENDING.value, JobStatus.PROCESSING.value)
 
 # Said once, and not anew for each job: SQLAlchemy takes longer to build a statement than SQLite to run it.
 _JOB = select(JOBS).where(JOBS.c.id == bindparam("job_id"))
 _MINE = _JOB.where(JOBS.c.user_id == bindparam("user_id"))
+_MY_VERSION = _MINE.with_only_columns(JOBS.c.version)
 _ATTEMPTS = select(ATTEMPTS).where(ATTEMPTS.c.job_id == bindparam("job_id")).order_by(ATTEMPTS.c.number)
 _NEWEST = _ATTEMPTS.order_by(None).order_by(ATTEMPTS.c.number.desc()).limit(1)
 _DUE = (
@@ -45,31 +46,38 @@ _UNTOUCHED = _UNMOVED.where(JOBS.c.due_at == bindparam("_due_at"))
 _KNOWN = update(ATTEMPTS).where(ATTEMPTS.c.token == bindparam("_token"))
 
 
-def now_ms() -> int:
-    """Returns the wall clock in milliseconds since the epoch."""
-    return time.time_ns() // 1_000_000
-
-
-def iso(moment_ms: int) -> str:
-    """Returns a moment as ISO 8601 in UTC, with milliseconds."""
-    return datetime.fromtimestamp(moment_ms / 1000, UTC).isoformat(timespec="milliseconds")
-
-
 @dataclass(frozen=True)
 class JobFilter:
     """What to list; `before` is the (created_at, id) of the last job already seen."""
 
-    status: JobStatus | None = None
-    type: JobType | None = None
+    status: Sequence[JobStatus] = ()
+    type: Sequence[JobType] = ()
     project_id: int | None = None
     before: tuple[int, str] | None = None
+
+    def after(self, before: tuple[int, str]) -> "JobFilter":
+        """Returns the filter of the page that follows that job."""
+        return replace(self, before=before)
+
+
+@dataclass(frozen=True)
+class Quota:
+    """What one user may have: open jobs at once, and seconds of output among those asked for since a moment."""
+
+    open_jobs: int
+    media_seconds: float | None
+    since: int
 
 
 class JobStore:
     """Jobs on disk. Hands out and takes frozen values; rows stay in here."""
 
+    #: Told of each event once it is committed; whoever wants to hear of them sets it.
+    on_event: Callable[[Event], None]
+
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
+        self.on_event = lambda event: None
 
     def close(self) -> None:
         self._engine.dispose()
@@ -79,32 +87,38 @@ class JobStore:
         with self._engine.begin() as connection:
             connection.exec_driver_sql("SELECT 1")
 
-    def add(self, job: Job, key: str | None = None) -> Job:
+    def add(self, job: Job, key: str | None = None, quota: Quota | None = None) -> Job:
         """Stores a new job and its first event. When this returns, the job survives a power cut.
 
         Args:
             key: the client's own for this submit.
+            quota: what the user may have, this job included.
 
         Returns:
             The job; the one that is stored already where its id or the key was used before by this user.
 
         Raises:
             IdTaken: the id is another user's.
+            QuotaExceeded: the job would be one too many.
         """
         try:
             with self._engine.begin() as connection:
+                if quota is not None:
+                    _check_quota(connection, job, quota)
                 connection.execute(insert(JOBS).values(job.model_dump(mode="json")))
-                _add_event(connection, job, "accepted", {"status": job.status, "phase": job.phase})
+                event = _add_event(connection, job, "accepted", {"status": job.status, "phase": job.phase})
                 if key is not None:
                     values = {"user_id": job.user_id, "key": key, "job_id": job.id}
                     connection.execute(insert(KEYS).values(**values, created_at=job.created_at))
-        except IntegrityError:
-            if (known := self._known(job, key)) is None:
+        except (IntegrityError, QuotaExceeded):
+            if (known := self.known(job, key)) is None:
                 raise
             return known
+        self.on_event(event)
         return job
 
-    def _known(self, job: Job, key: str | None) -> Job | None:
+    def known(self, job: Job, key: str | None) -> Job | None:
+        """Returns the job that is stored already under this id, or this key of the user's; raises IdTaken."""
         keyed = select(KEYS.c.job_id).where(KEYS.c.user_id == job.user_id, KEYS.c.key == key)
         with self._engine.begin() as connection:
             job_id = (connection.execute(keyed).scalar() if key is not None else None) or job.id
@@ -126,12 +140,25 @@ class JobStore:
             row = connection.execute(_MINE, {"job_id": job_id, "user_id": user_id}).mappings().first()
         return _job(row) if row else None
 
+    def version(self, job_id: str, user_id: str) -> int | None:
+        """Returns how often the user's job has moved, or None where there is no such job."""
+        with self._engine.begin() as connection:
+            return connection.execute(_MY_VERSION, {"job_id": job_id, "user_id": user_id}).scalar()
+
+    def versions(self, job_ids: Sequence[str]) -> dict[str, int]:
+        """Returns how often each of the jobs has moved."""
+        query = select(JOBS.c.id, JOBS.c.version).where(JOBS.c.id.in_(job_ids))
+        with self._engine.begin() as connection:
+            return {row.id: row.version for row in connection.execute(query)} if job_ids else {}
+
     def page(self, user_id: str, only: JobFilter, limit: int) -> list[Job]:
         """Returns the user's newest jobs first, at most `limit`."""
-        query = select(JOBS).where(col(ExportJob.user_id) == user_id)
-        for name in ("status", "type", "project_id"):
-            if (value := getattr(only, name)) is not None:
-                query = query.where(JOBS.c[name] == value)
+        query = select(JOBS).where(JOBS.c.user_id == user_id)
+        for name in ("status", "type"):
+            if wanted := getattr(only, name):
+                query = query.where(JOBS.c[name].in_([word.value for word in wanted]))
+        if only.project_id is not None:
+            query = query.where(JOBS.c.project_id == only.project_id)
         if only.before is not None:
             query = query.where(tuple_(JOBS.c.created_at, JOBS.c.id) < only.before)
         query = query.order_by(JOBS.c.created_at.desc(), JOBS.c.id.desc()).limit(limit)
@@ -224,7 +251,11 @@ class JobStore:
                 return None
             if attempt is not None:
                 _write_attempt(connection, attempt)
-            _add_event(connection, moved, kind, {k: v for k, v in wanted.items() if k not in _UNWATCHED})
+            told = {k: v for k, v in wanted.items() if k not in _UNWATCHED}
+            event = _add_event(connection, moved, kind, told)
+            if moved.status.is_terminal:
+                enqueue(connection, moved, event.at)
+        self.on_event(event)
         return moved
 
     def touch(
@@ -317,6 +348,22 @@ def _write_attempt(connection: Connection, attempt: Attempt) -> None:
         connection.execute(insert(ATTEMPTS), values)
 
 
-def _add_event(connection: Connection, job: Job, kind: str, data: Mapping[str, Any]) -> None:
-    event = {"job_id": job.id, "seq": job.version, "at": now_ms(), "kind": kind, "data": json.dumps(data)}
-    connection.execute(insert(EVENTS), event)
+def _add_event(connection: Connection, job: Job, kind: str, data: Mapping[str, Any]) -> Event:
+    event = Event(job_id=job.id, seq=job.version, at=now_ms(), kind=kind, data=json.dumps(data))
+    connection.execute(insert(EVENTS), event.model_dump())
+    return event
+
+
+def _check_quota(connection: Connection, job: Job, quota: Quota) -> None:
+    mine = JOBS.c.user_id == job.user_id
+    running = select(func.count()).select_from(JOBS).where(mine, JOBS.c.status.in_(OPEN))
+    if connection.execute(running).scalar_one() >= quota.open_jobs:
+        raise QuotaExceeded(f"You have {quota.open_jobs} open jobs, as many as you may have at once.")
+    if quota.media_seconds is None:
+        return
+    kept = JOBS.c.status.in_((*OPEN, JobStatus.COMPLETE.value))
+    seconds = select(func.coalesce(func.sum(JOBS.c.media_seconds), 0.0)).where(
+        mine, kept, JOBS.c.created_at >= quota.since
+    )
+    if connection.execute(seconds).scalar_one() + (job.media_seconds or 0.0) > quota.media_seconds:
+        raise QuotaExceeded(f"You have asked for {quota.media_seconds:g} seconds of video within a day.")

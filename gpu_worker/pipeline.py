@@ -184,7 +184,11 @@ class Execution:
     def _commit(self, facts: OutputFacts, timings: Timings) -> Result:
         self._show(Phase.VERIFYING, 99)
         result = Result(
-            output_key=self._output_key, runpod_job_id=self._runpod_job_id, facts=facts, timings=timings
+            output_key=self._output_key,
+            runpod_job_id=self._runpod_job_id,
+            facts=facts,
+            timings=timings,
+            gpu=self._settings.gpu,
         )
         if self._job.attempt_token is None:
             return result

@@ -72,3 +72,9 @@ class Settings(BaseSettings):
         if self.device == "auto":
             return torch.device("cuda" if torch.cuda.is_available() else "cpu")
         return torch.device(self.device)
+
+    @property
+    def gpu(self) -> str | None:
+        """The GPU's name, or None where frames are edited on the CPU."""
+        device = self.torch_device
+        return torch.cuda.get_device_name(device) if device.type == "cuda" else None

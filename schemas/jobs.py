@@ -191,8 +191,13 @@ class Evidence(Wire):
 
 
 class JobUrls(Wire):
+    """Paths on this broker; `output` is null until the job is complete."""
+
     self: str
+    events: str
+    ws: str
     cancel: str
+    retry: str
     output: str | None
 
 
@@ -223,9 +228,14 @@ class JobView(Wire):
     completed_at: str | None
     cancel_requested_at: str | None
     result: OutputFacts | None
+    #: Of all attempts together, as the provider bills them, or where it did not say, as the worker measured.
     gpu_seconds: float | None
+    #: `gpu_seconds` at the settings' price for the GPU that did it; null where there is no price.
+    cost_usd: float | None
+    retry_of: str | None
     last_evidence: Evidence | None
     urls: JobUrls
+    websocket_url: str  #: as `urls.ws`, for clients of the first API
 
 
 class JobList(Wire):
@@ -233,21 +243,57 @@ class JobList(Wire):
     next_cursor: str | None
 
 
-class UploadRequest(Wire):
-    """The body of `POST /api/videos/upload-url`."""
+class JobChanges(Wire):
+    """What an event changed of a job; what it did not is left out."""
 
-    filename: Annotated[
-        str, StringConstraints(min_length=1, max_length=255, pattern=r"^[^\x00-\x1f\x7f/\\]+$")
-    ]
-    content_type: Annotated[str, StringConstraints(pattern=r"^video/[a-z0-9.+-]{1,64}$")] = "video/mp4"
-    job_id: str | None = None  # sent by older clients; the key that we answer with is what matters
+    status: JobStatus | None = None
+    phase: Phase | None = None
+    progress: int | None = None
+    message: str | None = None
+    output_key: str | None = None
+    error: str | None = None
+    error_code: ErrorCode | None = None
+    stalled: bool | None = None
+    attempt: int | None = None
+    runpod_job_id: str | None = None
+    started_at: str | None = None
+    completed_at: str | None = None
+    cancel_requested_at: str | None = None
+    result: OutputFacts | None = None
+    gpu_seconds: float | None = None
+    cost_usd: float | None = None
 
 
-class UploadTicket(Wire):
-    """Where and how to PUT the file; afterwards name `video_key` as the job's `input_key`."""
+class EventView(Wire):
+    """One event of a job: `seq` is 1, 2, 3 … without a gap. Laying `changes` over the job gives the job after it."""
 
-    upload_url: str
-    method: str
-    headers: dict[str, str]
-    video_key: str
-    expires_in_seconds: int
+    seq: int
+    at: str
+    kind: str
+    changes: JobChanges
+
+
+class Snapshot(Wire):
+    """The job as it was after the event `seq`."""
+
+    seq: int
+    job: JobView
+
+
+class Quote(Wire):
+    """What a job would take, before it is sent; no promise."""
+
+    output_seconds: float
+    #: False: nothing says how long the source is, so a usual bit rate was assumed.
+    source_known: bool
+    gpu_seconds: float  #: the median
+    gpu_seconds_p90: float
+    cost_usd: float | None  #: null without a price in the settings
+    cost_usd_p90: float | None
+    basis: str  #: `history`: the user's own jobs of that type and mode; `default`: figures that came with it
+
+
+class QuoteRequest(JobRequest):
+    """The body of `POST /api/jobs/quote`: a job, and how long its source is where the client knows."""
+
+    source_seconds: Annotated[float, Strict(), Field(gt=0, le=86_400)] | None = None

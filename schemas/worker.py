@@ -76,6 +76,7 @@ class Result(FromWorker):
     runpod_job_id: str
     facts: OutputFacts
     timings: Timings
+    gpu: str | None = None  #: its name as CUDA gives it; None for a CPU
 
 
 class Failure(FromWorker):

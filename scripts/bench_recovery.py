@@ -23,6 +23,7 @@ import httpx
 import structlog
 from sqlalchemy import Engine
 
+from broker.clock import now_ms
 from broker.database import open_engine, reading
 from broker.embedded.object_store import PORT_NAMES, ObjectStore
 from broker.embedded.ports import free_ports
@@ -33,7 +34,7 @@ from broker.reconciler import Reconciler
 from broker.runpod import RunPodClient
 from broker.settings import Settings
 from broker.storage import Bucket, open_bucket
-from broker.store import JobStore, now_ms
+from broker.store import JobStore
 from schemas.jobs import JobStatus, JobType, OutputFacts
 from schemas.keys import object_key
 from schemas.worker import Result, Timings

@@ -1,30 +1,111 @@
-"""Who is asking: one bearer key, which stands for one user."""
+"""Who is asking: an API key, a token of an identity provider, or a ticket where no header can be sent."""
 
 import hmac
 
 from starlette.authentication import AuthCredentials, AuthenticationBackend, AuthenticationError, SimpleUser
+from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import URL
 from starlette.requests import HTTPConnection
 from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from broker.api.problems import problem
+from broker.credentials import Credentials, Principal
+from broker.errors import RateLimited
+from broker.limits import RequestLimit
 from broker.settings import Settings
+from broker.tokens import InvalidToken, TokenVerifier
+
+ADMIN = "admin"
+_LOCAL = ("localhost", "127.0.0.1", "[::1]", "::1")
 
 
-class BearerKey(AuthenticationBackend):
-    """Accepts `Authorization: Bearer KEY` with the key of the settings."""
+class Authentication(AuthenticationBackend):
+    """Accepts `Authorization: Bearer KEY-OR-TOKEN`, and `?ticket=` on live routes.
+
+    Where the settings say nothing of who may ask, the broker listens to this machine alone, and everybody on it is the one user;
+    web pages of elsewhere are not, even if a browser on this machine brings them here.
+    """
 
     def __init__(self, settings: Settings) -> None:
-        self._key = settings.api_key.get_secret_value().encode()
+        self._key = settings.api_key.get_secret_value().encode() if settings.api_key else None
         self._user_id = settings.user_id
+        self._open = not settings.has_auth
+        self._tokens = TokenVerifier(settings)
 
     async def authenticate(self, conn: HTTPConnection) -> tuple[AuthCredentials, SimpleUser]:
         """Returns the user, or raises AuthenticationError."""
-        scheme, _, key = conn.headers.get("authorization", "").partition(" ")
-        if scheme.lower() != "bearer" or not hmac.compare_digest(key.strip().encode(), self._key):
+        principal = await self._principal(conn)
+        scopes = ["authenticated", ADMIN] if principal.admin else ["authenticated"]
+        return AuthCredentials(scopes), SimpleUser(principal.user_id)
+
+    async def _principal(self, conn: HTTPConnection) -> Principal:
+        credentials: Credentials = conn.state.credentials
+        scheme, _, secret = conn.headers.get("authorization", "").partition(" ")
+        secret = secret.strip()
+        if scheme.lower() == "bearer" and secret:
+            principal = await self._bearer(credentials, secret)
+        elif ticket := _ticket(conn):
+            principal = await run_in_threadpool(credentials.redeem_ticket, ticket)
+        else:
+            principal = Principal(self._user_id, admin=True) if self._open and _is_local(conn) else None
+        if principal is None:
             raise AuthenticationError("Send your key as `Authorization: Bearer KEY`.")
-        return AuthCredentials(["authenticated"]), SimpleUser(self._user_id)
+        return principal
+
+    async def _bearer(self, credentials: Credentials, secret: str) -> Principal | None:
+        if self._key is not None and hmac.compare_digest(secret.encode(), self._key):
+            return Principal(self._user_id, admin=True)
+        if secret.count(".") == 2:
+            try:
+                if self._tokens.fetches:
+                    return await run_in_threadpool(self._tokens.verify, secret)
+                return self._tokens.verify(secret)
+            except InvalidToken as error:
+                raise AuthenticationError(str(error)) from error
+        return credentials.remembered(secret) or await run_in_threadpool(credentials.principal, secret)
 
 
 def unauthenticated(conn: HTTPConnection, error: Exception) -> Response:
-    """Answers a request without a valid key."""
+    """Answers a request that does not say who is asking."""
     return problem(conn, 401, "unauthorized", str(error), headers={"WWW-Authenticate": "Bearer"})
+
+
+class Limited:
+    """Counts the requests of each user, and says in each answer how many are left."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        conn = HTTPConnection(scope)
+        limit: RequestLimit = conn.state.limit
+        left, wait = limit.take(conn.user.username)
+        if left < 0:
+            if scope["type"] == "websocket":
+                await send({"type": "websocket.close", "code": 1013})
+                return
+            raise RateLimited(wait)
+        policy = f'"user";q={limit.per_minute};w=60'.encode()
+
+        async def send_with_limit(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                told = [(b"ratelimit-policy", policy), (b"ratelimit", f'"user";r={left};t=60'.encode())]
+                message = {**message, "headers": [*message.get("headers", []), *told]}
+            await send(message)
+
+        await self._app(scope, receive, send_with_limit)
+
+
+def _ticket(conn: HTTPConnection) -> str:
+    live = conn.scope["type"] == "websocket" or conn.url.path.endswith("/events")
+    return conn.query_params.get("ticket", "") if live else ""
+
+
+def _is_local(conn: HTTPConnection) -> bool:
+    """Whether a request was meant for this machine by somebody on it: neither a page nor a name of elsewhere brought it here."""
+    origin = conn.headers.get("origin")
+    names = [URL(f"http://{conn.headers.get('host', '')}").hostname]
+    if origin is not None:
+        names.append(URL(origin).hostname)
+    return all(name in _LOCAL for name in names)

@@ -1,11 +1,13 @@
 """Errors as RFC 9457 `application/problem+json`, every one with `code`, `retryable` and `request_id`."""
 
 import http
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import structlog
 from pydantic import ValidationError
+from sqlalchemy.exc import OperationalError
 from starlette.exceptions import HTTPException
 from starlette.requests import HTTPConnection, Request
 from starlette.responses import JSONResponse, Response
@@ -17,17 +19,31 @@ from broker.errors import (
     InvalidRequest,
     KeyReused,
     NotFound,
+    NotRetryable,
+    QuotaExceeded,
+    RateLimited,
     RequestError,
     StorageError,
+    TooSlow,
+    Unavailable,
+    UploadIncomplete,
 )
 
 log = structlog.get_logger(__name__)
+
+#: When to come again: a quota frees itself with the next job that ends, and a drain is an operator's matter.
+QUOTA_SECONDS, CLOSED_SECONDS = 10, 30
 
 _STATUS: dict[type[RequestError], tuple[int, str]] = {
     InvalidRequest: (422, "invalid_request"),
     BodyTooLarge: (413, "body_too_large"),
     NotFound: (404, "not_found"),
     AlreadyFinished: (409, "already_finished"),
+    NotRetryable: (409, "not_retryable"),
+    UploadIncomplete: (409, "upload_incomplete"),
+    TooSlow: (408, "too_slow"),
+    QuotaExceeded: (429, "quota_exceeded"),
+    RateLimited: (429, "rate_limited"),
     IdTaken: (409, "id_taken"),
     KeyReused: (422, "key_reused"),
 }
@@ -62,8 +78,27 @@ async def refuse(request: Request, error: Exception) -> Response:
     """Answers a RequestError."""
     assert isinstance(error, RequestError)  # noqa: S101  # it is registered for nothing else
     status, code = _STATUS[type(error)]
-    errors = error.fields if isinstance(error, InvalidRequest) else ()
-    return problem(request, status, code, str(error), errors=errors)
+    errors: Sequence[tuple[str, str]] = ()
+    headers = {}
+    if isinstance(error, InvalidRequest):
+        status, errors = error.status, error.fields
+    elif status == http.HTTPStatus.TOO_MANY_REQUESTS:
+        seconds = error.seconds if isinstance(error, RateLimited) else QUOTA_SECONDS
+        headers["Retry-After"] = str(math.ceil(seconds))
+    retryable = status in (408, 429)
+    return problem(request, status, code, str(error), errors=errors, headers=headers, retryable=retryable)
+
+
+async def unavailable(request: Request, error: Exception) -> Response:
+    """Answers a submit while no job is taken: nothing was."""
+    assert isinstance(error, Unavailable)  # noqa: S101
+    headers = {"Retry-After": str(CLOSED_SECONDS)}
+    return problem(request, 503, error.code, str(error), retryable=True, headers=headers)
+
+
+async def database_failed(request: Request, error: Exception) -> Response:
+    log.error("database_failed", error=str(error.__cause__ or error))
+    return problem(request, 503, "database_unavailable", "The database cannot be used now.", retryable=True)
 
 
 async def storage_failed(request: Request, error: Exception) -> Response:
@@ -96,6 +131,8 @@ def _pointer(found: Any) -> str:
 
 HANDLERS: dict[Any, Any] = {
     RequestError: refuse,
+    Unavailable: unavailable,
+    OperationalError: database_failed,
     StorageError: storage_failed,
     HTTPException: http_error,
     Exception: crashed,

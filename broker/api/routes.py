@@ -1,34 +1,91 @@
-"""The route table."""
+"""The table of all routes. The router, the OpenAPI document and the tests are made from it."""
 
 from starlette.middleware import Middleware
 from starlette.middleware.authentication import AuthenticationMiddleware
-from starlette.routing import BaseRoute, Mount, Route
+from starlette.routing import BaseRoute, Mount, WebSocketRoute
 
-from broker.api import endpoints
-from broker.api.auth import BearerKey, unauthenticated
+from broker.api import access, aliases, jobs, live, operations, reference, uploads, webhooks
+from broker.api.auth import Authentication, Limited, unauthenticated
+from broker.api.operation import Access, Operation
 from broker.settings import Settings
+from schemas.access import KeyList, KeyRequest, NewKey, Ticket
+from schemas.aliases import (
+    ExportCancelled,
+    ExportJobList,
+    ExportList,
+    ExportStarted,
+    ExportStatus,
+    RemoteStatus,
+    StartRequest,
+    UpscaleAccepted,
+    UpscaleFields,
+)
+from schemas.jobs import JobList, JobRequest, JobView, Quote, QuoteRequest
+from schemas.uploads import DownloadQuery, DownloadUrl, Uploaded, UploadRequest, UploadTicket
+from schemas.webhooks import DeliveryList, DeliveryView, WebhookList, WebhookRequest, WebhookSecret
+
+_SUBMIT = (409, 429, 503)
+JOB, LATER = "/api/jobs/{job_id}", ("Prefer",)
+HOOK = "/api/webhooks/{webhook_id}"
+UPLOAD = "/api/videos/uploads/{upload_id}"
+EXPORT = "/api/exports/{job_id}"
+SEEN = ("If-None-Match", "Prefer")
+
+OPERATIONS = (
+    Operation("POST", "/api/jobs", jobs.submit, {202: JobView}, "jobs", body=JobRequest, problems=_SUBMIT, headers=("Idempotency-Key", "Prefer")),
+    Operation("GET", "/api/jobs", jobs.page, {200: JobList}, "jobs", query=jobs.ListQuery, problems=(422,)),
+    Operation("POST", "/api/jobs/quote", jobs.quote, {200: Quote}, "jobs", body=QuoteRequest, problems=(503,)),
+    Operation("PUT", JOB, jobs.submit, {202: JobView}, "jobs", body=JobRequest, problems=_SUBMIT, headers=LATER),
+    Operation("GET", JOB, jobs.get, {200: JobView, 304: None}, "jobs", problems=(404,), headers=SEEN),
+    Operation("POST", f"{JOB}/cancel", jobs.cancel, {200: JobView, 202: JobView}, "jobs", problems=(404, 409)),
+    Operation("POST", f"{JOB}/retry", jobs.retry, {202: JobView}, "jobs", problems=(404, *_SUBMIT), headers=LATER),
+    Operation("GET", f"{JOB}/output", jobs.output, {302: None}, "jobs", problems=(404,)),
+    Operation("GET", f"{JOB}/events", live.events, {200: "text/event-stream", 204: None}, "jobs", query=live.WatchQuery, problems=(404, 422), headers=("Last-Event-ID",)),
+    Operation("POST", "/api/tickets", access.create_ticket, {201: Ticket}, "jobs"),
+    Operation("POST", "/api/videos/upload-url", uploads.begin, {200: UploadTicket}, "videos", body=UploadRequest, problems=(503,)),
+    Operation("GET", UPLOAD, uploads.resume, {200: UploadTicket}, "videos", problems=(404, 503)),
+    Operation("POST", f"{UPLOAD}/complete", uploads.complete, {200: Uploaded}, "videos", problems=(404, 409, 503)),
+    Operation("DELETE", UPLOAD, uploads.abandon, {204: None}, "videos", problems=(404, 503)),
+    Operation("POST", "/api/webhooks", webhooks.add, {201: WebhookSecret}, "webhooks", body=WebhookRequest),
+    Operation("GET", "/api/webhooks", webhooks.list_all, {200: WebhookList}, "webhooks"),
+    Operation("DELETE", HOOK, webhooks.switch_off, {204: None}, "webhooks", problems=(404,)),
+    Operation("POST", f"{HOOK}/rotate", webhooks.rotate, {200: WebhookSecret}, "webhooks", problems=(404,)),
+    Operation("GET", f"{HOOK}/deliveries", webhooks.deliveries, {200: DeliveryList}, "webhooks", problems=(404,)),
+    Operation("POST", f"{HOOK}/deliveries/{{delivery_id}}/redeliver", webhooks.send_again, {202: DeliveryView}, "webhooks", problems=(404,)),
+    Operation("POST", "/api/keys", access.create_key, {201: NewKey}, "operations", Access.ADMIN, body=KeyRequest),
+    Operation("GET", "/api/keys", access.list_keys, {200: KeyList}, "operations", Access.ADMIN),
+    Operation("DELETE", "/api/keys/{key_id}", access.revoke_key, {204: None}, "operations", Access.ADMIN, problems=(404,)),
+    Operation("POST", "/api/operations/drain", operations.drain, {200: operations.Draining}, "operations", Access.ADMIN, body=operations.DrainRequest),
+    Operation("POST", "/api/export/upscale", aliases.upscale, {202: UpscaleAccepted}, "older clients", form=UpscaleFields, problems=_SUBMIT),
+    Operation("GET", "/api/export/jobs", aliases.jobs, {200: ExportJobList}, "older clients"),
+    Operation("POST", "/api/export/{type}/start", aliases.start, {200: ExportStarted}, "older clients", body=StartRequest, problems=(400, 404, *_SUBMIT), headers=("Idempotency-Key",)),
+    Operation("GET", "/api/export/{type}/status/{job_id}", aliases.status, {200: ExportStatus}, "older clients", problems=(404,)),
+    Operation("GET", "/api/exports/active", aliases.active, {200: ExportList}, "older clients"),
+    Operation("GET", f"{EXPORT}/remote-status", aliases.remote_status, {200: RemoteStatus}, "older clients", problems=(404,)),
+    Operation("GET", f"{EXPORT}/modal-status", aliases.remote_status, {200: RemoteStatus}, "older clients", problems=(404,)),
+    Operation("DELETE", EXPORT, aliases.cancel, {200: ExportCancelled}, "older clients", problems=(400, 404)),
+    Operation("GET", "/api/storage/presigned-url", aliases.presigned_url, {200: DownloadUrl}, "older clients", query=DownloadQuery, problems=(404, 422, 503)),
+    Operation("POST", "/hooks/runpod/{job_id}/{token}", jobs.runpod_hook, {200: operations.Health}, "operations", Access.PUBLIC, problems=(404, 408, 413)),
+    Operation("GET", "/healthz", operations.healthz, {200: operations.Health}, "operations", Access.PUBLIC),
+    Operation("GET", "/readyz", operations.readyz, {200: operations.Readiness}, "operations", Access.PUBLIC, problems=(503,)),
+)  # fmt: skip
 
 
 def routes(settings: Settings) -> list[BaseRoute]:
-    """Returns every route; all below `/api` ask for a key, and the provider's call carries one in its path."""
+    """Returns every route. All below `/api` and `/ws` ask who is there; the provider's call carries a token in its path."""
+    guarded = [
+        Middleware(AuthenticationMiddleware, backend=Authentication(settings), on_error=unauthenticated),
+        Middleware(Limited),
+    ]
+    below_api = [operation.route("/api") for operation in OPERATIONS if operation.path.startswith("/api/")]
+    others = [operation.route("") for operation in OPERATIONS if not operation.path.startswith("/api/")]
     return [
-        Route("/healthz", endpoints.healthz),
-        Route("/readyz", endpoints.readyz),
-        Route("/hooks/runpod/{job_id}/{token}", endpoints.runpod_hook, methods=["POST"]),
+        *others,
+        *reference.routes(OPERATIONS),
         Mount(
             "/api",
-            routes=[
-                Route("/jobs", endpoints.submit_job, methods=["POST"]),
-                Route("/jobs", endpoints.list_jobs, methods=["GET"]),
-                Route("/jobs/{job_id}", endpoints.get_job, methods=["GET"]),
-                Route("/jobs/{job_id}", endpoints.submit_job, methods=["PUT"]),
-                Route("/jobs/{job_id}/cancel", endpoints.cancel_job, methods=["POST"]),
-                Route("/jobs/{job_id}/output", endpoints.job_output, methods=["GET"]),
-                Route("/operations/drain", endpoints.drain, methods=["POST"]),
-                Route("/videos/upload-url", endpoints.upload_url, methods=["POST"]),
-            ],
-            middleware=[
-                Middleware(AuthenticationMiddleware, backend=BearerKey(settings), on_error=unauthenticated)
-            ],
+            routes=[*below_api, WebSocketRoute("/jobs/{job_id}/ws", live.socket)],
+            middleware=guarded,
         ),
+        Mount("/ws", routes=[WebSocketRoute("/export/{export_id}", live.export_socket)], middleware=guarded),
     ]

@@ -7,10 +7,11 @@ import structlog
 from typer.testing import CliRunner
 
 from broker.cli import cli
+from broker.clock import now_ms
 from broker.database import open_engine
 from broker.models import Attempt, AttemptState
 from broker.storage import open_bucket
-from broker.store import JobStore, now_ms
+from broker.store import JobStore
 from schemas.jobs import JobStatus
 from schemas.keys import object_key
 from tests.broker.provider import Worker
@@ -77,7 +78,7 @@ def test_orphans_are_listed_with_what_they_cost_at_most(desk, monkeypatch):
     """Seconds since the submit, by the price of the settings."""
     assert "none" in desk.types("jobs", "orphans")
     desk.submitted(state=AttemptState.SUPERSEDED, orphan_due_at=1, error_code="worker_lost")
-    monkeypatch.setenv("REELBROKER_GPU_USD_PER_SECOND", "0.5")
+    monkeypatch.setenv("REELBROKER_GPU_PRICES", '{"*": 0.5}')
     (orphan,) = json.loads(desk.types("jobs", "orphans", "--json"))
     assert (orphan["runpod_job_id"], orphan["why"]) == ("rp-1", "worker_lost")
     assert 60 <= orphan["seconds at most"] < 90
@@ -144,7 +145,7 @@ def test_a_sweep_lists_before_it_removes(desk, monkeypatch):
 
 def test_a_drain_needs_a_running_broker(desk):
     """It is the broker that sends."""
-    assert "did not take it" in desk.types("drain", code=1)
+    assert "did not do it" in desk.types("drain", code=1)
 
 
 def test_a_missing_setting_is_named(desk, monkeypatch):

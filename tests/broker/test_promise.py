@@ -24,7 +24,8 @@ from hypothesis.stateful import (
 )
 
 from broker.database import open_engine
-from broker.errors import AlreadyFinished, BrokerError, KeyReused, NotFound
+from broker.errors import AlreadyFinished, BrokerError, KeyReused, NotFound, NotRetryable, Unavailable
+from broker.limits import DiskSpace
 from broker.models import LEGAL_MOVES, AttemptState
 from broker.policy import TRIES
 from broker.reconciler import Reconciler
@@ -112,7 +113,8 @@ class Coverage:
 
     def __init__(self):
         self.edges, self.codes, self.ends = set(), set(), collections.Counter()
-        self.crashes = self.late_commits = self.second_deliveries = self.orphans = self.replays = 0
+        self.crashes = self.late_commits = self.second_deliveries = self.orphans = 0
+        self.replays = self.retries = 0
 
 
 class Promise(RuleBasedStateMachine):
@@ -146,7 +148,18 @@ class Promise(RuleBasedStateMachine):
         runpod = RunPodClient(self.http, "runpod-key", 1000)
         self.reconciler = Reconciler(SETTINGS, store, bucket, runpod, lambda: self.now)
         self.reconciler.dispatch.draining = self.draining
-        self.service = JobService(SETTINGS, store, bucket, self.reconciler, lambda: None, lambda: self.now)
+        disk = DiskSpace(None, 0)
+        watched_by_nobody = None
+        self.service = JobService(
+            SETTINGS,
+            store,
+            bucket,
+            self.reconciler,
+            watched_by_nobody,
+            disk,
+            wake=lambda: None,
+            clock=lambda: self.now,
+        )
 
     def fault(self, request):
         """Does with a call to the provider what is next in line."""
@@ -197,16 +210,35 @@ class Promise(RuleBasedStateMachine):
         except KeyReused:
             assert self.keys[key][1] != request
             return None
+        except Unavailable:
+            assert self.draining
+            assert key not in self.keys
+            return None
         if reply is None:
             return None
         job, replayed = reply
         if key in self.keys:
-            assert (job.job_id, replayed) == (self.keys[key][0], True)
+            assert (job.id, replayed) == (self.keys[key][0], True)
             self.coverage.replays += 1
         elif key is not None:
-            self.keys[key] = (job.job_id, request)
-        self.accepted.setdefault(job.job_id, {})
-        return job.job_id
+            self.keys[key] = (job.id, request)
+        self.accepted.setdefault(job.id, {})
+        return job.id
+
+    @rule(target=jobs, job=jobs)
+    def retry(self, job):
+        """A job that failed is sent again: one new job, however often it is asked for."""
+        if job is None:
+            return None
+        try:
+            again, _ = self.run(self.service.retry(USER, job))
+            assert self.run(self.service.retry(USER, job))[0].id == again.id
+        except (NotRetryable, Unavailable):
+            return None
+        assert again.retry_of == job
+        self.accepted.setdefault(again.id, {})
+        self.coverage.retries += 1
+        return again.id
 
     @rule(job=jobs, crash=st.sampled_from([None, None, 0, 1]))
     def cancel(self, job, crash):
@@ -600,10 +632,12 @@ def test_the_promise_holds_on_random_histories(database_url, measured):
     told = ", ".join(f"{count} {status}" for status, count in sorted(seen.ends.items()))
     measured(
         f"{database_url.split(':')[0]}: {sum(seen.ends.values())} jobs, 0 lost, 0 published twice ({told}); {seen.crashes} crashes, "
-        f"{seen.second_deliveries} second deliveries, {seen.late_commits} late commits, {seen.orphans} looks at orphans, {seen.replays} replays"
+        f"{seen.second_deliveries} second deliveries, {seen.late_commits} late commits, {seen.orphans} looks at orphans, {seen.replays} replays, "
+        f"{seen.retries} retries"
     )
     edges = {(before, after) for before, legal in LEGAL_MOVES.items() for after in legal}
     assert edges - seen.edges == set()
     assert set(ErrorCode) - {ErrorCode.CANCELLED} - seen.codes == set()
-    assert min(seen.crashes, seen.second_deliveries, seen.late_commits, seen.orphans, seen.replays) > 0
+    assert min(seen.crashes, seen.second_deliveries, seen.late_commits, seen.orphans) > 0
+    assert min(seen.replays, seen.retries) > 0
     assert seen.ends[JobStatus.COMPLETE] > 20

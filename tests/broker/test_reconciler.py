@@ -3,12 +3,12 @@
 import httpx
 import pytest
 
+from broker.clock import now_ms
 from broker.errors import ProviderError, StorageError
 from broker.models import Attempt, AttemptState
 from broker.reconciler import Reconciler
 from broker.runpod import RunPodClient
 from broker.storage import Bucket, open_bucket
-from broker.store import now_ms
 from schemas.jobs import ErrorCode, JobStatus, Phase
 from schemas.keys import object_key
 from tests.broker.provider import Provider, Worker, refuse

@@ -6,9 +6,9 @@ import uuid
 
 import pytest
 
+from broker.clock import now_ms
 from broker.retention import DAY_MS, KEYS_DAYS, Retention
 from broker.storage import open_bucket
-from broker.store import now_ms
 from schemas.jobs import ErrorCode, JobStatus
 from schemas.keys import object_key
 

@@ -15,7 +15,18 @@ def test_a_missing_setting_is_named():
     with pytest.raises(ValidationError) as caught:
         Settings(_env_file=None)
     missing = {found["loc"][0] for found in caught.value.errors()}
-    assert {"RUNPOD_API_KEY", "R2_ENDPOINT", "REELBROKER_API_KEY"} <= missing
+    assert {"RUNPOD_API_KEY", "R2_ENDPOINT", "R2_BUCKET_NAME"} <= missing
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "192.168.1.5", "::", "broker.example"])
+def test_nobody_listens_to_the_world_without_asking_who_is_there(settings, host):
+    """On this machine alone one may do without a key."""
+    with pytest.raises(ValidationError, match="must say who may ask"):
+        settings(REELBROKER_HOST=host, REELBROKER_API_KEY=None)
+    assert settings(REELBROKER_HOST=host).has_auth
+    assert settings(REELBROKER_HOST=host, REELBROKER_API_KEY=None, REELBROKER_JWT_SECRET="x" * 32).has_auth
+    for here in ("127.0.0.1", "::1", "localhost"):
+        assert not settings(REELBROKER_HOST=here, REELBROKER_API_KEY=None).has_auth
 
 
 def test_a_short_key_is_refused(settings):

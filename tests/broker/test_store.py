@@ -148,7 +148,7 @@ def test_a_list_is_paged_newest_first_and_filtered(store, make_job):
     rest = store.page("u1", JobFilter(before=(first[-1].created_at, first[-1].id)), 3)
     assert [job.id for job in first + rest] == [job.id for job in reversed(jobs)]
     assert [job.project_id for job in store.page("u1", JobFilter(project_id=1), 9)] == [1, 1]
-    assert store.page("u1", JobFilter(status=JobStatus.ERROR), 9) == []
+    assert store.page("u1", JobFilter(status=(JobStatus.ERROR,)), 9) == []
 
 
 def test_an_attempt_is_written_with_the_move_or_not_at_all(store, make_job):

@@ -3,7 +3,8 @@
 import pytest
 from pydantic import ValidationError
 
-from schemas.jobs import ErrorCode, JobRequest, JobStatus, UploadRequest
+from schemas.jobs import ErrorCode, JobRequest, JobStatus
+from schemas.uploads import UploadRequest
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,178 @@
+"""The routes that older clients speak, over the same service: each with its own names, and four statuses instead of five.
+
+There a cancelled job reads `error`, "Cancelled by user". A job that names a project and no video takes the newest finished framing,
+multi_clip or upscale export of that project: what those clients call its working video.
+"""
+
+import json
+import uuid
+from typing import Any, TypeVar
+
+import anyio
+from pydantic import BaseModel, ValidationError
+from starlette.requests import Request
+from starlette.responses import Response
+
+from broker.api import reading
+from broker.api.forms import read_form
+from broker.api.problems import invalid
+from broker.errors import AlreadyFinished, InvalidRequest, NotFound
+from broker.models import Job
+from broker.service import JobService
+from broker.store import JobFilter
+from broker.uploads import UploadService
+from broker.views import view
+from schemas.aliases import (
+    ExportCancelled,
+    ExportJob,
+    ExportJobList,
+    ExportList,
+    ExportStarted,
+    ExportStatus,
+    ExportSummary,
+    RemoteStatus,
+    StartRequest,
+    UpscaleAccepted,
+    UpscaleFields,
+)
+from schemas.jobs import JobRequest, JobStatus, JobType, JobView
+from schemas.uploads import DownloadQuery
+
+Model = TypeVar("Model", bound=BaseModel)
+_WORKING = (JobType.FRAMING, JobType.MULTI_CLIP, JobType.UPSCALE)
+_OPEN = JobFilter(status=(JobStatus.PENDING, JobStatus.PROCESSING))
+LISTED = 100
+
+
+async def start(request: Request) -> Response:
+    """Start an export (first API). Params stand beside `project_id`, or under `params`."""
+    job_type = _job_type(request)
+    asked = await reading.body(request, StartRequest)
+    user, service = reading.user(request), _service(request)
+    key = asked.input_key or await _working_video(service, user, asked.project_id, job_type, asked.params)
+    job = _request({**asked.job_fields, "type": job_type, "input_key": key})
+    stored, _ = await service.submit(user, job, reading.idempotency_key(request))
+    return reading.json(ExportStarted(job_id=stored.id, status=JobStatus.PROCESSING))
+
+
+async def status(request: Request) -> Response:
+    """Look at an export (first API)."""
+    _job_type(request)
+    return reading.json(ExportStatus.of(await _job(request)))
+
+
+async def jobs(request: Request) -> Response:
+    """List your newest exports (first API)."""
+    page = await _service(request).page(reading.user(request), JobFilter(), None, LISTED)
+    return reading.json(ExportJobList(jobs=[ExportJob.of(job) for job in page.jobs]))
+
+
+async def active(request: Request) -> Response:
+    """List your exports that are under way: what a page asks for when it comes back."""
+    page = await _service(request).page(reading.user(request), _OPEN, None, LISTED)
+    return reading.json(ExportList(exports=[ExportSummary.of(job) for job in page.jobs]))
+
+
+async def remote_status(request: Request) -> Response:
+    """Say whether an export still runs, and what became of it."""
+    return reading.json(RemoteStatus.of(await _job(request)))
+
+
+async def cancel(request: Request) -> Response:
+    """Cancel an export. 400 where it has ended already."""
+    try:
+        await _service(request).cancel(reading.user(request), _job_id(request))
+    except AlreadyFinished as error:
+        raise InvalidRequest([("", str(error))], status=400) from error
+    return reading.json(ExportCancelled(message="Export cancelled", modal_cancelled=True))
+
+
+async def upscale(request: Request) -> Response:
+    """Send a video and its keyframes in one form. The file goes to the bucket as it arrives, and is removed with the job's end."""
+    user, service, uploads = reading.user(request), _service(request), request.state.uploads
+    service.check_open()  # before a gigabyte has come in
+    file = uploads.incoming(user)
+    try:
+        fields = await read_form(request, "video", file)
+        if await file.complete() == 0:
+            raise InvalidRequest([("/video", "send the video as a file")])
+        asked = _validated(UpscaleFields, fields)
+        job_id = as_job_id(user, asked.export_id) if asked.export_id else str(uuid.uuid4())
+        job = _request(asked.job_fields(file.key))
+        stored = await _known(service, user, job_id) or (await service.submit(user, job, None, job_id))[0]
+    except BaseException:
+        with anyio.CancelScope(shield=True):
+            await file.discard()
+        raise
+    if stored.input_key != file.key:  # sent again: the first one's file is the job's
+        await file.discard()
+    export_id = asked.export_id or stored.id
+    return reading.json(UpscaleAccepted(status="accepted", export_id=export_id, job_id=stored.id), 202)
+
+
+async def _known(service: JobService, user: str, job_id: str) -> Job | None:
+    try:
+        return await service.job(user, job_id)
+    except NotFound:
+        return None
+
+
+async def presigned_url(request: Request) -> Response:
+    """Get a presigned URL of one of your objects (first API)."""
+    key = reading.query(request, DownloadQuery).key
+    uploads: UploadService = request.state.uploads
+    return reading.json(await uploads.download(reading.user(request), key))
+
+
+def as_job_id(user: str, export_id: str) -> str:
+    """Returns the job id for an id that a client has made up: itself if it is a UUID, else one that follows from it."""
+    try:
+        return str(uuid.UUID(export_id))
+    except ValueError:
+        return str(uuid.uuid5(uuid.NAMESPACE_URL, f"{user}/{export_id}"))
+
+
+async def _working_video(
+    service: JobService, user: str, project_id: int | None, job_type: JobType, params: dict[str, Any]
+) -> str | None:
+    if project_id is None or (job_type is JobType.MULTI_CLIP and "clips" in params):
+        return None
+    only = JobFilter(status=(JobStatus.COMPLETE,), type=_WORKING, project_id=project_id)
+    found = await service.page(user, only, None, 1)
+    if not found.jobs:
+        sentence = (
+            "no working video found: give an input_key, or finish a framing export of this project first"
+        )
+        raise InvalidRequest([("/project_id", sentence)], status=400)
+    return found.jobs[0].output_key
+
+
+async def _job(request: Request) -> JobView:
+    return view(await _service(request).job(reading.user(request), _job_id(request)))
+
+
+def _job_id(request: Request) -> str:
+    return as_job_id(reading.user(request), request.path_params["job_id"])
+
+
+def _job_type(request: Request) -> JobType:
+    try:
+        return JobType(request.path_params["type"])
+    except ValueError:
+        raise NotFound("There is no such type of export.") from None
+
+
+def _request(fields: dict[str, Any]) -> JobRequest:
+    return _validated(JobRequest, fields)
+
+
+def _validated(model: type[Model], fields: dict[str, Any]) -> Model:
+    try:
+        return model.model_validate_json(json.dumps(fields))
+    except ValidationError as error:
+        raise invalid(error) from error
+
+
+def _service(request: Request) -> JobService:
+    service: JobService = request.state.service
+    return service

@@ -1,0 +1,162 @@
+"""Jobs over HTTP: one function a route reads the request, asks the service, and says it."""
+
+from typing import Annotated
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from starlette.requests import Request
+from starlette.responses import RedirectResponse, Response
+
+from broker.api import reading
+from broker.models import Job
+from broker.runpod import RemoteId
+from broker.service import JobService
+from broker.store import JobFilter
+from broker.views import view
+from schemas.jobs import JobRequest, JobStatus, JobType, QuoteRequest
+
+POLL_AFTER_SECONDS = "2"
+
+
+def _several(value: object) -> object:
+    return value.split(",") if isinstance(value, str) else value
+
+
+class ListQuery(BaseModel):
+    """The query of `GET /api/jobs`; `status` and `type` may name several, with commas between."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    status: Annotated[tuple[JobStatus, ...], BeforeValidator(_several)] = ()
+    type: Annotated[tuple[JobType, ...], BeforeValidator(_several)] = ()
+    project_id: Annotated[int, Field(ge=0, le=2**53 - 1)] | None = None
+    limit: Annotated[int, Field(ge=1, le=100)] = 50
+    cursor: Annotated[str, Field(max_length=200)] | None = None
+
+
+class HookBody(BaseModel):
+    """What we read of a provider's call."""
+
+    id: RemoteId | None = None
+
+
+async def submit(request: Request) -> Response:
+    """Submit a job. 202 once it is on disk; from then on it is never lost.
+
+    Send the same again, with the same `Idempotency-Key` or under the same UUID by PUT, and it is the same job
+    (`Idempotent-Replayed: true`). With `Prefer: wait=N` the answer waits up to 25 s for the job's end.
+    """
+    job_id = request.path_params.get("job_id")
+    if job_id is not None:
+        job_id = reading.as_uuid(job_id)
+    key = reading.idempotency_key(request)
+    asked = await reading.body(request, JobRequest)
+    job, replayed = await _service(request).submit(reading.user(request), asked, key, job_id)
+    return await _accepted(request, job, replayed)
+
+
+async def retry(request: Request) -> Response:
+    """Send a job that failed or was cancelled once more: a new job, with `retry_of`. Asking again returns the same one."""
+    job, replayed = await _service(request).retry(reading.user(request), request.path_params["job_id"])
+    return await _accepted(request, job, replayed)
+
+
+async def get(request: Request) -> Response:
+    """Look at a job. Cheap with `If-None-Match`: 304 while nothing has changed.
+
+    With `Prefer: wait=N` the answer waits up to 25 s for a change: from the state that `If-None-Match` names, or from now.
+    """
+    service, user, job_id = _service(request), reading.user(request), request.path_params["job_id"]
+    known, wait = request.headers.get("if-none-match"), reading.preferred_wait(request)
+    if wait is not None:
+        seen = _version(known) if known is not None else await service.version(user, job_id)
+        job = await service.wait(user, job_id, seen, wait)
+        applied = {"Preference-Applied": f"wait={wait}"}
+        if known is not None and seen == job.version:
+            return Response(status_code=304, headers=_headers(job.version) | applied)
+        return _shown(job, applied)
+    if known is not None and _version(known) == (version := await service.version(user, job_id)):
+        return Response(status_code=304, headers=_headers(version))
+    return _shown(await service.job(user, job_id))
+
+
+async def page(request: Request) -> Response:
+    """List your jobs, newest first. `next_cursor` leads to the next page, and so does the `Link` header."""
+    asked = reading.query(request, ListQuery)
+    only = JobFilter(asked.status, asked.type, asked.project_id)
+    found = await _service(request).page(reading.user(request), only, asked.cursor, asked.limit)
+    headers = {}
+    if found.next_cursor is not None:
+        following = request.url.include_query_params(cursor=found.next_cursor)
+        headers["Link"] = f'<{following.path}?{following.query}>; rel="next"'
+    return reading.json(found, headers=headers)
+
+
+async def cancel(request: Request) -> Response:
+    """Cancel a job, and stop paying for it. 202 while the stop is under way, 200 once it is cancelled; ask as often as you like."""
+    job = await _service(request).cancel(reading.user(request), request.path_params["job_id"])
+    return reading.json(job, 200 if job.status.is_terminal else 202)
+
+
+async def output(request: Request) -> Response:
+    """Download the finished file: a redirect to a presigned URL, minted now."""
+    url = await _service(request).output_url(reading.user(request), request.path_params["job_id"])
+    return RedirectResponse(url, 302, headers={"Cache-Control": "no-store"})
+
+
+async def quote(request: Request) -> Response:
+    """Estimate a job before sending it: GPU seconds and cost, by your own jobs like it where there are enough."""
+    asked = await reading.body(request, QuoteRequest)
+    return reading.json(await _service(request).quote(reading.user(request), asked))
+
+
+async def runpod_hook(request: Request) -> Response:
+    """The GPU provider says that something happened to a job. Only a reason to look now: what it says is not believed."""
+    raw = await reading.raw_body(request)
+    try:
+        told = HookBody.model_validate_json(raw)
+    except ValueError:  # the call counts, whatever it says
+        told = HookBody()
+    path = request.path_params
+    await _service(request).hint(path["job_id"], path["token"], told.id)
+    return Response('{"status":"ok"}', media_type="application/json")
+
+
+async def _accepted(request: Request, job: Job, replayed: bool) -> Response:
+    headers = {"Location": f"/api/jobs/{job.id}", "Retry-After": POLL_AFTER_SECONDS}
+    if replayed:
+        headers["Idempotent-Replayed"] = "true"
+    wait = reading.preferred_wait(request)
+    if wait is not None:
+        job = await _service(request).wait(job.user_id, job.id, None, wait)
+        headers["Preference-Applied"] = f"wait={wait}"
+    return reading.json(view(job), 202, headers | {"ETag": _etag(job.version)})
+
+
+def _shown(job: Job, headers: dict[str, str] | None = None) -> Response:
+    headers = _headers(job.version) | (headers or {})
+    if not job.status.is_terminal:
+        headers["Retry-After"] = POLL_AFTER_SECONDS
+    return reading.json(view(job), 200, headers)
+
+
+def _headers(version: int) -> dict[str, str]:
+    return {"ETag": _etag(version), "Cache-Control": "private, no-cache"}
+
+
+def _etag(version: int) -> str:
+    """Weak: `last_evidence` may be newer in the same version of a job."""
+    return f'W/"{version}"'
+
+
+def _version(etags: str) -> int | None:
+    """Returns the version that an `If-None-Match` names; of several the first that can be one."""
+    for etag in etags.split(","):
+        number = etag.strip().removeprefix("W/").strip('"')
+        if number.isascii() and number.isdecimal() and len(number) < 10:
+            return int(number)
+    return None
+
+
+def _service(request: Request) -> JobService:
+    service: JobService = request.state.service
+    return service

@@ -1,0 +1,178 @@
+"""A job as it happens: the same frames over server-sent events and over a WebSocket, with the same `seq`, resumable."""
+
+import asyncio
+import json
+import random
+from collections.abc import AsyncIterator
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from sse_starlette import EventSourceResponse, ServerSentEvent
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.websockets import WebSocket, WebSocketDisconnect
+
+from broker.api import reading
+from broker.api.aliases import as_job_id
+from broker.errors import NotFound
+from broker.service import JobService
+from broker.views import view
+from schemas.aliases import ExportProgress
+from schemas.jobs import EventView, Snapshot
+
+#: Close codes of our own, in the range that is free for it.
+NOT_FOUND = 4404
+#: How long the export editor's socket waits for its job, which it names before sending it.
+EXPECTED_SECONDS = 300.0
+
+
+class WatchQuery(BaseModel):
+    """The query of both: `after` is the last `seq` that was seen, 0 for all from the start."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    after: int | None = Field(None, ge=0, le=2**31)
+
+
+class Resume(BaseModel):
+    """What a WebSocket client may send first."""
+
+    resume_after: int = Field(ge=0, le=2**31)
+
+
+async def events(request: Request) -> Response:
+    """Watch a job: server-sent events until it has ended; then 204, on which an EventSource stays away.
+
+    First comes a `snapshot` with the whole job; then an `update` for each event. The `id` of both is the `seq` up to which all is
+    known, so a browser that lost the connection resumes by itself (`Last-Event-ID`), and misses nothing. `?after=0` starts with the
+    first event. A comment every 15 s keeps the line open. Where headers cannot be sent, authenticate by `?ticket=`.
+    """
+    service, user, job_id = _service(request), reading.user(request), request.path_params["job_id"]
+    after = reading.query(request, WatchQuery).after
+    last = request.headers.get("last-event-id", "")
+    if last.isascii() and last.isdecimal() and len(last) < 10:
+        after = int(last)
+    job = await service.job(user, job_id)
+    if job.status.is_terminal and after is not None and after == job.version:
+        return Response(status_code=204)
+    return EventSourceResponse(
+        _sse(service.watch(user, job_id, after)), headers={"Cache-Control": "no-cache"}, sep="\n"
+    )
+
+
+async def _sse(frames: AsyncIterator[Snapshot | EventView]) -> AsyncIterator[ServerSentEvent]:
+    # Jittered, so that after a restart of the broker not all come back in the same moment.
+    yield ServerSentEvent(retry=random.randint(2000, 4000), comment="hello")  # noqa: S311
+    async for frame in frames:
+        yield ServerSentEvent(data=_data(frame), event=_name(frame), id=str(frame.seq))
+
+
+async def socket(websocket: WebSocket) -> None:
+    """The same frames as JSON: `{"event": "snapshot", "seq", "job"}`, then `{"event": "update", "seq", "at", "kind", "changes"}`.
+
+    `?after=` or a first message `{"resume_after": seq}` resumes; `ping` is answered with `pong`. Closed with 1000 after the end.
+    """
+    service, user, job_id = _service(websocket), reading.user(websocket), websocket.path_params["job_id"]
+    try:
+        after = WatchQuery.model_validate(dict(websocket.query_params)).after
+    except ValidationError:
+        after = None
+    await websocket.accept()
+    try:
+        await service.version(user, job_id)
+        async with asyncio.TaskGroup() as tasks:
+            resumed: asyncio.Queue[int] = asyncio.Queue()
+            listening = tasks.create_task(_listen(websocket, resumed))
+            telling = tasks.create_task(_tell(websocket, service, user, job_id, after))
+            asking = tasks.create_task(resumed.get())
+            while not telling.done():
+                done, _ = await asyncio.wait(
+                    {telling, asking, listening}, return_when=asyncio.FIRST_COMPLETED
+                )
+                if listening in done:
+                    break
+                if asking in done:  # from there on, whatever was said before
+                    telling.cancel()
+                    telling = tasks.create_task(_tell(websocket, service, user, job_id, asking.result()))
+                    asking = tasks.create_task(resumed.get())
+            for task in (listening, telling, asking):
+                task.cancel()
+        await _close(websocket, 1000)
+    except NotFound:
+        await _close(websocket, NOT_FOUND)
+
+
+async def _tell(websocket: WebSocket, service: JobService, user: str, job_id: str, after: int | None) -> None:
+    try:
+        async for frame in service.watch(user, job_id, after):
+            await websocket.send_text(f'{{"event":"{_name(frame)}",{_data(frame)[1:]}')
+    except WebSocketDisconnect:  # `_listen` hears of it too
+        return
+
+
+async def _listen(websocket: WebSocket, resumed: asyncio.Queue[int] | None = None) -> None:
+    """Answers pings until the client has gone."""
+    try:
+        while True:
+            said = await websocket.receive_text()
+            if said == "ping":
+                await websocket.send_text("pong")
+                continue
+            try:
+                message = json.loads(said)
+                if isinstance(message, dict) and message.get("type") == "ping":
+                    await websocket.send_text('{"type":"pong"}')
+                elif resumed is not None:
+                    resumed.put_nowait(Resume.model_validate(message).resume_after)
+            except ValueError:  # nothing that we understand
+                continue
+    except (WebSocketDisconnect, KeyError):  # KeyError: bytes instead of text
+        return
+
+
+async def export_socket(websocket: WebSocket) -> None:
+    """The export editor's own messages, under its own path; it may connect before it has sent the job."""
+    service, user = _service(websocket), reading.user(websocket)
+    job_id = as_job_id(user, websocket.path_params["export_id"])
+    await websocket.accept()
+    async with asyncio.TaskGroup() as tasks:
+        listening = tasks.create_task(_listen(websocket))
+        telling = tasks.create_task(_tell_export(websocket, service, user, job_id))
+        await asyncio.wait({listening, telling}, return_when=asyncio.FIRST_COMPLETED)
+        for task in (listening, telling):
+            task.cancel()
+    await _close(websocket, 1000)
+
+
+async def _tell_export(websocket: WebSocket, service: JobService, user: str, job_id: str) -> None:
+    try:
+        async with asyncio.timeout(EXPECTED_SECONDS):
+            await service.expected(user, job_id)
+        async for _ in service.watch(user, job_id):
+            job = await service.job(user, job_id)
+            told = ExportProgress.of(view(job))
+            await websocket.send_text(told.model_dump_json(by_alias=True))
+            if job.status.is_terminal:
+                return
+    except (WebSocketDisconnect, TimeoutError):
+        return
+
+
+async def _close(websocket: WebSocket, code: int) -> None:
+    try:
+        await websocket.close(code)
+    except (RuntimeError, WebSocketDisconnect):  # the client was faster
+        return
+
+
+def _name(frame: Snapshot | EventView) -> str:
+    return "snapshot" if isinstance(frame, Snapshot) else "update"
+
+
+def _data(frame: Snapshot | EventView) -> str:
+    return frame.model_dump_json(exclude_unset=isinstance(frame, EventView))
+
+
+def _service(connection: Any) -> JobService:
+    service: JobService = connection.state.service
+    return service

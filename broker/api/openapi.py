@@ -1,0 +1,194 @@
+"""The OpenAPI 3.1 document, made from the table of operations and the models: nothing is said twice."""
+
+import http
+import inspect
+import re
+from collections.abc import Iterable, Sequence
+from importlib.metadata import version
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic.json_schema import models_json_schema
+
+from broker.api.operation import Access, Operation
+from schemas.jobs import JobRequest, JobType, QuoteRequest
+
+_REF = "#/components/schemas/{model}"
+#: What any operation with a body, and any that asks who is there, may answer.
+_OF_A_BODY, _OF_A_USER, _OF_AN_ADMIN = (408, 413, 422), (401, 429), (403,)
+_ABOUT = """Send a job, watch it, fetch the file. Uploads and downloads go straight to the bucket by presigned URLs.
+
+Errors are `application/problem+json` (RFC 9457) with a `code`, and `retryable`. A WebSocket at `/api/jobs/{job_id}/ws` says the same as
+the event stream, as JSON. `RateLimit` headers say how many requests are left."""
+_HEADERS = {
+    "Idempotency-Key": "Draw one per job; sent again with the same job, it is the same job. 1 to 255 characters.",
+    "Prefer": "`wait=N`: answer after up to N seconds (25 at most), as soon as there is something new.",
+    "If-None-Match": "The `ETag` that you have; 304 if it is still right.",
+    "Last-Event-ID": "The last `id` that you have seen; the stream goes on behind it.",
+}
+_PATTERNS = {"Idempotency-Key": r"^[!-~]{1,200}$", "Prefer": r"^wait=[0-2]$", "If-None-Match": r'^W/"[0-9]{1,5}"$', "Last-Event-ID": "^[0-9]{1,5}$"}  # fmt: skip
+_ANSWERED = {
+    202: ("Location", "Retry-After", "ETag", "Idempotent-Replayed", "Preference-Applied"),
+    302: ("Location",),
+    304: ("ETag",),
+}
+
+
+class FieldProblem(BaseModel):
+    pointer: str = Field(description="JSON pointer to the field.")
+    detail: str
+
+
+class Problem(BaseModel):
+    """What went wrong, as RFC 9457 says it."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    code: str
+    retryable: bool = Field(description="Whether the same request may succeed later.")
+    request_id: str
+    errors: list[FieldProblem] = []
+
+
+def document(operations: Sequence[Operation]) -> dict[str, Any]:
+    """Returns the whole document."""
+    taken: dict[tuple[type[BaseModel], Any], None] = {(Problem, "serialization"): None}
+    for operation in operations:
+        taken |= dict.fromkeys((model, "validation") for model in (operation.body, operation.form) if model)
+        taken |= dict.fromkeys(
+            (answer, "serialization") for answer in operation.answers.values() if isinstance(answer, type)
+        )
+    taken |= dict.fromkeys((kind.params_model, "validation") for kind in JobType)
+    names, definitions = models_json_schema(list(taken), ref_template=_REF)
+    schemas = definitions["$defs"]
+    for model in (JobRequest, QuoteRequest):
+        _one_of_each_type(schemas, model.__name__)
+    paths: dict[str, dict[str, Any]] = {}
+    for operation in operations:
+        paths.setdefault(operation.path, {})[operation.method.lower()] = _operation(operation, names)
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "Reelbroker", "version": version("reelbroker"), "description": _ABOUT},
+        "security": [{"bearer": []}],
+        "paths": paths,
+        "components": {
+            "schemas": schemas,
+            "securitySchemes": {
+                "bearer": {"type": "http", "scheme": "bearer", "description": "An API key, or a JWT."}
+            },
+        },
+    }
+
+
+def _operation(operation: Operation, names: Any) -> dict[str, Any]:
+    summary, _, rest = inspect.cleandoc(operation.endpoint.__doc__ or "").partition("\n\n")
+    method_of = operation.endpoint.__module__.rpartition(".")[2] + "_" + operation.endpoint.__name__
+    described: dict[str, Any] = {
+        "operationId": f"{method_of}_{operation.method}_{re.sub('[^a-z]+', '_', operation.path)}".lower(),
+        "summary": " ".join(summary.split()),
+        "tags": [operation.tag],
+        "parameters": [*_parameters(operation)],
+        "responses": {str(status): body for status, body in _responses(operation, names)},
+    }
+    if rest:
+        described["description"] = " ".join(rest.split())
+    if operation.access is Access.PUBLIC:
+        described["security"] = []
+    if operation.body is not None:
+        content = {"application/json": {"schema": names[(operation.body, "validation")]}}
+        described["requestBody"] = {"required": True, "content": content}
+    if operation.form is not None:
+        video = {"type": "string", "contentMediaType": "application/octet-stream"}
+        both = [
+            names[(operation.form, "validation")],
+            {"properties": {"video": video}, "required": ["video"]},
+        ]
+        described["requestBody"] = {
+            "required": True,
+            "content": {"multipart/form-data": {"schema": {"allOf": both}}},
+        }
+    return described
+
+
+def _parameters(operation: Operation) -> Iterable[dict[str, Any]]:
+    for name in re.findall(r"\{(\w+)\}", operation.path):
+        schema: dict[str, Any] = {"type": "string", "minLength": 1}
+        if name == "type":
+            schema["enum"] = [kind.value for kind in JobType]
+        if operation.method == "PUT":
+            schema["format"] = "uuid"
+        yield {"name": name, "in": "path", "required": True, "schema": schema}
+    if operation.query is not None:
+        fields = operation.query.model_json_schema(mode="validation", ref_template=_REF)
+        definitions = fields.get("$defs", {})
+        for name, schema in fields["properties"].items():
+            if "items" in schema and "$ref" in schema["items"]:
+                schema = schema | {"items": definitions[schema["items"]["$ref"].rpartition("/")[2]]}
+            yield {
+                "name": name,
+                "in": "query",
+                "required": name in fields.get("required", ()),
+                "schema": schema,
+                "style": "form",
+                "explode": False,
+            }
+    for name in operation.headers:
+        schema = {"type": "string", "pattern": _PATTERNS[name]}
+        yield {"name": name, "in": "header", "schema": schema, "description": _HEADERS[name]}
+
+
+def _responses(operation: Operation, names: Any) -> Iterable[tuple[int, dict[str, Any]]]:
+    for status, answer in operation.answers.items():
+        told: dict[str, Any] = {"description": http.HTTPStatus(status).phrase}
+        if isinstance(answer, str):
+            told["content"] = {answer: {"schema": {"type": "string"}}}
+        elif answer is not None:
+            told["content"] = {"application/json": {"schema": names[(answer, "serialization")]}}
+        if headers := _ANSWERED.get(status):
+            told["headers"] = {name: {"schema": {"type": "string"}} for name in headers}
+        yield status, told
+    problems = {*operation.problems}
+    problems |= {*_OF_A_BODY} if operation.body or operation.form else set()
+    problems |= {415} if operation.form else set()
+    problems |= {*_OF_A_USER} if operation.access is not Access.PUBLIC else set()
+    problems |= {*_OF_AN_ADMIN} if operation.access is Access.ADMIN else set()
+    for status in sorted(problems):
+        schema = names[(Problem, "serialization")]
+        yield (
+            status,
+            {
+                "description": http.HTTPStatus(status).phrase,
+                "content": {"application/problem+json": {"schema": schema}},
+            },
+        )
+
+
+def _one_of_each_type(schemas: dict[str, Any], name: str) -> None:
+    """Says that `params` are those of the `type`, which the model checks and its schema does not know."""
+    model = schemas[name]
+    model["required"] = ["type"]
+    mapping = {}
+    for kind in JobType:
+        params = {"$ref": _REF.format(model=kind.params_model.__name__)}
+        properties = model["properties"] | {"type": {"const": kind.value, "type": "string"}, "params": params}
+        needs_input = [] if kind is JobType.MULTI_CLIP else ["input_key"]
+        if needs_input:
+            properties["input_key"] = _without_null(properties["input_key"])
+        needs_params = ["params"] if kind in (JobType.ANNOTATE, JobType.MULTI_CLIP) else []
+        one = model | {"properties": properties, "required": ["type", *needs_input, *needs_params]}
+        one["title"] = f"{name} ({kind.value})"
+        schemas[f"{name}_{kind.value}"] = one
+        mapping[kind.value] = _REF.format(model=f"{name}_{kind.value}")
+    schemas[name] = {
+        "oneOf": [{"$ref": ref} for ref in mapping.values()],
+        "discriminator": {"propertyName": "type", "mapping": mapping},
+    }
+
+
+def _without_null(schema: dict[str, Any]) -> dict[str, Any]:
+    kinds = [kind for kind in schema.get("anyOf", []) if kind.get("type") != "null"]
+    return kinds[0] if len(kinds) == 1 else schema

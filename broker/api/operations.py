@@ -1,0 +1,58 @@
+"""What concerns the broker as a whole: whether it lives, whether it is ready, and the operator's switch."""
+
+from collections.abc import Callable
+
+import anyio
+from pydantic import BaseModel, ConfigDict, StrictBool
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import Response
+
+from broker.api import reading
+from broker.api.problems import problem
+from broker.service import JobService
+
+
+class DrainRequest(BaseModel):
+    """The body of `POST /api/operations/drain`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    on: StrictBool
+
+
+class Draining(BaseModel):
+    draining: bool
+
+
+class Health(BaseModel):
+    status: str
+
+
+class Readiness(Health):
+    checks: dict[str, str]
+
+
+async def drain(request: Request) -> Response:
+    """Take no new jobs and send none (`{"on": true}`), or do so again. Those that run go on."""
+    asked = await reading.body(request, DrainRequest)
+    service: JobService = request.state.service
+    await service.drain(asked.on)
+    return reading.json(Draining(draining=asked.on))
+
+
+async def healthz(request: Request) -> Response:
+    """The process runs and answers."""
+    return reading.json(Health(status="ok"))
+
+
+async def readyz(request: Request) -> Response:
+    """A job sent now can be stored, and its files reached."""
+    checks: dict[str, Callable[[], None]] = request.state.checks
+    for name, check in checks.items():
+        try:
+            with anyio.fail_after(5):
+                await run_in_threadpool(check)
+        except Exception as error:  # noqa: BLE001  # whatever it is, not ready is the answer
+            return problem(request, 503, "not_ready", f"{name}: {error}", retryable=True)
+    return reading.json(Readiness(status="ok", checks=dict.fromkeys(checks, "ok")))
