@@ -259,7 +259,7 @@ class WebhookService:
             raise Refused("a webhook must be https, on port 443")
         try:
             addresses = await self._resolve(url.host, 443)
-        except OSError:
+        except (OSError, UnicodeError):  # UnicodeError: a label that no name may have
             raise Refused(f"{url.host} cannot be resolved") from None
         if not addresses or not all(_is_public(address) for address in addresses):
             raise Refused(f"{url.host} is not a public address")

@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from pydantic import Field, StringConstraints
+from pydantic import Field, StrictBool, StringConstraints
 
 from schemas.jobs import Wire
 from schemas.keys import UserId
@@ -13,7 +13,7 @@ class KeyRequest(Wire):
 
     user_id: UserId
     name: Annotated[str, StringConstraints(max_length=100)] = ""
-    admin: bool = False
+    admin: StrictBool = False
 
 
 class KeyView(Wire):

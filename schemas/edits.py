@@ -20,6 +20,7 @@ from pydantic import (
     ConfigDict,
     Field,
     Strict,
+    StrictBool,
     StringConstraints,
     model_validator,
 )
@@ -67,7 +68,12 @@ Seconds = Annotated[float, Strict(), Field(ge=0), AfterValidator(_below_a_day)]
 Pixels = Annotated[float, Strict(), Field(ge=0, le=65_536)]
 FrameIndex = Annotated[int, Strict(), Field(ge=0, le=10_000_000)]
 PositivePixels = Annotated[float, Strict(), Field(gt=0, le=65_536)]
-EvenPixels = Annotated[int, Strict(), Field(ge=16, le=MAX_PIXELS_PER_SIDE), AfterValidator(_even)]
+EvenPixels = Annotated[
+    int,
+    Strict(),
+    Field(ge=16, le=MAX_PIXELS_PER_SIDE, json_schema_extra={"multipleOf": 2}),
+    AfterValidator(_even),
+]
 
 
 def _some(items: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -148,7 +154,7 @@ class OutputParams(Edit):
 
     target_fps: Annotated[float, Strict(), Field(ge=1, le=240)] | None = None
     export_mode: Annotated[ExportMode, UpperCase] = ExportMode.FAST
-    include_audio: bool = True
+    include_audio: StrictBool = True
 
 
 class Framing(Edit):
@@ -158,7 +164,11 @@ class Framing(Edit):
     picture are refused at once, and not only when the worker has probed the file.
     """
 
-    crop_keyframes: Annotated[tuple[CropKeyframe, ...], Field(max_length=MAX_KEYFRAMES)] = ()
+    #: null says "none" too.
+    crop_keyframes: Annotated[
+        tuple[CropKeyframe, ...],
+        Field(max_length=MAX_KEYFRAMES, json_schema_extra={"type": ["array", "null"]}),
+    ] = ()
     interpolation: Interpolation = Interpolation.LINEAR
     start_time: Seconds = 0.0
     end_time: Seconds | None = None

@@ -8,7 +8,7 @@ from enum import StrEnum
 from itertools import pairwise
 from typing import Annotated, Any, Self
 
-from pydantic import AfterValidator, Field, Strict, StringConstraints, model_validator
+from pydantic import AfterValidator, Field, Strict, StrictBool, StringConstraints, model_validator
 from pydantic_core import PydanticCustomError
 
 from schemas.dialects import OVERLAY_SYNONYMS, REGION_WORDS, canonical, keyframed, renamed
@@ -91,7 +91,7 @@ class HighlightRegion(OnPreview):
     end_time: Seconds | None = None
     start_frame: FrameIndex | None = None
     end_frame: FrameIndex | None = None
-    enabled: bool = True
+    enabled: StrictBool = True
     keyframes: Annotated[tuple[HighlightKeyframe, ...], Field(max_length=MAX_KEYFRAMES), AtLeastOne]
 
     @model_validator(mode="before")
@@ -149,7 +149,7 @@ class TextLayer(OnPreview):
     opacity: Share = 1.0
     fade_seconds: Annotated[float, Strict(), Field(ge=0, le=10)] = 0.25
     font_size: Annotated[float, Strict(), Field(ge=4, le=1000)] = 48.0
-    bold: bool = False
+    bold: StrictBool = False
     color: Colour = "#ffffff"
     outline_color: Colour = "#000000"
     outline_width: Annotated[float, Strict(), Field(ge=0, le=50)] = 0.0

@@ -18,7 +18,7 @@ POLL_AFTER_SECONDS = "2"
 
 
 def _several(value: object) -> object:
-    return value.split(",") if isinstance(value, str) else value
+    return [word for word in value.split(",") if word] if isinstance(value, str) else value
 
 
 class ListQuery(BaseModel):

@@ -10,7 +10,8 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.json_schema import models_json_schema
 
-from broker.api.operation import Access, Operation
+from broker.api.operation import Access, Answer, Operation
+from broker.api.reading import MAX_KEY
 from schemas.jobs import JobRequest, JobType, QuoteRequest
 
 _REF = "#/components/schemas/{model}"
@@ -26,7 +27,13 @@ _HEADERS = {
     "If-None-Match": "The `ETag` that you have; 304 if it is still right.",
     "Last-Event-ID": "The last `id` that you have seen; the stream goes on behind it.",
 }
-_PATTERNS = {"Idempotency-Key": r"^[!-~]{1,200}$", "Prefer": r"^wait=[0-2]$", "If-None-Match": r'^W/"[0-9]{1,5}"$', "Last-Event-ID": "^[0-9]{1,5}$"}  # fmt: skip
+#: Where in an answer the ids are that paths ask for.
+_IDS = {
+    "job_id": "$response.body#/job_id",
+    "upload_id": "$response.body#/upload_id",
+    "webhook_id": "$response.body#/id",
+    "key_id": "$response.body#/id",
+}
 _ANSWERED = {
     202: ("Location", "Retry-After", "ETag", "Idempotent-Replayed", "Preference-Applied"),
     302: ("Location",),
@@ -58,7 +65,8 @@ def document(operations: Sequence[Operation]) -> dict[str, Any]:
     """Returns the whole document."""
     taken: dict[tuple[type[BaseModel], Any], None] = {(Problem, "serialization"): None}
     for operation in operations:
-        taken |= dict.fromkeys((model, "validation") for model in (operation.body, operation.form) if model)
+        if operation.body is not None:
+            taken[(operation.body, "validation")] = None
         taken |= dict.fromkeys(
             (answer, "serialization") for answer in operation.answers.values() if isinstance(answer, type)
         )
@@ -70,6 +78,7 @@ def document(operations: Sequence[Operation]) -> dict[str, Any]:
     paths: dict[str, dict[str, Any]] = {}
     for operation in operations:
         paths.setdefault(operation.path, {})[operation.method.lower()] = _operation(operation, names)
+    _link(operations, paths)
     return {
         "openapi": "3.1.0",
         "info": {"title": "Reelbroker", "version": version("reelbroker"), "description": _ABOUT},
@@ -86,9 +95,8 @@ def document(operations: Sequence[Operation]) -> dict[str, Any]:
 
 def _operation(operation: Operation, names: Any) -> dict[str, Any]:
     summary, _, rest = inspect.cleandoc(operation.endpoint.__doc__ or "").partition("\n\n")
-    method_of = operation.endpoint.__module__.rpartition(".")[2] + "_" + operation.endpoint.__name__
     described: dict[str, Any] = {
-        "operationId": f"{method_of}_{operation.method}_{re.sub('[^a-z]+', '_', operation.path)}".lower(),
+        "operationId": _id(operation),
         "summary": " ".join(summary.split()),
         "tags": [operation.tag],
         "parameters": [*_parameters(operation)],
@@ -102,16 +110,41 @@ def _operation(operation: Operation, names: Any) -> dict[str, Any]:
         content = {"application/json": {"schema": names[(operation.body, "validation")]}}
         described["requestBody"] = {"required": True, "content": content}
     if operation.form is not None:
-        video = {"type": "string", "contentMediaType": "application/octet-stream"}
-        both = [
-            names[(operation.form, "validation")],
-            {"properties": {"video": video}, "required": ["video"]},
-        ]
+        fields = operation.form.model_json_schema(mode="validation", ref_template=_REF)
+        fields["properties"]["video"] = {"type": "string", "contentMediaType": "application/octet-stream"}
+        fields["required"] = ["video"]
         described["requestBody"] = {
             "required": True,
-            "content": {"multipart/form-data": {"schema": {"allOf": both}}},
+            "content": {"multipart/form-data": {"schema": fields}},
         }
     return described
+
+
+def _id(operation: Operation) -> str:
+    return operation.method.lower() + re.sub("[^a-z]+", "_", operation.path.removeprefix("/api")).rstrip("_")
+
+
+def _link(operations: Sequence[Operation], paths: dict[str, dict[str, Any]]) -> None:
+    """Says what may be done next with what an operation answers: wherever its id is asked for."""
+    for operation in operations:
+        for status, answer in operation.answers.items():
+            for name, source in _ids_in(operation, answer):
+                followers = [other for other in operations if re.findall(r"\{(\w+)\}", other.path) == [name]]
+                paths[operation.path][operation.method.lower()]["responses"][str(status)]["links"] = {
+                    _id(other): {"operationId": _id(other), "parameters": {name: source}}
+                    for other in followers
+                    if other.method != "PUT"
+                }
+
+
+def _ids_in(operation: Operation, answer: Answer) -> Iterable[tuple[str, str]]:
+    """Yields (name in paths, where it is) for the id of what an operation makes."""
+    if operation.method != "POST" or not isinstance(answer, type):
+        return
+    for name, source in _IDS.items():
+        made_here = name in ("job_id", "upload_id") or operation.path == f"/api/{name.removesuffix('_id')}s"
+        if made_here and source.rpartition("/")[2] in answer.model_fields:
+            yield name, source
 
 
 def _parameters(operation: Operation) -> Iterable[dict[str, Any]]:
@@ -137,7 +170,8 @@ def _parameters(operation: Operation) -> Iterable[dict[str, Any]]:
                 "explode": False,
             }
     for name in operation.headers:
-        schema = {"type": "string", "pattern": _PATTERNS[name]}
+        limits = {"minLength": 1, "maxLength": MAX_KEY} if name == "Idempotency-Key" else {}
+        schema = {"type": "string"} | limits
         yield {"name": name, "in": "header", "schema": schema, "description": _HEADERS[name]}
 
 
@@ -145,7 +179,7 @@ def _responses(operation: Operation, names: Any) -> Iterable[tuple[int, dict[str
     for status, answer in operation.answers.items():
         told: dict[str, Any] = {"description": http.HTTPStatus(status).phrase}
         if isinstance(answer, str):
-            told["content"] = {answer: {"schema": {"type": "string"}}}
+            told["content"] = {answer: {}}
         elif answer is not None:
             told["content"] = {"application/json": {"schema": names[(answer, "serialization")]}}
         if headers := _ANSWERED.get(status):

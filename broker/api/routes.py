@@ -6,7 +6,7 @@ from starlette.routing import BaseRoute, Mount, WebSocketRoute
 
 from broker.api import access, aliases, jobs, live, operations, reference, uploads, webhooks
 from broker.api.auth import Authentication, Limited, unauthenticated
-from broker.api.operation import Access, Operation
+from broker.api.operation import Access, Operation, resources
 from broker.settings import Settings
 from schemas.access import KeyList, KeyRequest, NewKey, Ticket
 from schemas.aliases import (
@@ -77,14 +77,14 @@ def routes(settings: Settings) -> list[BaseRoute]:
         Middleware(AuthenticationMiddleware, backend=Authentication(settings), on_error=unauthenticated),
         Middleware(Limited),
     ]
-    below_api = [operation.route("/api") for operation in OPERATIONS if operation.path.startswith("/api/")]
-    others = [operation.route("") for operation in OPERATIONS if not operation.path.startswith("/api/")]
+    below_api = [operation for operation in OPERATIONS if operation.path.startswith("/api/")]
+    others = [operation for operation in OPERATIONS if not operation.path.startswith("/api/")]
     return [
-        *others,
+        *resources(others),
         *reference.routes(OPERATIONS),
         Mount(
             "/api",
-            routes=[*below_api, WebSocketRoute("/jobs/{job_id}/ws", live.socket)],
+            routes=[*resources(below_api, "/api"), WebSocketRoute("/jobs/{job_id}/ws", live.socket)],
             middleware=guarded,
         ),
         Mount("/ws", routes=[WebSocketRoute("/export/{export_id}", live.export_socket)], middleware=guarded),

@@ -12,6 +12,7 @@ from schemas.keys import object_key
 from tests.broker.api.calls import JOB, on_one_database, submitted_ids, until
 from tests.broker.provider import Provider, Worker, refuse
 
+
 async def test_a_submit_is_answered_before_anything_is_sent(client):
     """202 with where to look and when."""
     reply = await client.post("/api/jobs", json=JOB | {"project_id": 7, "metadata": {"a": "b"}})
