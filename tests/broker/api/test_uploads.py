@@ -1,0 +1,141 @@
+"""Files straight to the bucket: exact type and size, equal parts, cut off and resumed, checked at the end."""
+
+import asyncio
+
+import httpx
+import pytest
+
+from broker import uploads
+from tests.broker.api.calls import JOB, on_one_database
+
+pytestmark = on_one_database
+
+
+@pytest.fixture
+def small_parts(monkeypatch):
+    """Parts of 5 MiB, from 12 MB on: the least that S3 takes."""
+    monkeypatch.setattr(uploads, "PART_BYTES", 5 * 2**20)
+    monkeypatch.setattr(uploads, "IN_PARTS_FROM", 12_000_000)
+
+
+async def begin(client, size=None, name="clip.mp4"):
+    body = {"filename": name} | ({} if size is None else {"bytes": size})
+    return (await client.post("/api/videos/upload-url", json=body)).raise_for_status().json()
+
+
+async def put(url, content, headers=None):
+    async with httpx.AsyncClient() as bucket:
+        return (await bucket.put(url, content=content, headers=headers)).status_code
+
+
+async def test_an_announced_size_is_the_only_one_taken(client):
+    """And the only type; then the upload can be said to be complete, as often as one likes."""
+    ticket = await begin(client, 4)
+    assert await put(ticket["upload_url"], b"films", ticket["headers"]) == 403
+    assert await put(ticket["upload_url"], b"film", {"Content-Type": "text/html"}) == 403
+    early = await client.post(ticket["complete_url"])
+    assert (early.status_code, early.json()["code"]) == (409, "upload_incomplete")
+    assert await put(ticket["upload_url"], b"film", ticket["headers"]) == 200
+    for _ in range(2):
+        done = await client.post(ticket["complete_url"])
+        assert (done.status_code, done.json()["bytes"], done.json()["video_key"]) == (
+            200,
+            4,
+            ticket["video_key"],
+        )
+    again = (await client.get(f"/api/videos/uploads/{ticket['upload_id']}")).json()
+    assert (again["completed"], again["upload_url"]) == (True, None)
+
+
+async def test_a_file_of_another_size_is_not_complete(client, bucket, settings):
+    """Where a store does not hold clients to the length that was signed."""
+    ticket = await begin(client, 4)
+    bucket.write(f"{settings().user_id}/{ticket['video_key']}", b"films")
+    reply = await client.post(ticket["complete_url"])
+    assert (reply.status_code, "5 bytes" in reply.json()["detail"]) == (409, True)
+
+
+async def test_a_large_file_goes_in_equal_parts_and_is_resumed(client, small_parts, bucket, settings):
+    """Cut off in the middle: what has arrived is not sent again, and the file is what it was."""
+    film = bytes(range(256)) * 56_000  # 14.3 MB: three parts
+    ticket = await begin(client, len(film), 'größe "x"; y.mp4')
+    assert ticket["upload_url"] is None
+    assert [part["bytes"] for part in ticket["parts"]] == [5 * 2**20, 5 * 2**20, len(film) - 10 * 2**20]
+
+    async def send(part, length=None):
+        piece = film[part["offset"] : part["offset"] + (length or part["bytes"])]
+        return await put(part["upload_url"], piece)
+
+    assert await send(ticket["parts"][1]) == 200
+    assert await send(ticket["parts"][0], 1000) == 403
+    early = await client.post(ticket["complete_url"])
+    assert (early.status_code, "2 parts are missing; the first is part 1" in early.json()["detail"]) == (
+        409,
+        True,
+    )
+    resumed = (await client.get(f"/api/videos/uploads/{ticket['upload_id']}")).json()
+    assert [part["number"] for part in resumed["parts"]] == [1, 3]
+    assert await asyncio.gather(*map(send, resumed["parts"])) == [200, 200]
+    for _ in range(2):
+        done = await client.post(ticket["complete_url"])
+        assert (done.status_code, done.json()["bytes"]) == (200, len(film))
+    url = (await client.get("/api/storage/presigned-url", params={"key": ticket["video_key"]})).json()["url"]
+    async with httpx.AsyncClient() as http:
+        got = await http.get(url)
+    assert got.content == film
+    assert (await client.post("/api/jobs", json=JOB | {"input_key": ticket["video_key"]})).status_code == 202
+
+
+async def test_joined_but_not_noted_is_complete_all_the_same(client, small_parts, monkeypatch):
+    """The broker died between the two."""
+    film = b"x" * 12_000_000
+    ticket = await begin(client, len(film))
+    for part in ticket["parts"]:
+        assert await put(part["upload_url"], film[part["offset"] : part["offset"] + part["bytes"]]) == 200
+    with monkeypatch.context() as patch:
+        patch.setattr(uploads, "update", lambda *_: 1 / 0)
+        assert (await client.post(ticket["complete_url"])).status_code == 500
+    assert (await client.post(ticket["complete_url"])).json()["bytes"] == len(film)
+
+
+async def test_an_abandoned_upload_is_gone(client, small_parts):
+    """With its parts; one that is complete stays."""
+    ticket = await begin(client, 12_000_000)
+    part = ticket["parts"][0]
+    assert await put(part["upload_url"], b"x" * part["bytes"]) == 200
+    where = f"/api/videos/uploads/{ticket['upload_id']}"
+    assert (await client.delete(where)).status_code == 204
+    assert (await client.get(where)).status_code == 404
+    assert await put(part["upload_url"], b"x" * part["bytes"]) == 404
+    whole = await begin(client, 1)
+    await put(whole["upload_url"], b"x", whole["headers"])
+    await client.post(whole["complete_url"])
+    assert (await client.delete(f"/api/videos/uploads/{whole['upload_id']}")).status_code == 204
+    assert (await client.post(whole["complete_url"])).status_code == 200
+
+
+async def test_a_file_that_is_too_large_is_refused_at_once(client):
+    """By the field that says so; the largest there may be is planned in parts that the store takes."""
+    reply = await client.post("/api/videos/upload-url", json={"filename": "a.mp4", "bytes": 2**40})
+    assert (reply.status_code, reply.json()["errors"][0]["pointer"]) == (422, "/bytes")
+    ticket = await begin(client, 32 * 2**30)
+    assert (len(ticket["parts"]), {part["bytes"] for part in ticket["parts"]}) == (100, {16 * 2**20})
+    await client.delete(f"/api/videos/uploads/{ticket['upload_id']}")
+
+
+async def test_a_name_cannot_break_out_of_a_header(client, bucket, settings):
+    """Quotes, semicolons and line ends in a file's name stay in the name."""
+    for name in ('a"; filename="evil.exe', "a\u2028b", "ü.mp4", "a%0d%0aX-Evil: 1.mp4"):
+        ticket = await begin(client, None, name)
+        assert await put(ticket["upload_url"], b"film", ticket["headers"]) == 200
+        url = (await client.get("/api/storage/presigned-url", params={"key": ticket["video_key"]})).json()[
+            "url"
+        ]
+        async with httpx.AsyncClient() as http:
+            got = await http.get(url)
+        told = got.headers["content-disposition"]
+        assert told.startswith("attachment; filename*=UTF-8''")
+        assert not set('";\r\n ') & set(told.split("''")[1])
+        assert "x-evil" not in got.headers
+    for name in ("a\r\nX: 1", "a\x00b", "a/b", "a\\b", ""):
+        assert (await client.post("/api/videos/upload-url", json={"filename": name})).status_code == 422
