@@ -33,7 +33,7 @@ class RequestLimit:
         if len(self._full_at) > _USERS:
             self._full_at = {user: full for user, full in self._full_at.items() if full > now}
         full_at = max(now, self._full_at.get(user_id, 0.0)) + self._gap
-        if full_at - now > 60.0:
+        if full_at - now > 60.0 + 1e-6:  # what floats lose at a long uptime is nobody's fault
             return -1, full_at - now - 60.0
         self._full_at[user_id] = full_at
         return int((60.0 - (full_at - now)) / self._gap), 0.0

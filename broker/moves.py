@@ -7,7 +7,7 @@ from typing import Any
 import structlog
 from starlette.concurrency import run_in_threadpool
 
-from broker.errors import ProviderError
+from broker.errors import ProviderError, StorageError
 from broker.evidence import Evidence, document_key
 from broker.models import Attempt, AttemptState, Job
 from broker.policy import TRIES, backoff_seconds, tries_again, wait_seconds
@@ -16,6 +16,7 @@ from broker.runpod import RemoteState
 from broker.storage import Bucket
 from broker.store import JobStore
 from schemas.jobs import ErrorCode, JobStatus, Phase
+from schemas.keys import TEMPORARY, object_key
 from schemas.worker import Result
 
 log = structlog.get_logger(__name__)
@@ -124,6 +125,16 @@ class Moves:
             "media_seconds": result.facts.duration_seconds,
         }
         await self.end(job, attempt, "complete", changes, "bucket:result.json", gpu=result.gpu)
+        await self._drop_temporary(job)
+
+    async def _drop_temporary(self, job: Job) -> None:
+        """Removes a file that came with the job; of a job that failed it stays a while, for a retry (retention.py)."""
+        if job.input_key is None or not job.input_key.startswith(f"{TEMPORARY}/"):
+            return
+        try:
+            await run_in_threadpool(self._bucket.delete, object_key(job.user_id, job.input_key))
+        except StorageError as error:  # the sweep gets it
+            log.warning("temporary_left", job_id=job.id, error=str(error))
 
     async def _with_bill(self, attempt: Attempt, result: Result) -> Attempt:
         """Notes what the run took: as the provider bills it, while it still tells, else as the worker measured."""

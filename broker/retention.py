@@ -5,6 +5,7 @@
 | `jobs/{job}/{attempt}/…` | its job ended a while ago: the documents have done their work |
 | `final_videos/…` | its job ended a while ago and points to another output, or to none |
 | `uploads/…` | it has lain there a while, and no job ever named it |
+| `temp/…` | it has lain there a while, and no job needs it: all that named it ended a while ago |
 
 Of a job that the database does not know nothing is removed: the database may be the older of the two.
 """
@@ -21,7 +22,7 @@ from broker.models import Job
 from broker.settings import Settings
 from broker.storage import Bucket, Found
 from broker.store import JobStore
-from schemas.keys import object_key
+from schemas.keys import TEMPORARY, object_key
 
 log = structlog.get_logger(__name__)
 
@@ -51,16 +52,17 @@ class Retention:
             yield from self._left_by_jobs(user_id, "jobs", _DOCUMENT)
             yield from self._left_by_jobs(user_id, "final_videos", _OUTPUT)
             yield from self._abandoned_uploads(user_id)
+            yield from self._left_over(user_id)
 
     def sweep(self) -> int:
-        """Removes it, and idempotency keys of their age; returns how many objects went."""
+        """Removes it, and what is noted of idempotency keys and uploads of that age; returns how many objects went."""
         count = 0
         for found in self.removable():
             if self._closed.is_set():
                 return count
             self._bucket.delete(found.key)
             count += 1
-        self._store.forget_keys(self._clock() - KEYS_DAYS * DAY_MS)
+        self._store.forget(self._clock() - KEYS_DAYS * DAY_MS, self._clock() - self._uploads_ms)
         return count
 
     def close(self) -> None:
@@ -97,6 +99,12 @@ class Retention:
         old = list(self._old(user_id, "uploads", self._uploads_ms))
         used = self._store.keys_in_use(user_id)  # asked for last: a job that came in meanwhile counts
         return (found for found in old if found.key.removeprefix(object_key(user_id, "")) not in used)
+
+    def _left_over(self, user_id: str) -> Iterator[Found]:
+        since = self._clock() - self._documents_ms
+        for found in self._old(user_id, TEMPORARY, self._documents_ms):
+            if not self._store.needs(user_id, found.key.removeprefix(object_key(user_id, "")), since):
+                yield found
 
     def _old(self, user_id: str, folder: str, age_ms: int) -> Iterator[Found]:
         before = self._clock() - age_ms

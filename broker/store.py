@@ -12,7 +12,20 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from sqlalchemy import Connection, Engine, RowMapping, bindparam, delete, func, insert, select, tuple_, update
+from sqlalchemy import (
+    Connection,
+    Engine,
+    RowMapping,
+    bindparam,
+    delete,
+    func,
+    insert,
+    or_,
+    select,
+    tuple_,
+    union,
+    update,
+)
 from sqlalchemy.exc import IntegrityError
 from sqlmodel import col
 
@@ -27,6 +40,7 @@ ATTEMPTS = table("job_attempts")
 EVENTS = table("job_events")
 KEYS = table("idempotency_keys")
 FLAGS = table("broker_flags")
+UPLOADS = table("uploads")
 OPEN = (JobStatus.PENDING.value, JobStatus.PROCESSING.value)
 
 # Said once, and not anew for each job: SQLAlchemy takes longer to build a statement than SQLite to run it.
@@ -129,10 +143,11 @@ class JobStore:
             raise IdTaken("This id cannot be used; choose another.")
         return _job(row)
 
-    def forget_keys(self, before: int) -> int:
-        """Deletes idempotency keys of before that moment; returns how many."""
+    def forget(self, keys_before: int, uploads_before: int) -> None:
+        """Deletes idempotency keys of before that moment, and what is noted of uploads of before that one."""
         with self._engine.begin() as connection:
-            return connection.execute(delete(KEYS).where(KEYS.c.created_at < before)).rowcount
+            connection.execute(delete(KEYS).where(KEYS.c.created_at < keys_before))
+            connection.execute(delete(UPLOADS).where(UPLOADS.c.created_at < uploads_before))
 
     def get(self, job_id: str, user_id: str) -> Job | None:
         """Returns the user's job, or None; another user's job is None too."""
@@ -305,10 +320,18 @@ class JobStore:
             if on:
                 connection.execute(insert(FLAGS).values(name=name, since=now_ms()))
 
-    def users(self) -> list[str]:
-        """Returns the ids of all users that have jobs."""
+    def needs(self, user_id: str, key: str, since: int) -> bool:
+        """Whether one of the user's jobs works on that object, or did since that moment."""
+        lately = or_(JOBS.c.completed_at.is_(None), JOBS.c.completed_at >= since)
+        query = select(JOBS.c.id).where(JOBS.c.user_id == user_id, JOBS.c.input_key == key, lately)
         with self._engine.begin() as connection:
-            return list(connection.execute(select(JOBS.c.user_id).distinct()).scalars())
+            return connection.execute(query.limit(1)).first() is not None
+
+    def users(self) -> list[str]:
+        """Returns the ids of all users that have jobs or uploads."""
+        query = union(select(JOBS.c.user_id), select(UPLOADS.c.user_id))
+        with self._engine.begin() as connection:
+            return list(connection.execute(query).scalars())
 
     def events(self, job_id: str, after: int = 0) -> list[Event]:
         """Returns the job's events with a `seq` above `after`, in order."""

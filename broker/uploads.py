@@ -15,7 +15,7 @@ from broker.errors import BodyTooLarge, InvalidRequest, NotFound, UploadIncomple
 from broker.models import UploadRow, table
 from broker.settings import Settings
 from broker.storage import ArrivedPart, Bucket
-from schemas.keys import object_key
+from schemas.keys import TEMPORARY, object_key
 from schemas.uploads import MAX_PARTS, DownloadUrl, Part, Uploaded, UploadRequest, UploadTicket
 
 UPLOADS = table("uploads")
@@ -24,10 +24,6 @@ IN_PARTS_FROM = 100_000_000
 PART_BYTES = 16 * 2**20
 #: How many URLs are signed at once; ask again for those of the further parts.
 PARTS_AT_ONCE = 100
-
-
-#: The folder, below the user's, of files that came with a job and go with it.
-TEMPORARY = "temp"
 
 
 class IncomingFile:

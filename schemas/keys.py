@@ -20,6 +20,8 @@ ObjectKey = Annotated[
     StringConstraints(min_length=1, max_length=512, pattern=r"^[^\x00-\x1f\x7f\\]+$"),
     AfterValidator(_confined),
 ]
+#: The folder, below the user's, of files that came with a job and go with it.
+TEMPORARY = "temp"
 UserId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
 
 

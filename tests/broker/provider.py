@@ -80,10 +80,10 @@ class Worker:
         """Writes started.json."""
         self._write("started.json", {"runpod_job_id": runpod_job_id, "worker_id": "w", "at_ms": 1})
 
-    def finish(self, body=b"a film", claimed_bytes=None):
+    def finish(self, body=b"a film", claimed_bytes=None, gpu=None):
         """Writes the output and result.json, and returns the output's key."""
         key, result = self._output(0, body, claimed_bytes)
-        self._write("result.json", result)
+        self._write("result.json", result | {"gpu": gpu})
         return key
 
     def commit(self, bucket, execution):

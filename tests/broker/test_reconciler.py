@@ -146,7 +146,7 @@ async def test_a_broker_that_died_while_submitting_does_not_submit_again(scene):
 
 
 async def test_a_committed_result_completes_the_job_whatever_the_provider_says(submitted):
-    """The bucket is the proof; the provider is not even asked."""
+    """The bucket is the proof; the provider is asked for the bill, at most."""
     key = submitted.worker().finish()
     submitted.provider.fault = refuse
     job = await submitted.look()
@@ -598,3 +598,23 @@ class TestOrphans:
         submitted.worker().finish()
         await submitted.look()
         assert submitted.store.orphans() == []
+
+
+async def test_a_job_costs_what_all_its_attempts_took(settings, store, make_job):
+    """As the provider bills them, where it still tells; by the price of the GPU that the worker names."""
+    scene = Scene(settings(REELBROKER_GPU_PRICES={"NVIDIA L4": 0.5, "*": 0.1}), store, make_job())
+    await scene.look()
+    first = scene.provider.only()
+    first |= {
+        "status": "FAILED",
+        "executionTime": 4000,
+        "error": "x",
+        "output": {"error_code": "internal", "retryable": True},
+    }
+    await scene.look(5)
+    assert (await scene.look(30)).attempt == 2
+    scene.worker().finish(gpu="NVIDIA L4")
+    second = scene.provider.jobs["rp-2"]
+    second |= {"status": "COMPLETED", "executionTime": 6500, "output": {}}
+    job = await scene.look(5)
+    assert (job.status, job.gpu_seconds, job.cost_usd) == (JobStatus.COMPLETE, 10.5, 5.25)

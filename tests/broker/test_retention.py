@@ -139,3 +139,15 @@ async def test_the_daily_sweep_ends_with_the_broker(shelf):
     retention.close()
     await running
     assert time.monotonic() - began < 1
+
+
+def test_a_file_that_came_with_a_job_stays_as_long_as_a_retry_may_want_it(shelf):
+    """It goes when all jobs that name it are long over, and when no job ever did."""
+    failed, again, done, nobody = (shelf.put(f"temp/{name}/source.mp4") for name in "abcd")
+    shelf.job(JobStatus.ERROR, input_key=failed, ended_ago=LATER)
+    shelf.job(JobStatus.ERROR, input_key=again, ended_ago=LATER)
+    shelf.job(JobStatus.PROCESSING, input_key=again)
+    shelf.job(JobStatus.ERROR, input_key=done, ended_ago=DAY_MS)
+    assert {failed, again, done, nobody} <= shelf.sweep(later=0)
+    left = shelf.sweep()
+    assert left & {failed, again, done, nobody} == {again, done}
