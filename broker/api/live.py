@@ -35,7 +35,7 @@ class WatchQuery(BaseModel):
 
 
 class Resume(BaseModel):
-    """What a WebSocket client may send first."""
+    """What a WebSocket client may send."""
 
     resume_after: int = Field(ge=0, le=2**31)
 
@@ -70,7 +70,8 @@ async def _sse(frames: AsyncIterator[Snapshot | EventView]) -> AsyncIterator[Ser
 async def socket(websocket: WebSocket) -> None:
     """The same frames as JSON: `{"event": "snapshot", "seq", "job"}`, then `{"event": "update", "seq", "at", "kind", "changes"}`.
 
-    `?after=` or a first message `{"resume_after": seq}` resumes; `ping` is answered with `pong`. Closed with 1000 after the end.
+    `?after=` resumes, and so does a message `{"resume_after": seq}`: what follows `{"event": "resumed", "seq"}` is what comes after it.
+    `ping` is answered with `pong`. Closed with 1000 after the end.
     """
     service, user, job_id = _service(websocket), reading.user(websocket), websocket.path_params["job_id"]
     try:
@@ -93,7 +94,10 @@ async def socket(websocket: WebSocket) -> None:
                     break
                 if asking in done:  # from there on, whatever was said before
                     telling.cancel()
-                    telling = tasks.create_task(_tell(websocket, service, user, job_id, asking.result()))
+                    await asyncio.wait({telling})
+                    after = asking.result()
+                    await websocket.send_text(f'{{"event":"resumed","seq":{after}}}')
+                    telling = tasks.create_task(_tell(websocket, service, user, job_id, after))
                     asking = tasks.create_task(resumed.get())
             for task in (listening, telling, asking):
                 task.cancel()

@@ -111,6 +111,8 @@ async def over_websocket(served, url, cut, seen):
         if first:
             assert json.loads(await socket.recv())["event"] == "snapshot"
             await socket.send(json.dumps(first))
+            while json.loads(await socket.recv()) != {"event": "resumed", "seq": after}:
+                continue
         await socket.send("ping")
         async for text in socket:
             if text == "pong":
