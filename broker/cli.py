@@ -224,7 +224,8 @@ def _ask_broker(method: str, path: str, body: dict[str, Any] | None = None) -> A
             raise BrokerError(reply.json().get("detail", reply.text))
         return reply.json() if reply.content else None
     except (httpx.HTTPError, ValueError, BrokerError) as error:
-        console.print(f"[red]The broker at {url} did not do it:[/red] {error}", highlight=False)
+        told = f"[red]The broker at {url} did not do it:[/red] {error}"
+        console.print(told, highlight=False, soft_wrap=True)
         raise typer.Exit(1) from None
 
 

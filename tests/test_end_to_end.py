@@ -1,8 +1,11 @@
 """The whole system on one machine: HTTP, SQLite, the endpoint, the SDK's worker loop, SeaweedFS, ffmpeg."""
 
 import json
+import subprocess
 import time
+from pathlib import Path
 
+import httpx
 import numpy as np
 import pytest
 
@@ -221,3 +224,74 @@ def test_two_workers_take_two_jobs_at_once(tmp_path, big_buck_bunny):
         stack.until(urls[0], both_run)
         assert [stack.finished(url)["status"] for url in urls] == ["complete", "complete"]
     assert processes_in(tmp_path) == []
+
+
+def test_the_smoke_script_finds_all_well(stack):
+    """curl alone, from upload to download, against a running stack."""
+    script = Path(__file__).parents[1] / "scripts" / "smoke"
+    run = subprocess.run(
+        [script, stack.stack.broker_url, stack.stack.api_key],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert run.stdout.count(" ok") == 12
+    wrong = subprocess.run(
+        [script, stack.stack.broker_url, "wrong-key"], capture_output=True, timeout=60, check=False
+    )
+    assert wrong.returncode != 0
+
+
+class FirstClient:
+    """As document 001's client of the provider: a submit and a status, with its own connection each."""
+
+    def __init__(self, stack):
+        keys = json.loads((stack.stack.folder / "stack.json").read_text())
+        self.endpoint_url = f"http://127.0.0.1:{keys['ports']['endpoint']}/v2/embedded"
+        self.headers = {
+            "Authorization": f"Bearer {keys['runpod_api_key']}",
+            "Content-Type": "application/json",
+        }
+
+    def submit_job(self, **job):
+        with httpx.Client() as client:
+            reply = client.post(
+                f"{self.endpoint_url}/run", headers=self.headers, json={"input": job}, timeout=30
+            )
+            return reply.raise_for_status().json()
+
+    def get_job_status(self, runpod_job_id):
+        with httpx.Client() as client:
+            reply = client.get(
+                f"{self.endpoint_url}/status/{runpod_job_id}", headers=self.headers, timeout=10
+            )
+            return reply.raise_for_status().json()
+
+
+def test_the_first_client_speaks_to_the_endpoint_itself(stack, source):
+    """Without a broker: the worker writes exactly the key that it was given."""
+    client, user = FirstClient(stack), "local"
+    told = client.submit_job(
+        job_id="by-hand",
+        user_id=user,
+        type="framing",
+        input_key=source,
+        output_key="final_videos/by_hand.mp4",
+        params={
+            "crop_keyframes": [{"frame": 0, "x": 0, "y": 0, "width": 405, "height": 720}],
+            "end_time": 0.4,
+            **SMALL,
+        },
+    )
+    assert set(told) == {"id", "status"}
+    deadline = time.monotonic() + 60
+    while (status := client.get_job_status(told["id"]))["status"] not in ("COMPLETED", "FAILED"):
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    assert (status["status"], status["output"]["output_key"]) == ("COMPLETED", "final_videos/by_hand.mp4")
+    link = stack.client.get("/api/storage/presigned-url", params={"key": "final_videos/by_hand.mp4"}).json()[
+        "url"
+    ]
+    assert len(httpx.get(link).raise_for_status().content) == status["output"]["facts"]["bytes"]

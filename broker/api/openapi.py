@@ -27,6 +27,73 @@ _HEADERS = {
     "If-None-Match": "The `ETag` that you have; 304 if it is still right.",
     "Last-Event-ID": "The last `id` that you have seen; the stream goes on behind it.",
 }
+#: One job of each type, to begin with.
+EXAMPLES: dict[str, dict[str, Any]] = {
+    "framing": {
+        "type": "framing",
+        "input_key": "uploads/3f0c/clip.mp4",
+        "params": {
+            "crop_keyframes": [
+                {"time": 0, "x": 0, "y": 0, "width": 405, "height": 720},
+                {"time": 5, "x": 875, "y": 0, "width": 405, "height": 720},
+            ]
+        },
+    },
+    "overlay": {
+        "type": "overlay",
+        "input_key": "uploads/3f0c/clip.mp4",
+        "params": {
+            "effect_type": "dark_overlay",
+            "highlight_regions": [
+                {
+                    "start_time": 1.0,
+                    "end_time": 3.5,
+                    "keyframes": [
+                        {"time": 1.0, "x": 640, "y": 360, "radius_x": 60, "radius_y": 110},
+                        {"time": 3.5, "x": 820, "y": 380, "radius_x": 60, "radius_y": 110},
+                    ],
+                }
+            ],
+            "text_layers": [{"text": "Number 7", "x": 40, "y": 40, "start_time": 1.0, "end_time": 3.5}],
+        },
+    },
+    "annotate": {
+        "type": "annotate",
+        "input_key": "uploads/3f0c/match.mp4",
+        "params": {
+            "clips": [
+                {
+                    "start_time": 62.4,
+                    "end_time": 70.0,
+                    "name": "Counter-attack",
+                    "rating": 5,
+                    "tags": ["assist"],
+                },
+                {"start_time": 918.0, "end_time": 926.5, "name": "Save"},
+            ]
+        },
+    },
+    "multi_clip": {
+        "type": "multi_clip",
+        "params": {
+            "clips": [
+                {"input_key": "uploads/3f0c/first.mp4", "end_time": 4.0},
+                {"input_key": "uploads/9a1b/second.mp4", "start_time": 2.0, "end_time": 7.5},
+            ],
+            "transition": {"type": "dissolve", "duration": 0.5},
+        },
+    },
+    "upscale": {
+        "type": "upscale",
+        "input_key": "uploads/3f0c/clip.mp4",
+        "params": {
+            "model": "realesr-animevideov3",
+            "end_time": 5.0,
+            "output_width": 1080,
+            "output_height": 1920,
+        },
+    },
+}
 #: Where in an answer the ids are that paths ask for.
 _IDS = {
     "job_id": "$response.body#/job_id",
@@ -97,7 +164,7 @@ def _operation(operation: Operation, names: Any) -> dict[str, Any]:
     summary, _, rest = inspect.cleandoc(operation.endpoint.__doc__ or "").partition("\n\n")
     described: dict[str, Any] = {
         "operationId": _id(operation),
-        "summary": " ".join(summary.split()),
+        "summary": " ".join(summary.replace("`", "").split()),
         "tags": [operation.tag],
         "parameters": [*_parameters(operation)],
         "responses": {str(status): body for status, body in _responses(operation, names)},
@@ -107,8 +174,10 @@ def _operation(operation: Operation, names: Any) -> dict[str, Any]:
     if operation.access is Access.PUBLIC:
         described["security"] = []
     if operation.body is not None:
-        content = {"application/json": {"schema": names[(operation.body, "validation")]}}
-        described["requestBody"] = {"required": True, "content": content}
+        content = {"schema": names[(operation.body, "validation")]}
+        if issubclass(operation.body, JobRequest):
+            content["examples"] = {name: {"value": value} for name, value in EXAMPLES.items()}
+        described["requestBody"] = {"required": True, "content": {"application/json": content}}
     if operation.form is not None:
         fields = operation.form.model_json_schema(mode="validation", ref_template=_REF)
         fields["properties"]["video"] = {"type": "string", "contentMediaType": "application/octet-stream"}

@@ -14,7 +14,8 @@ from broker.storage import open_bucket
 from broker.store import JobStore
 from schemas.jobs import JobStatus
 from schemas.keys import object_key
-from tests.broker.provider import Worker
+from tests.broker.api.served import serve
+from tests.broker.provider import Provider, Worker
 
 
 class Desk:
@@ -152,3 +153,40 @@ def test_a_missing_setting_is_named(desk, monkeypatch):
     """Exit code 2."""
     monkeypatch.delenv("R2_ENDPOINT")
     desk.types("jobs", "orphans", code=2)
+
+
+def test_keys_are_made_by_the_running_broker(desk, monkeypatch):
+    """Shown once, listed without what they are, revoked; on SQLite it alone may write."""
+    desk.store.close()
+    with serve(desk.settings, Provider()) as served:
+        monkeypatch.setenv("REELBROKER_PORT", served.url.rpartition(":")[2])
+        made = json.loads(desk.types("keys", "create", "alice", "--name", "web", "--json"))[0]
+        assert "cannot be shown again" in desk.types("keys", "create", "root", "--admin")
+        listed = json.loads(desk.types("keys", "list", "--json"))
+        assert [(key["user_id"], key["name"], key["admin"]) for key in listed] == [
+            ("alice", "web", False),
+            ("root", "", True),
+        ]
+        assert made["key"] not in json.dumps(listed)
+        bearer = {"Authorization": f"Bearer {made['key']}"}
+        assert served.client.get("/api/jobs", headers=bearer).status_code == 200
+        desk.types("keys", "revoke", made["id"])
+        assert served.client.get("/api/jobs", headers=bearer).status_code == 401
+        assert "There is no key none" in desk.types("keys", "revoke", "none", code=1)
+
+
+def test_the_bucket_gets_its_rules_and_keeps_its_others(desk, monkeypatch):
+    """Pages of the settings' origins may put and get; asked twice, the rules are there once."""
+    monkeypatch.setenv("REELBROKER_CORS_ORIGINS", "https://app.example")
+    client, name = desk.bucket._client, desk.settings.r2_bucket_name
+    before = client.get_bucket_cors(Bucket=name)["CORSRules"]
+    for _ in range(2):
+        assert "https://app.example" in desk.types("storage", "setup")
+    rules = client.get_bucket_cors(Bucket=name)["CORSRules"]
+    assert [rule["AllowedOrigins"] for rule in rules] == [
+        *(rule["AllowedOrigins"] for rule in before),
+        ["https://app.example"],
+    ]
+    (cleaning,) = client.get_bucket_lifecycle_configuration(Bucket=name)["Rules"]
+    assert cleaning["AbortIncompleteMultipartUpload"] == {"DaysAfterInitiation": 1}
+    client.put_bucket_cors(Bucket=name, CORSConfiguration={"CORSRules": before})

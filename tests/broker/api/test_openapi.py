@@ -8,8 +8,9 @@ from pathlib import Path
 import httpx
 from jsonschema_rs import Draft202012Validator
 
+from broker.api.openapi import EXAMPLES
 from broker.api.routes import OPERATIONS
-from schemas.jobs import JobType
+from schemas.jobs import JobRequest, JobType
 from tests.broker.api.calls import JOB, on_one_database
 from tests.broker.api.served import API_KEY
 
@@ -49,7 +50,10 @@ async def test_every_answer_is_in_the_document(client):
     valid = Draft202012Validator(
         {"$ref": "#/components/schemas/JobRequest", "components": document["components"]}
     )
-    assert valid.is_valid(JOB)
+    assert set(EXAMPLES) == {kind.value for kind in JobType}
+    for example in [JOB, *EXAMPLES.values()]:
+        assert valid.is_valid(example)
+        JobRequest.model_validate(example)
     assert not valid.is_valid(JOB | {"type": "annotate"})
     assert not valid.is_valid(JOB | {"params": {"clips": []}})
 
