@@ -2,6 +2,7 @@
 
 import hmac
 
+from anyio import CapacityLimiter, to_thread
 from starlette.authentication import AuthCredentials, AuthenticationBackend, AuthenticationError, SimpleUser
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import URL
@@ -32,6 +33,8 @@ class Authentication(AuthenticationBackend):
         self._user_id = settings.user_id
         self._open = not settings.has_auth
         self._tokens = TokenVerifier(settings)
+        # Threads of their own: an identity provider that does not answer must hold up nobody else.
+        self._fetching = CapacityLimiter(4)
 
     async def authenticate(self, conn: HTTPConnection) -> tuple[AuthCredentials, SimpleUser]:
         """Returns the user, or raises AuthenticationError."""
@@ -59,7 +62,7 @@ class Authentication(AuthenticationBackend):
         if secret.count(".") == 2:
             try:
                 if self._tokens.fetches:
-                    return await run_in_threadpool(self._tokens.verify, secret)
+                    return await to_thread.run_sync(self._tokens.verify, secret, limiter=self._fetching)
                 return self._tokens.verify(secret)
             except InvalidToken as error:
                 raise AuthenticationError(str(error)) from error

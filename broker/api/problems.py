@@ -85,6 +85,8 @@ async def refuse(request: Request, error: Exception) -> Response:
     elif status == http.HTTPStatus.TOO_MANY_REQUESTS:
         seconds = error.seconds if isinstance(error, RateLimited) else QUOTA_SECONDS
         headers["Retry-After"] = str(math.ceil(seconds))
+        if isinstance(error, RateLimited):
+            headers["RateLimit"] = f'"user";r=0;t={math.ceil(seconds)}'
     retryable = status in (408, 429)
     return problem(request, status, code, str(error), errors=errors, headers=headers, retryable=retryable)
 

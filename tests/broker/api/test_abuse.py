@@ -93,6 +93,7 @@ async def test_too_many_requests_are_told_when_to_come_again(settings, running, 
             True,
         )
         assert 1 <= int(over.headers["retry-after"]) <= 12
+        assert over.headers["ratelimit"] == f'"user";r=0;t={over.headers["retry-after"]}'
         assert (await client.get("/api/jobs", headers={"Authorization": f"Bearer {key}"})).status_code == 200
         assert (await client.get("/healthz")).status_code == 200
 
