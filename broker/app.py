@@ -28,12 +28,12 @@ from broker.outbox import Outbox
 from broker.reconciler import Reconciler
 from broker.retention import Retention
 from broker.runpod import RunPodClient
-from broker.service import DRAINING, JobService
+from broker.service import JobService
 from broker.settings import Settings
 from broker.storage import open_bucket
 from broker.store import JobStore
 from broker.uploads import UploadService
-from broker.webhooks import WebhookService
+from broker.webhooks import WebhookService, open_caller
 
 STOP_SECONDS = 10.0
 
@@ -53,7 +53,7 @@ def create_app(settings: Settings, *, transport: httpx.AsyncBaseTransport | None
         try:
             async with (
                 httpx.AsyncClient(transport=transport, timeout=timeout) as http,
-                httpx.AsyncClient(timeout=timeout, trust_env=False) as outgoing,
+                open_caller() as outgoing,
             ):
                 runpod = RunPodClient(
                     http, settings.runpod_api_key.get_secret_value(), settings.calls_per_second
@@ -62,7 +62,7 @@ def create_app(settings: Settings, *, transport: httpx.AsyncBaseTransport | None
                 hub = EventHub(store)
                 store.on_event = hub.publish
                 reconciler = Reconciler(settings, store, bucket, runpod)
-                reconciler.dispatch.draining = await run_in_threadpool(store.flag, DRAINING)
+                await reconciler.dispatch.look_at_flag()
                 looks = ReconcileLoop(store, reconciler, now_ms)
                 path = sqlite_path(settings.database_url)
                 disk = DiskSpace(path.absolute().parent if path else None, settings.min_free_bytes)
@@ -76,7 +76,7 @@ def create_app(settings: Settings, *, transport: httpx.AsyncBaseTransport | None
                 yield {
                     "settings": settings,
                     "service": service,
-                    "uploads": UploadService(settings, engine, bucket),
+                    "uploads": UploadService(settings, engine, store, bucket),
                     "webhooks": webhooks,
                     "credentials": Credentials(engine),
                     "limit": RequestLimit(settings.requests_per_minute),

@@ -25,6 +25,9 @@ from schemas.worker import WorkerInput
 
 log = structlog.get_logger(__name__)
 
+#: The flag in the database that keeps new jobs from being taken and sent.
+DRAINING = "draining"
+
 #: A queue that is seen empty twice, so far apart, does not hold the job whose submit is in doubt.
 EMPTY_SECONDS = 10.0
 
@@ -49,6 +52,13 @@ class Dispatch:
         self._clock = clock
         #: While true, no job is sent; those that were go on.
         self.draining = False
+
+    async def look_at_flag(self) -> None:
+        """Learns whether the broker is being drained; of several on one database, another may have been told."""
+        before = self.draining
+        flag = await run_in_threadpool(self._store.flag, DRAINING)
+        if self.draining is before:  # else we were told ourselves, meanwhile
+            self.draining = flag
 
     async def begin_attempt(self, job: Job) -> None:
         """Commits a new attempt and sends it."""

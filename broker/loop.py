@@ -67,6 +67,7 @@ class ReconcileLoop:
         if not 0 <= now - self._counted_at < COUNT_SECONDS * 1000:
             self._counted_at = now
             self._reconciler.crowd(await run_in_threadpool(self._store.count_open))
+            await self._reconciler.dispatch.look_at_flag()
         # Those in hand are still due; asked for beyond them, so that they do not hide the others.
         for job_id in await run_in_threadpool(self._store.due, now, AT_ONCE * 2):
             self._take(tasks, job_id, AT_ONCE, self._reconciler.look_at)

@@ -5,7 +5,7 @@ A message is written in the transaction of the move that it tells of, so none is
 
 import json
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import Connection, Engine, RowMapping, insert, select, update
@@ -87,9 +87,10 @@ class Outbox:
         with self._engine.begin() as connection:
             connection.execute(update(WEBHOOKS).where(WEBHOOKS.c.id == webhook_id).values(**values))
 
-    def due(self, now: int, limit: int) -> list[DeliveryRow]:
-        """Returns the messages that are to be sent by now, longest overdue first."""
-        query = select(DELIVERIES).where(DELIVERIES.c.due_at <= now).order_by(DELIVERIES.c.due_at)
+    def due(self, now: int, limit: int, but: Sequence[str] = ()) -> list[DeliveryRow]:
+        """Returns the messages that are to be sent by now, longest overdue first, those to the webhooks in `but` left out."""
+        query = select(DELIVERIES).where(DELIVERIES.c.due_at <= now, DELIVERIES.c.webhook_id.not_in(but))
+        query = query.order_by(DELIVERIES.c.due_at)
         with self._engine.begin() as connection:
             return [_delivery(row) for row in connection.execute(query.limit(limit)).mappings()]
 
@@ -100,6 +101,25 @@ class Outbox:
         )
         with self._engine.begin() as connection:
             return connection.execute(seen.values(due_at=until)).rowcount == 1
+
+    def conclude(
+        self,
+        delivery_id: str,
+        claimed: int,
+        made: Mapping[str, Any],
+        follows: Callable[[int], Mapping[str, Any]],
+    ) -> None:
+        """Adds a call to a message's log; what `follows` from so many calls only counts where the message is still as it was claimed.
+
+        Somebody may have had it sent again meanwhile; that stands.
+        """
+        this = select(DELIVERIES).where(DELIVERIES.c.id == delivery_id).with_for_update()
+        with self._engine.begin() as connection:
+            row = connection.execute(this).mappings().one()
+            tries = [*json.loads(row["tries"]), made]
+            values = follows(len(tries)) if row["due_at"] == claimed else {}
+            changed = update(DELIVERIES).where(DELIVERIES.c.id == delivery_id)
+            connection.execute(changed.values(tries=json.dumps(tries), **values))
 
     def write(self, delivery_id: str, values: Mapping[str, Any]) -> None:
         """Writes what became of a message."""

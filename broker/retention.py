@@ -62,7 +62,8 @@ class Retention:
                 return count
             self._bucket.delete(found.key)
             count += 1
-        self._store.forget(self._clock() - KEYS_DAYS * DAY_MS, self._clock() - self._uploads_ms)
+        # Uploads are noted for longer than they lie there: that is how their users are known.
+        self._store.forget(self._clock() - KEYS_DAYS * DAY_MS, self._clock() - 2 * self._uploads_ms)
         return count
 
     def close(self) -> None:

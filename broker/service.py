@@ -10,11 +10,12 @@ import binascii
 import hashlib
 import json
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 
 from starlette.concurrency import run_in_threadpool
 
 from broker.clock import now_ms
+from broker.dispatch import DRAINING
 from broker.errors import AlreadyFinished, InvalidRequest, KeyReused, NotFound, NotRetryable, Unavailable
 from broker.events import EventHub
 from broker.limits import DiskSpace
@@ -29,8 +30,6 @@ from broker.views import ends, event_view, view
 from schemas.jobs import EventView, JobList, JobRequest, JobStatus, JobView, Quote, QuoteRequest, Snapshot
 from schemas.keys import object_key
 
-#: The flag in the database that keeps new jobs from being taken and sent.
-DRAINING = "draining"
 DAY_MS = 86_400_000
 #: From how many jobs like it a quote is made.
 ALIKE = 50
@@ -201,7 +200,7 @@ class JobService:
 
     async def watch(
         self, user_id: str, job_id: str, after: int | None = None
-    ) -> AsyncIterator[Snapshot | EventView]:
+    ) -> AsyncGenerator[Snapshot | EventView]:
         """Yields what happens to a job until it has ended: each event above `after`, in order, none twice.
 
         A watcher that has seen nothing, or what cannot be, gets a snapshot first, and what comes after it.
@@ -225,7 +224,10 @@ class JobService:
         """Returns up to `limit` jobs, newest first, and the cursor of the next page."""
         if cursor is not None:
             only = only.after(_decoded(cursor))
-        jobs = await run_in_threadpool(self._store.page, user_id, only, limit + 1)
+        return await run_in_threadpool(self._page, user_id, only, limit)
+
+    def _page(self, user_id: str, only: JobFilter, limit: int) -> JobList:
+        jobs = self._store.page(user_id, only, limit + 1)
         more = len(jobs) > limit
         jobs = jobs[:limit]
         return JobList(jobs=[view(job) for job in jobs], next_cursor=_encoded(jobs[-1]) if more else None)
@@ -293,6 +295,8 @@ def _encoded(last: Job) -> str:
 def _decoded(cursor: str) -> tuple[int, str]:
     try:
         created_at, _, job_id = base64.urlsafe_b64decode(cursor.encode()).decode().partition(":")
+        if "\0" in job_id or not 0 <= int(created_at) < 2**53:
+            raise ValueError
         return int(created_at), job_id
     except (binascii.Error, ValueError) as error:
         raise InvalidRequest([("/cursor", "this is not a cursor that we gave out")]) from error

@@ -104,8 +104,8 @@ class Bucket:
                 Bucket=self._name, Key=key, UploadId=multipart_id, PartNumber=number, Body=body
             )
 
-    def parts(self, key: str, multipart_id: str) -> dict[int, ArrivedPart]:
-        """Returns the parts that have arrived, by number; none where the upload is not there (any more)."""
+    def parts(self, key: str, multipart_id: str) -> dict[int, ArrivedPart] | None:
+        """Returns the parts that have arrived, by number; None where the upload is not there (any more)."""
         arrived: dict[int, ArrivedPart] = {}
         with _answers(f"LIST {key}"):
             pages = self._client.get_paginator("list_parts").paginate(
@@ -114,7 +114,8 @@ class Bucket:
             for page in pages:
                 for part in page.get("Parts", []):
                     arrived[part["PartNumber"]] = ArrivedPart(part["Size"], part["ETag"])
-        return arrived
+            return arrived
+        return None
 
     def join_parts(self, key: str, multipart_id: str, arrived: dict[int, ArrivedPart]) -> None:
         """Makes one object of the parts; where that was done before, nothing happens."""

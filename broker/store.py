@@ -378,6 +378,8 @@ def _add_event(connection: Connection, job: Job, kind: str, data: Mapping[str, A
 
 
 def _check_quota(connection: Connection, job: Job, quota: Quota) -> None:
+    if connection.dialect.name == "postgresql":  # on SQLite, one transaction is at it anyway
+        connection.execute(select(func.pg_advisory_xact_lock(func.hashtext(job.user_id))))
     mine = JOBS.c.user_id == job.user_id
     running = select(func.count()).select_from(JOBS).where(mine, JOBS.c.status.in_(OPEN))
     if connection.execute(running).scalar_one() >= quota.open_jobs:

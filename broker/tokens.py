@@ -9,12 +9,17 @@ import re
 from typing import Any
 
 import jwt
+import structlog
 
 from broker.credentials import Principal
+from broker.errors import Unavailable
 from broker.settings import Settings
+
+log = structlog.get_logger(__name__)
 
 ADMIN_SCOPE = "reelbroker:admin"
 LEEWAY_SECONDS = 10
+HASHED = "u-"
 _PLAIN = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
@@ -40,10 +45,18 @@ class TokenVerifier:
         return self._keys is not None
 
     def verify(self, token: str) -> Principal:
-        """Returns whom the token stands for, or raises InvalidToken."""
+        """Returns whom the token stands for; raises InvalidToken, or Unavailable where its key cannot be fetched."""
         try:
             claims = self._claims(token)
-        except jwt.PyJWTError as error:
+        except jwt.PyJWKClientConnectionError as error:
+            log.error("jwks_unreachable", error=str(error))
+            told = "The identity provider's keys cannot be fetched now."
+            raise Unavailable("identity_provider_unavailable", told) from error
+        except (
+            jwt.PyJWTError,
+            TypeError,
+            ValueError,
+        ) as error:  # a key of another kind than the algorithm's is a TypeError
             raise InvalidToken(f"The token is not valid: {error}") from error
         subject = claims.get(self._user_claim)
         if not isinstance(subject, str) or not subject:
@@ -71,7 +84,10 @@ class TokenVerifier:
 
 
 def as_user_id(subject: str) -> str:
-    """Returns the user id for a subject: itself where it can name a folder, else one that follows from it."""
-    if _PLAIN.fullmatch(subject):
+    """Returns the user id for a subject: itself where it can name a folder, else one that follows from it.
+
+    Whoever chooses a subject that looks like the latter gets another one.
+    """
+    if _PLAIN.fullmatch(subject) and not subject.startswith(HASHED):
         return subject
-    return "u-" + hashlib.sha256(subject.encode()).hexdigest()[:40]
+    return HASHED + hashlib.sha256(subject.encode()).hexdigest()[:40]

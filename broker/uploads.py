@@ -15,6 +15,7 @@ from broker.errors import BodyTooLarge, InvalidRequest, NotFound, UploadIncomple
 from broker.models import UploadRow, table
 from broker.settings import Settings
 from broker.storage import ArrivedPart, Bucket
+from broker.store import JobStore
 from schemas.keys import TEMPORARY, object_key
 from schemas.uploads import MAX_PARTS, DownloadUrl, Part, Uploaded, UploadRequest, UploadTicket
 
@@ -60,7 +61,7 @@ class IncomingFile:
             await self._put(bytes(self._part))
         if self._multipart_id is not None:
             arrived = await run_in_threadpool(self._bucket.parts, self._whole, self._multipart_id)
-            await run_in_threadpool(self._bucket.join_parts, self._whole, self._multipart_id, arrived)
+            await run_in_threadpool(self._bucket.join_parts, self._whole, self._multipart_id, arrived or {})
             self._multipart_id = None
         return self._bytes
 
@@ -82,10 +83,16 @@ class UploadService:
     """Uploads and downloads of all users, one user at a time."""
 
     def __init__(
-        self, settings: Settings, engine: Engine, bucket: Bucket, clock: Callable[[], int] = now_ms
+        self,
+        settings: Settings,
+        engine: Engine,
+        store: JobStore,
+        bucket: Bucket,
+        clock: Callable[[], int] = now_ms,
     ) -> None:
         self._settings = settings
         self._engine = engine
+        self._store = store
         self._bucket = bucket
         self._clock = clock
 
@@ -136,11 +143,10 @@ class UploadService:
         key = object_key(user_id, upload.key)
         if upload.multipart_id is not None and upload.completed_at is None:
             arrived = self._bucket.parts(key, upload.multipart_id)
-            missing = _missing(upload, arrived)
-            if arrived and missing:
-                first = missing[0][0]
-                raise UploadIncomplete(f"{len(missing)} parts are missing; the first is part {first}.")
-            if arrived:
+            if arrived is not None:  # else they were joined before, or the store has given them up
+                if missing := _missing(upload, arrived):
+                    first = missing[0][0]
+                    raise UploadIncomplete(f"{len(missing)} parts are missing; the first is part {first}.")
                 self._bucket.join_parts(key, upload.multipart_id, arrived)
         size = self._bucket.size(key)
         if size is None:
@@ -163,6 +169,8 @@ class UploadService:
         key = object_key(user_id, upload.key)
         if upload.multipart_id is not None:
             self._bucket.drop_parts(key, upload.multipart_id)
+        elif upload.key not in self._store.keys_in_use(user_id):
+            self._bucket.delete(key)
         with self._engine.begin() as connection:
             connection.execute(delete(UPLOADS).where(UPLOADS.c.id == upload_id))
 
@@ -198,8 +206,8 @@ class UploadService:
             url = self._bucket.presigned_put(key, upload.content_type, seconds, upload.bytes)
             headers = {"Content-Type": upload.content_type}
         else:
-            missing = _missing(upload, self._bucket.parts(key, upload.multipart_id))
-            parts = [self._part(key, upload.multipart_id, *part, seconds) for part in missing[:PARTS_AT_ONCE]]
+            multipart_id, missing = self._still_missing(upload, key, upload.multipart_id)
+            parts = [self._part(key, multipart_id, *part, seconds) for part in missing[:PARTS_AT_ONCE]]
         return UploadTicket(
             upload_id=upload.id,
             video_key=upload.key,
@@ -211,6 +219,20 @@ class UploadService:
             completed=upload.completed_at is not None,
             expires_in_seconds=seconds,
         )
+
+    def _still_missing(
+        self, upload: UploadRow, key: str, multipart_id: str
+    ) -> tuple[str, list[tuple[int, int, int]]]:
+        """Returns the parts that have not arrived, and of which multipart upload: a new one where the store has given the old one up."""
+        arrived = self._bucket.parts(key, multipart_id)
+        if arrived is None:
+            if self._bucket.size(key) == upload.bytes:
+                return multipart_id, []  # joined already
+            multipart_id, arrived = self._bucket.begin_parts(key, upload.content_type), {}
+            with self._engine.begin() as connection:
+                this = update(UPLOADS).where(UPLOADS.c.id == upload.id)
+                connection.execute(this.values(multipart_id=multipart_id))
+        return multipart_id, _missing(upload, arrived)
 
     def _part(self, key: str, multipart_id: str, number: int, offset: int, length: int, seconds: int) -> Part:
         url = self._bucket.presigned_part(key, multipart_id, number, length, seconds)

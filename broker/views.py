@@ -5,7 +5,7 @@ from typing import Any
 
 from broker.clock import iso
 from broker.models import Event, Job
-from schemas.jobs import EventView, Evidence, JobChanges, JobStatus, JobUrls, JobView, OutputFacts
+from schemas.jobs import ErrorCode, EventView, Evidence, JobChanges, JobStatus, JobUrls, JobView, OutputFacts
 
 _MOMENTS = ("started_at", "completed_at", "cancel_requested_at")
 _OTHERWISE = {"created_at", *_MOMENTS, "params", "result"}
@@ -49,6 +49,8 @@ def event_view(event: Event) -> EventView:
     changes = {name: value for name, value in data.items() if name in _CHANGED} | _converted(data)
     if "stalled_since" in data:
         changes["stalled"] = data["stalled_since"] is not None
+    if "error_code" in data:
+        changes["retryable"] = data["error_code"] is not None and ErrorCode(data["error_code"]).retryable
     return EventView(
         seq=event.seq, at=iso(event.at), kind=event.kind, changes=JobChanges.model_validate(changes)
     )

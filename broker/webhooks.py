@@ -1,4 +1,4 @@
-"""Calls to the clients' servers when their jobs end: signed, tried for a day, never to where they must not go.
+"""Calls to the clients' servers when their jobs end: signed, tried for three days, never to where they must not go.
 
 The format and the schedule are those of Standard Webhooks 1.0. A target is resolved once per call, all of its addresses must be
 public, and the connection goes to the very address that was checked, so that neither a second answer of the DNS nor a redirect
@@ -12,8 +12,12 @@ import json
 import random
 import secrets
 import socket
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
+from functools import partial
+from http.cookiejar import CookieJar, DefaultCookiePolicy
 
 import httpx
 import structlog
@@ -44,7 +48,13 @@ AGAIN_SECONDS = (5, 300, 1800, 7200, 18_000, 36_000, 50_400, 72_000, 86_400)
 DAY_MS = 86_400_000
 AT_ONCE = 20
 MAX_WEBHOOKS = 10
+#: So many of them to one webhook, so that one receiver that hangs does not hold up the others'.
+AT_ONCE_EACH = 2
 Resolve = Callable[[str, int], Awaitable[Sequence[str]]]
+#: Threads of their own: a DNS that does not answer must not hold up names that others want.
+_NAMES = ThreadPoolExecutor(4, thread_name_prefix="webhook-names")
+#: What `ipaddress` takes for global, and leads inside where a network translates addresses.
+_TRANSLATED = [ipaddress.ip_network(net) for net in ("::/96", "64:ff9b::/96", "64:ff9b:1::/48", "fec0::/10")]
 
 
 class Refused(Exception):  # caught in here, and told in a sentence
@@ -53,8 +63,15 @@ class Refused(Exception):  # caught in here, and told in a sentence
 
 async def resolve(host: str, port: int) -> list[str]:
     """Returns all addresses of a host; raises OSError."""
-    found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    ask = partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
+    found = await asyncio.get_running_loop().run_in_executor(_NAMES, ask)
     return list(dict.fromkeys(str(info[4][0]) for info in found))
+
+
+def open_caller() -> httpx.AsyncClient:
+    """Returns a client for calls to strangers: no proxy of ours, no redirects, and no cookie of one goes to another."""
+    nobodys = CookieJar(DefaultCookiePolicy(allowed_domains=[]))
+    return httpx.AsyncClient(timeout=CALL_SECONDS, trust_env=False, cookies=nobodys)
 
 
 class WebhookService:
@@ -80,17 +97,20 @@ class WebhookService:
         self._clock = clock
         self._woken = asyncio.Event()
         self._closed = False
-        self._calling: set[asyncio.Task[None]] = set()
+        self._calling: dict[asyncio.Task[None], str] = {}  #: and whom
 
     # ── what a user may do ──────────────────────────────────────────────────────────────────────────────────────
 
     async def add(self, user_id: str, asked: WebhookRequest) -> WebhookSecret:
         """Registers a target; its secret is shown this once. Raises InvalidRequest where it must not be called."""
         try:
-            await self._address(httpx.URL(asked.url))
-        except (Refused, httpx.InvalidURL) as error:
-            raise InvalidRequest([("/url", str(error))]) from error
-        if len(await run_in_threadpool(self._outbox.webhooks, user_id)) >= MAX_WEBHOOKS:
+            async with asyncio.timeout(CALL_SECONDS):
+                await self._address(asked.url)
+        except (Refused, TimeoutError) as error:
+            told = str(error) or "its name cannot be resolved in time"
+            raise InvalidRequest([("/url", told)]) from error
+        known = await run_in_threadpool(self._outbox.webhooks, user_id)
+        if sum(row.disabled_at is None for row in known) >= MAX_WEBHOOKS:
             raise InvalidRequest([("/url", f"you have {MAX_WEBHOOKS} webhooks already")])
         row = WebhookRow(
             id=f"wh_{secrets.token_hex(8)}",
@@ -127,8 +147,10 @@ class WebhookService:
         return DeliveryList(deliveries=[_delivery(row) for row in rows])
 
     async def send_again(self, user_id: str, webhook_id: str, delivery_id: str) -> DeliveryView:
-        """Has a message sent once more, under the same id, whatever became of it before. Raises NotFound."""
-        await self._mine(user_id, webhook_id)
+        """Has a message sent once more, under the same id, whatever became of it before. Raises NotFound, or InvalidRequest
+        where the webhook is switched off."""
+        if (await self._mine(user_id, webhook_id)).disabled_at is not None:
+            raise InvalidRequest([("/webhook_id", "the webhook is switched off")], status=409)
         row = await run_in_threadpool(self._outbox.delivery, delivery_id, webhook_id)
         if row is None:
             raise NotFound(f"There is no delivery {delivery_id[:64]}.")
@@ -166,21 +188,29 @@ class WebhookService:
                 await asyncio.wait_for(self._woken.wait(), 1.0)
             except TimeoutError:
                 continue
-        for call in self._calling:
+        calls = list(self._calling)
+        for call in calls:
             call.cancel()
-        await asyncio.gather(*self._calling, return_exceptions=True)
+        await asyncio.gather(*calls, return_exceptions=True)
 
     async def _send_due(self) -> None:
         free = AT_ONCE - len(self._calling)
-        for row in await run_in_threadpool(self._outbox.due, self._clock(), free) if free else ():
+        busy = [whom for whom, calls in Counter(self._calling.values()).items() if calls >= AT_ONCE_EACH]
+        for row in await run_in_threadpool(self._outbox.due, self._clock(), free, busy) if free else ():
+            if sum(whom == row.webhook_id for whom in self._calling.values()) >= AT_ONCE_EACH:
+                continue
             # Should we die during the call, it is due again then.
             until = self._clock() + int(2 * CALL_SECONDS * 1000)
             if await run_in_threadpool(self._outbox.claim, row, until):
-                call = asyncio.create_task(self._deliver(row))
-                self._calling.add(call)
-                call.add_done_callback(self._calling.discard)
+                call = asyncio.create_task(self._deliver(row, until))
+                self._calling[call] = row.webhook_id
+                call.add_done_callback(self._put_down)
 
-    async def _deliver(self, row: DeliveryRow) -> None:
+    def _put_down(self, call: asyncio.Task[None]) -> None:
+        del self._calling[call]
+        self._woken.set()  # there may be more that waited for this one
+
+    async def _deliver(self, row: DeliveryRow, claimed: int) -> None:
         try:
             webhook = await run_in_threadpool(self._outbox.webhook, row.webhook_id)
             assert webhook is not None  # noqa: S101  # they are switched off, never deleted
@@ -190,35 +220,31 @@ class WebhookService:
             at = self._clock()
             status, detail = await self._call(webhook, row)
             made = HookTry(at=iso(at), status=status, detail=detail)
-            await run_in_threadpool(self._conclude, webhook, row, made)
+            await run_in_threadpool(self._conclude, webhook, row, claimed, made)
         except Exception:
             log.exception("delivery_failed", delivery_id=row.id)
 
-    def _conclude(self, webhook: WebhookRow, row: DeliveryRow, made: HookTry) -> None:
-        tries = [*json.loads(row.tries), made.model_dump()]
+    def _conclude(self, webhook: WebhookRow, row: DeliveryRow, claimed: int, made: HookTry) -> None:
         done = made.status is not None and 200 <= made.status < 300
-        wait = None if done or len(tries) > len(AGAIN_SECONDS) else AGAIN_SECONDS[len(tries) - 1]
-        if made.status == httpx.codes.GONE:  # the receiver's way of saying "never again"
-            wait = None
+        gone = made.status == httpx.codes.GONE  # the receiver's way of saying "never again"
+        if gone:
             self._outbox.change(webhook.id, {"disabled_at": self._clock()})
-        if wait is not None:
-            wait = int(wait * random.uniform(0.9, 1.1) * 1000)  # noqa: S311  # jitter, not a secret
-        self._outbox.write(
-            row.id,
-            {
-                "tries": json.dumps(tries),
-                "due_at": None if wait is None else self._clock() + wait,
-                "delivered_at": self._clock() if done else None,
-            },
-        )
-        log.info("webhook_called", delivery_id=row.id, status=made.status, tries=len(tries))
+
+        def follows(tries: int) -> dict[str, int | None]:
+            if done or gone or tries > len(AGAIN_SECONDS):
+                return {"due_at": None, "delivered_at": self._clock() if done else None}
+            wait = AGAIN_SECONDS[tries - 1] * random.uniform(0.9, 1.1)  # noqa: S311  # jitter, not a secret
+            return {"due_at": self._clock() + int(wait * 1000), "delivered_at": None}
+
+        self._outbox.conclude(row.id, claimed, made.model_dump(), follows)
+        log.info("webhook_called", delivery_id=row.id, status=made.status)
 
     async def _call(self, webhook: WebhookRow, row: DeliveryRow) -> tuple[int | None, str]:
         """Makes one call; returns the answer's status, if there was one, and a sentence."""
-        url = httpx.URL(webhook.url)
         try:
             async with asyncio.timeout(CALL_SECONDS):
-                address = await self._address(url)
+                address = await self._address(webhook.url)
+                url = httpx.URL(webhook.url)
                 headers = self._signed(webhook, row) | {"Host": url.netloc.decode()}
                 # To the address that was checked, under the name that the certificate is for.
                 request = self._http.build_request(
@@ -251,18 +277,23 @@ class WebhookService:
             "webhook-signature": " ".join(Webhook(secret).sign(row.id, now, row.body) for secret in valid),
         }
 
-    async def _address(self, url: httpx.URL) -> str:
+    async def _address(self, target: str) -> str:
         """Returns the address to connect to, or raises Refused."""
+        try:
+            url = httpx.URL(target)
+            host = url.host
+        except (httpx.InvalidURL, UnicodeError):  # UnicodeError: a label that no name may have
+            raise Refused("this is no URL of a host") from None
         if self._private:
-            return url.host
+            return host
         if url.scheme != "https" or url.port not in (None, 443):
             raise Refused("a webhook must be https, on port 443")
         try:
-            addresses = await self._resolve(url.host, 443)
-        except (OSError, UnicodeError):  # UnicodeError: a label that no name may have
-            raise Refused(f"{url.host} cannot be resolved") from None
+            addresses = await self._resolve(host, 443)
+        except (OSError, UnicodeError):
+            raise Refused(f"{host} cannot be resolved") from None
         if not addresses or not all(_is_public(address) for address in addresses):
-            raise Refused(f"{url.host} is not a public address")
+            raise Refused(f"{host} is not a public address")
         return addresses[0]
 
 
@@ -270,7 +301,8 @@ def _is_public(address: str) -> bool:
     ip = ipaddress.ip_address(address.partition("%")[0])
     if isinstance(ip, ipaddress.IPv6Address) and (inner := ip.ipv4_mapped or ip.sixtofour):
         ip = inner
-    return ip.is_global and not ip.is_multicast
+    translated = any(ip in network for network in _TRANSLATED if network.version == ip.version)
+    return ip.is_global and not ip.is_multicast and not translated
 
 
 def _new_secret() -> str:

@@ -9,6 +9,7 @@ from pydantic import (
     Field,
     JsonValue,
     SerializeAsAny,
+    SkipValidation,
     Strict,
     StringConstraints,
     ValidationInfo,
@@ -222,7 +223,9 @@ class JobView(Wire):
     project_id: int | None
     game_id: int | None
     metadata: dict[str, str]
-    params: JsonValue
+    params: Annotated[
+        JsonValue, SkipValidation
+    ]  # valid since the request, and there may be thousands of keyframes
     created_at: str
     started_at: str | None
     completed_at: str | None
@@ -253,6 +256,7 @@ class JobChanges(Wire):
     output_key: str | None = None
     error: str | None = None
     error_code: ErrorCode | None = None
+    retryable: bool | None = None
     stalled: bool | None = None
     attempt: int | None = None
     runpod_job_id: str | None = None

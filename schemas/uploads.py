@@ -2,7 +2,8 @@
 
 from typing import Annotated
 
-from pydantic import Field, Strict, StringConstraints
+from pydantic import AfterValidator, Field, Strict, StringConstraints
+from pydantic_core import PydanticCustomError
 
 from schemas.jobs import Wire
 from schemas.keys import ObjectKey
@@ -11,11 +12,19 @@ MAX_BYTES = 5 * 2**40  #: of one object in S3 and R2
 MAX_PARTS = 10_000
 
 
+def _named(filename: str) -> str:
+    if filename in (".", ".."):
+        raise PydanticCustomError("filename", "this is no name of a file")
+    return filename
+
+
 class UploadRequest(Wire):
     """The body of `POST /api/videos/upload-url`. With `bytes`, the URL takes exactly so many, and large files go in parts."""
 
     filename: Annotated[
-        str, StringConstraints(min_length=1, max_length=255, pattern=r"^[^\x00-\x1f\x7f/\\]+$")
+        str,
+        StringConstraints(min_length=1, max_length=255, pattern=r"^[^\x00-\x1f\x7f/\\]+$"),
+        AfterValidator(_named),
     ]
     content_type: Annotated[str, StringConstraints(pattern=r"^video/[a-z0-9.+-]{1,64}$")] = "video/mp4"
     bytes: Annotated[int, Strict(), Field(gt=0, le=MAX_BYTES)] | None = None

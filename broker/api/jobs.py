@@ -2,7 +2,10 @@
 
 from typing import Annotated
 
+import structlog
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from sqlalchemy.exc import SQLAlchemyError
+from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
@@ -13,6 +16,8 @@ from broker.service import JobService
 from broker.store import JobFilter
 from broker.views import view
 from schemas.jobs import JobRequest, JobStatus, JobType, QuoteRequest
+
+log = structlog.get_logger(__name__)
 
 POLL_AFTER_SECONDS = "2"
 
@@ -88,7 +93,8 @@ async def page(request: Request) -> Response:
     if found.next_cursor is not None:
         following = request.url.include_query_params(cursor=found.next_cursor)
         headers["Link"] = f'<{following.path}?{following.query}>; rel="next"'
-    return reading.json(found, headers=headers)
+    # In a thread: a hundred jobs may have tens of thousands of keyframes.
+    return await run_in_threadpool(reading.json, found, 200, headers)
 
 
 async def cancel(request: Request) -> Response:
@@ -127,8 +133,11 @@ async def _accepted(request: Request, job: Job, replayed: bool) -> Response:
         headers["Idempotent-Replayed"] = "true"
     wait = reading.preferred_wait(request)
     if wait is not None:
-        job = await _service(request).wait(job.user_id, job.id, None, wait)
-        headers["Preference-Applied"] = f"wait={wait}"
+        try:
+            job = await _service(request).wait(job.user_id, job.id, None, wait)
+            headers["Preference-Applied"] = f"wait={wait}"
+        except SQLAlchemyError as error:  # the job is stored: nothing may say that it is not
+            log.error("wait_failed", job_id=job.id, error=str(error))
     return reading.json(view(job), 202, headers | {"ETag": _etag(job.version)})
 
 

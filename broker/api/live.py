@@ -3,10 +3,12 @@
 import asyncio
 import json
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from sqlalchemy.exc import DataError
 from sse_starlette import EventSourceResponse, ServerSentEvent
 from starlette.requests import Request
 from starlette.responses import Response
@@ -22,6 +24,8 @@ from schemas.jobs import EventView, Snapshot
 
 #: Close codes of our own, in the range that is free for it.
 NOT_FOUND = 4404
+#: How long a WebSocket stays open behind the last frame.
+LINGER_SECONDS = 0.5
 #: How long the export editor's socket waits for its job, which it names before sending it.
 EXPECTED_SECONDS = 300.0
 
@@ -55,16 +59,19 @@ async def events(request: Request) -> Response:
     job = await service.job(user, job_id)
     if job.status.is_terminal and after is not None and after == job.version:
         return Response(status_code=204)
+    if request.method == "HEAD":  # it would never end
+        return Response(media_type="text/event-stream")
     return EventSourceResponse(
         _sse(service.watch(user, job_id, after)), headers={"Cache-Control": "no-cache"}, sep="\n"
     )
 
 
-async def _sse(frames: AsyncIterator[Snapshot | EventView]) -> AsyncIterator[ServerSentEvent]:
+async def _sse(frames: AsyncGenerator[Snapshot | EventView]) -> AsyncIterator[ServerSentEvent]:
     # Jittered, so that after a restart of the broker not all come back in the same moment.
     yield ServerSentEvent(retry=random.randint(2000, 4000), comment="hello")  # noqa: S311
-    async for frame in frames:
-        yield ServerSentEvent(data=_data(frame), event=_name(frame), id=str(frame.seq))
+    async with aclosing(frames):
+        async for frame in frames:
+            yield ServerSentEvent(data=_data(frame), event=_name(frame), id=str(frame.seq))
 
 
 async def socket(websocket: WebSocket) -> None:
@@ -86,30 +93,44 @@ async def socket(websocket: WebSocket) -> None:
             listening = tasks.create_task(_listen(websocket, resumed))
             telling = tasks.create_task(_tell(websocket, service, user, job_id, after))
             asking = tasks.create_task(resumed.get())
-            while not telling.done():
-                done, _ = await asyncio.wait(
-                    {telling, asking, listening}, return_when=asyncio.FIRST_COMPLETED
+            while not listening.done():
+                # Once all is said, a client that has only just connected may still say from where on it wants it.
+                over = telling.done()
+                await asyncio.wait(
+                    {asking, listening} if over else {telling, asking, listening},
+                    timeout=LINGER_SECONDS if over else None,
+                    return_when=asyncio.FIRST_COMPLETED,
                 )
-                if listening in done:
-                    break
-                if asking in done:  # from there on, whatever was said before
+                if asking.done():  # from there on, whatever was said before
                     telling.cancel()
                     await asyncio.wait({telling})
-                    after = asking.result()
-                    await websocket.send_text(f'{{"event":"resumed","seq":{after}}}')
-                    telling = tasks.create_task(_tell(websocket, service, user, job_id, after))
+                    resume = _tell(websocket, service, user, job_id, asking.result(), resumed=True)
+                    telling = tasks.create_task(resume)
                     asking = tasks.create_task(resumed.get())
+                elif over:
+                    break
             for task in (listening, telling, asking):
                 task.cancel()
         await _close(websocket, 1000)
-    except NotFound:
+    except (NotFound, DataError):
         await _close(websocket, NOT_FOUND)
 
 
-async def _tell(websocket: WebSocket, service: JobService, user: str, job_id: str, after: int | None) -> None:
+async def _tell(
+    websocket: WebSocket,
+    service: JobService,
+    user: str,
+    job_id: str,
+    after: int | None,
+    *,
+    resumed: bool = False,
+) -> None:
     try:
-        async for frame in service.watch(user, job_id, after):
-            await websocket.send_text(f'{{"event":"{_name(frame)}",{_data(frame)[1:]}')
+        if resumed:
+            await websocket.send_text(f'{{"event":"resumed","seq":{after}}}')
+        async with aclosing(service.watch(user, job_id, after)) as frames:
+            async for frame in frames:
+                await websocket.send_text(f'{{"event":"{_name(frame)}",{_data(frame)[1:]}')
     except WebSocketDisconnect:  # `_listen` hears of it too
         return
 
@@ -152,12 +173,12 @@ async def _tell_export(websocket: WebSocket, service: JobService, user: str, job
     try:
         async with asyncio.timeout(EXPECTED_SECONDS):
             await service.expected(user, job_id)
-        async for _ in service.watch(user, job_id):
-            job = await service.job(user, job_id)
-            told = ExportProgress.of(view(job))
-            await websocket.send_text(told.model_dump_json(by_alias=True))
-            if job.status.is_terminal:
-                return
+        async with aclosing(service.watch(user, job_id)) as frames:
+            async for _ in frames:
+                job = await service.job(user, job_id)
+                await websocket.send_text(ExportProgress.of(view(job)).model_dump_json(by_alias=True))
+                if job.status.is_terminal:
+                    return
     except (WebSocketDisconnect, TimeoutError):
         return
 

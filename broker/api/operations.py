@@ -4,13 +4,15 @@ from collections.abc import Callable
 
 import anyio
 from pydantic import BaseModel, ConfigDict, StrictBool
-from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
 
 from broker.api import reading
 from broker.api.problems import problem
 from broker.service import JobService
+
+#: Threads of their own: whoever asks for the readiness of a broker whose bucket hangs must not use up all others'.
+_checks = anyio.CapacityLimiter(4)
 
 
 class DrainRequest(BaseModel):
@@ -52,7 +54,7 @@ async def readyz(request: Request) -> Response:
     for name, check in checks.items():
         try:
             with anyio.fail_after(5):
-                await run_in_threadpool(check)
+                await anyio.to_thread.run_sync(check, abandon_on_cancel=True, limiter=_checks)
         except Exception as error:  # noqa: BLE001  # whatever it is, not ready is the answer
             return problem(request, 503, "not_ready", f"{name}: {error}", retryable=True)
     return reading.json(Readiness(status="ok", checks=dict.fromkeys(checks, "ok")))

@@ -7,9 +7,9 @@ from typing import Any
 
 import structlog
 from pydantic import ValidationError
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import DataError, OperationalError, TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
-from starlette.requests import HTTPConnection, Request
+from starlette.requests import ClientDisconnect, HTTPConnection, Request
 from starlette.responses import JSONResponse, Response
 
 from broker.errors import (
@@ -98,6 +98,17 @@ async def unavailable(request: Request, error: Exception) -> Response:
     return problem(request, 503, error.code, str(error), retryable=True, headers=headers)
 
 
+async def impossible(request: Request, error: Exception) -> Response:
+    """Answers what the database refuses to even look for: an id with a NUL in it, on PostgreSQL."""
+    log.warning("impossible_value", error=str(error.__cause__ or error))
+    return problem(request, 404, "not_found", "There is no such thing.")
+
+
+async def gone(request: Request, error: Exception) -> Response:
+    """Nobody is there to read the answer any more."""
+    return Response(status_code=400)
+
+
 async def database_failed(request: Request, error: Exception) -> Response:
     log.error("database_failed", error=str(error.__cause__ or error))
     return problem(request, 503, "database_unavailable", "The database cannot be used now.", retryable=True)
@@ -135,6 +146,9 @@ HANDLERS: dict[Any, Any] = {
     RequestError: refuse,
     Unavailable: unavailable,
     OperationalError: database_failed,
+    PoolTimeout: database_failed,
+    DataError: impossible,
+    ClientDisconnect: gone,
     StorageError: storage_failed,
     HTTPException: http_error,
     Exception: crashed,

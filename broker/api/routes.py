@@ -51,7 +51,7 @@ OPERATIONS = (
     Operation("DELETE", HOOK, webhooks.switch_off, {204: None}, "webhooks", problems=(404,)),
     Operation("POST", f"{HOOK}/rotate", webhooks.rotate, {200: WebhookSecret}, "webhooks", problems=(404,)),
     Operation("GET", f"{HOOK}/deliveries", webhooks.deliveries, {200: DeliveryList}, "webhooks", problems=(404,)),
-    Operation("POST", f"{HOOK}/deliveries/{{delivery_id}}/redeliver", webhooks.send_again, {202: DeliveryView}, "webhooks", problems=(404,)),
+    Operation("POST", f"{HOOK}/deliveries/{{delivery_id}}/redeliver", webhooks.send_again, {202: DeliveryView}, "webhooks", problems=(404, 409)),
     Operation("POST", "/api/keys", access.create_key, {201: NewKey}, "operations", Access.ADMIN, body=KeyRequest),
     Operation("GET", "/api/keys", access.list_keys, {200: KeyList}, "operations", Access.ADMIN),
     Operation("DELETE", "/api/keys/{key_id}", access.revoke_key, {204: None}, "operations", Access.ADMIN, problems=(404,)),

@@ -9,7 +9,7 @@ from schemas.webhooks import WebhookRequest
 
 
 async def add(request: Request) -> Response:
-    """Have a URL called when a job of yours ends: signed as Standard Webhooks says, tried for a day. The secret is shown this once."""
+    """Have a URL called when a job of yours ends: signed as Standard Webhooks says, tried for three days. The secret is shown this once."""
     asked = await reading.body(request, WebhookRequest)
     return reading.json(await _webhooks(request).add(reading.user(request), asked), 201)
 

@@ -12,7 +12,7 @@ import pytest
 from broker.store import JobStore
 from schemas.jobs import JobStatus
 from tests.broker.api.calls import JOB, on_one_database, submitted_ids, until
-from tests.broker.provider import Provider, Worker, refuse
+from tests.broker.provider import Worker, refuse
 
 pytestmark = on_one_database
 KEYFRAME = {"time": 0, "x": 0, "y": 0, "width": 9, "height": 16}
@@ -116,13 +116,16 @@ async def test_nobody_has_more_open_jobs_than_allowed(settings, running, provide
         assert (await client.post("/api/jobs", json=JOB)).status_code == 202
 
 
-async def test_nobody_asks_for_more_video_than_a_days(settings, running, provider):
-    """By what was asked for; a job that failed does not count."""
-    ten = JOB | {"params": {"end_time": 10}}
-    async with running(settings(REELBROKER_MEDIA_SECONDS_PER_DAY="25"), Provider()) as client:
+async def test_nobody_asks_for_more_video_than_a_days(settings, running, provider, bucket):
+    """By what was asked for; a job that failed or was cancelled does not count."""
+    ten, made = JOB | {"params": {"end_time": 10}}, settings(REELBROKER_MEDIA_SECONDS_PER_DAY="25")
+    bucket.write(f"{made.user_id}/a.mp4", b"a video")
+    provider.fault = refuse
+    async with running(made, provider) as client:
         assert [(await client.post("/api/jobs", json=ten)).status_code for _ in range(3)] == [202, 202, 429]
-        for job_id in await submitted_ids(client):  # their source is missing
-            await until(client, f"/api/jobs/{job_id}", lambda job: job["status"] == "error")
+        for job_id in await submitted_ids(client):
+            await client.post(f"/api/jobs/{job_id}/cancel")
+            await until(client, f"/api/jobs/{job_id}", lambda job: job["status"] == "cancelled")
         slow = JOB | {"params": {"end_time": 10, "segments": [{"start": 0, "end": 10, "speed": 0.25}]}}
         assert (await client.post("/api/jobs", json=slow)).status_code == 429  # 40 seconds of output
         assert (await client.post("/api/jobs", json=ten)).status_code == 202

@@ -10,6 +10,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 from broker import credentials
+from broker.tokens import as_user_id
 from tests.broker.api.calls import JOB, on_one_database
 from tests.broker.provider import Provider
 
@@ -77,7 +78,7 @@ async def ask(client, token, method="GET", path="/api/jobs", **options):
 async def test_a_token_gives_the_user(client, key, algorithm, kid):
     """By its subject, whatever that looks like; the jobs are that user's."""
     headers = {"kid": kid} if kid else {}
-    for subject in ("alice", "auth0|42", "Ägidius/../b"):
+    for subject in ("alice", "auth0|42", "Ägidius/../b", as_user_id("auth0|42")):
         token = jwt.encode(claims(sub=subject), key, algorithm, headers=headers)
         assert (await ask(client, token, "POST", json=JOB)).status_code == 202
         assert len((await ask(client, token)).json()["jobs"]) == 1
@@ -102,6 +103,9 @@ async def test_a_token_gives_the_user(client, key, algorithm, kid):
         pytest.param(lambda: jwt.encode(claims(exp=None), SECRET), id="without-end"),
         pytest.param(lambda: jwt.encode(claims(sub=None), SECRET), id="nobody"),
         pytest.param(lambda: jwt.encode(claims(nbf=time.time() + 600), SECRET), id="not-yet"),
+        pytest.param(
+            lambda: jwt.encode(claims(), CURVE, "ES256", headers={"kid": "r"}), id="key-of-another-kind"
+        ),
         pytest.param(lambda: "a.b.c", id="nonsense"),
     ],
 )
@@ -109,6 +113,16 @@ async def test_a_bad_token_lets_nobody_in(client, token):
     """401, and nothing is stored."""
     reply = await ask(client, token(), "POST", json=JOB)
     assert (reply.status_code, reply.json()["code"]) == (401, "unauthorized")
+
+
+@on_one_database
+async def test_an_identity_provider_that_is_away_is_not_the_users_fault(settings, running):
+    """503 to try again, and not 401, on which a client would log its user out."""
+    made = settings(REELBROKER_JWT_JWKS_URL="http://127.0.0.1:9/keys")
+    async with running(made, Provider()) as client:
+        reply = await ask(client, jwt.encode(claims(), RSA, "RS256", headers={"kid": "r"}))
+        assert (reply.status_code, reply.json()["code"]) == (503, "identity_provider_unavailable")
+        assert (await client.get("/api/jobs")).status_code == 200
 
 
 @on_one_database

@@ -46,6 +46,13 @@ async def test_a_job_of_nobody_is_404(client):
         assert (reply.status_code, reply.json()["code"]) == (404, "not_found")
 
 
+async def test_an_id_that_cannot_be_is_404(client):
+    """Whatever is in it, on every database."""
+    for path in ("/api/jobs/%00", "/api/jobs/a%00b/cancel", "/hooks/runpod/%00/x", "/api/videos/uploads/%00"):
+        method = "POST" if path.endswith(("cancel", "/x")) else "GET"
+        assert (await client.request(method, path)).status_code == 404
+
+
 async def test_cancel_answers_the_same_when_asked_again(client):
     """First 202, then the end; after a cancel, 200."""
     url = (await client.post("/api/jobs", json=JOB)).headers["location"]
@@ -203,7 +210,17 @@ async def test_pages_follow_one_another(client):
 
 
 @on_one_database
-@pytest.mark.parametrize("query", ["limit=0", "limit=x", "status=lost", "cursor=%00", "colour=red"])
+@pytest.mark.parametrize(
+    "query",
+    [
+        "limit=0",
+        "limit=x",
+        "status=lost",
+        "cursor=%00",
+        "cursor=OTk5OTk5OTk5OTk5OTk5OTk5OTk6eA==",
+        "colour=red",
+    ],
+)
 async def test_a_wrong_query_is_refused_by_name(client, query):
     """The pointer is the query's field."""
     reply = await client.get(f"/api/jobs?{query}")

@@ -98,6 +98,23 @@ async def test_joined_but_not_noted_is_complete_all_the_same(client, small_parts
     assert (await client.post(ticket["complete_url"])).json()["bytes"] == len(film)
 
 
+async def test_an_upload_that_the_store_gave_up_begins_anew(client, small_parts, bucket, settings):
+    """After a day, by the bucket's own rule: the parts are asked for again, and can be sent."""
+    film = b"x" * 12_000_000
+    ticket = await begin(client, len(film))
+    part = ticket["parts"][0]
+    assert await put(part["upload_url"], film[: part["bytes"]]) == 200
+    key = f"{settings().user_id}/{ticket['video_key']}"
+    (left,) = bucket._client.list_multipart_uploads(Bucket=bucket._name, Prefix=key)["Uploads"]
+    bucket.drop_parts(key, left["UploadId"])
+    assert (await client.post(ticket["complete_url"])).status_code == 409
+    resumed = (await client.get(f"/api/videos/uploads/{ticket['upload_id']}")).json()
+    assert [part["number"] for part in resumed["parts"]] == [1, 2, 3]
+    for part in resumed["parts"]:
+        assert await put(part["upload_url"], film[part["offset"] : part["offset"] + part["bytes"]]) == 200
+    assert (await client.post(ticket["complete_url"])).json()["bytes"] == len(film)
+
+
 async def test_an_abandoned_upload_is_gone(client, small_parts):
     """With its parts; one that is complete stays."""
     ticket = await begin(client, 12_000_000)
@@ -107,6 +124,11 @@ async def test_an_abandoned_upload_is_gone(client, small_parts):
     assert (await client.delete(where)).status_code == 204
     assert (await client.get(where)).status_code == 404
     assert await put(part["upload_url"], b"x" * part["bytes"]) == 404
+    single = await begin(client, 4)
+    await put(single["upload_url"], b"film", single["headers"])
+    assert (await client.delete(f"/api/videos/uploads/{single['upload_id']}")).status_code == 204
+    lost = await client.get("/api/storage/presigned-url", params={"key": single["video_key"]})
+    assert lost.status_code == 404
     whole = await begin(client, 1)
     await put(whole["upload_url"], b"x", whole["headers"])
     await client.post(whole["complete_url"])
@@ -137,5 +159,5 @@ async def test_a_name_cannot_break_out_of_a_header(client, bucket, settings):
         assert told.startswith("attachment; filename*=UTF-8''")
         assert not set('";\r\n ') & set(told.split("''")[1])
         assert "x-evil" not in got.headers
-    for name in ("a\r\nX: 1", "a\x00b", "a/b", "a\\b", ""):
+    for name in ("a\r\nX: 1", "a\x00b", "a/b", "a\\b", "", "..", "."):
         assert (await client.post("/api/videos/upload-url", json={"filename": name})).status_code == 422
