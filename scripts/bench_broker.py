@@ -50,7 +50,7 @@ PATHS = {
 def provider() -> Starlette:
     """RunPod's API: takes every job, has each always at work, and counts what it is asked."""
     calls: Counter[str] = Counter()
-    moving = False
+    moving = 0.0  #: since when jobs move; 0: they stand still
 
     async def answer(request: Request) -> JSONResponse:
         action = request.path_params["action"].split("/")[0]
@@ -59,9 +59,10 @@ def provider() -> Starlette:
             return JSONResponse({"id": f"rp-{calls['run']}", "status": "IN_QUEUE"})
         if action == "health":
             return JSONResponse({"jobs": {}, "workers": {"running": 1}})
+        progress = min(99, 50 + int(time.time() - moving)) if moving else 50
         told = {
             "phase": "processing",
-            "progress": int(time.time()) % 99 if moving else 50,
+            "progress": progress,
             "message": "at work",
         }
         return JSONResponse({"id": request.path_params["action"].split("/")[-1], "status": "IN_PROGRESS", "output": told})  # fmt: skip
@@ -71,7 +72,7 @@ def provider() -> Starlette:
 
     async def move(request: Request) -> JSONResponse:
         nonlocal moving
-        moving = request.path_params["on"] == "1"
+        moving = time.time() if request.path_params["on"] == "1" else 0.0
         return JSONResponse(moving)
 
     return Starlette(
