@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 from sqlalchemy import Engine
 
-from broker import operations
+from broker import operations, terminal
 from broker.app import create_app
 from broker.clock import now_ms
 from broker.database import copy_database, open_engine, reading, restore_database
@@ -31,13 +31,14 @@ from broker.settings import Settings
 from broker.storage import open_bucket
 from broker.store import JobStore
 
-cli = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
-jobs = typer.Typer(no_args_is_help=True, help="Look at jobs, of all users.")
+cli = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
+jobs = typer.Typer(no_args_is_help=True, help="List your jobs; look at jobs, of all users, in the database.")
 keys = typer.Typer(no_args_is_help=True, help="Who may use the running broker.")
 storage = typer.Typer(no_args_is_help=True, help="The bucket.")
 cli.add_typer(jobs, name="jobs")
 cli.add_typer(keys, name="keys")
 cli.add_typer(storage, name="storage")
+terminal.add_to(cli, jobs)
 console = Console()
 #: How long requests that are under way may take once the broker is told to end, and how long a client's WebSocket message may be.
 STOP_SECONDS, MAX_SOCKET_BYTES = 5, 65_536

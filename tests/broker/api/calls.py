@@ -9,7 +9,7 @@ JOB = {"type": "framing", "input_key": "a.mp4"}
 on_one_database = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 
 
-async def until(client, url, done, seconds=10):
+async def until(client, url, done, seconds=30):
     """Polls a job as a frontend would."""
     async with asyncio.timeout(seconds):
         while not done(job := (await client.get(url)).json()):

@@ -27,9 +27,9 @@ class Served:
 
 
 @contextlib.contextmanager
-def serve(settings, transport):
+def serve(settings, transport, port=None):
     """Runs a broker for the length of the `with`."""
-    (port,) = free_ports(1)
+    port = port or free_ports(1)[0]
     config = uvicorn.Config(
         create_app(settings, transport=transport),
         port=port,

@@ -1,0 +1,124 @@
+"""What a developer types, against a broker on a real port: each command, its exit code, and its JSON."""
+
+import json
+
+import pytest
+import structlog
+from typer.testing import CliRunner
+
+from broker.cli import cli, log_to_stderr
+from broker.storage import open_bucket
+from tests.broker.api.served import API_KEY, serve
+from tests.broker.provider import Provider
+from tests.broker.test_client import finish_soon
+
+
+@pytest.fixture
+def database_url(tmp_path):
+    """SQLite: a terminal sees nothing of the database."""
+    return f"sqlite:///{tmp_path}/broker.db"
+
+
+@pytest.fixture
+def shell(settings, monkeypatch):
+    """A terminal with a broker in its environment."""
+    made, provider = settings(), Provider()
+    log_to_stderr("CRITICAL")  # the broker is in this process, and what it says is not the command's
+    with serve(made, provider) as served:
+        monkeypatch.setenv("REELBROKER_URL", served.url)
+        monkeypatch.setenv("REELBROKER_API_KEY", API_KEY)
+
+        class Shell:
+            bucket = open_bucket(made)
+
+            def types(self, *words, code=0, input=None):
+                result = CliRunner().invoke(cli, [str(word) for word in words], input=input)
+                assert result.exit_code == code, result.output + result.stderr
+                return result.stdout if code == 0 else result.output
+
+        shell = Shell()
+        shell.provider, shell.user = provider, made.user_id
+        yield shell
+    structlog.reset_defaults()
+
+
+def test_the_whole_journey_is_one_line(shell, tmp_path):
+    """A file in, a file out; as JSON, nothing but the job is printed."""
+    video, params, out = tmp_path / "clip.mp4", tmp_path / "crop.json", tmp_path / "out.mp4"
+    video.write_bytes(b"a video")
+    params.write_text('{"output_width": 270, "output_height": 480}')
+    working = finish_soon(shell.provider, shell.bucket)
+    told = shell.types(
+        "submit", video, "--params", params, "--project", 7, "-m", "a=b=c", "--watch", "-o", out, "--json"
+    )
+    working.join()
+    job = json.loads(told)
+    assert (job["status"], job["project_id"], job["metadata"], job["params"]["output_width"]) == (
+        "complete",
+        7,
+        {"a": "b=c"},
+        270,
+    )
+    assert out.read_bytes() == b"a film"
+    assert "complete: 1080x1920, 0.40 s, 6 bytes" in shell.types("watch", job["job_id"])
+    again = tmp_path / "again.mp4"
+    shell.types("download", job["job_id"], again)
+    assert again.read_bytes() == b"a film"
+    assert [
+        one["job_id"] for one in json.loads(shell.types("jobs", "list", "--status", "complete", "--json"))
+    ] == [job["job_id"]]
+    assert job["job_id"] in shell.types("jobs", "list")
+
+
+def test_a_job_that_fails_or_is_cancelled_has_an_exit_code_of_its_own(shell):
+    """1 and 3; a retry is a new job."""
+    failed = shell.types("submit", "uploads/none.mp4", "--watch", code=1)
+    assert "source_not_found" in failed
+    shell.provider.fault = lambda request: None
+    shell.bucket.write(f"{shell.user}/a.mp4", b"a video")
+    job = json.loads(shell.types("submit", "a.mp4", "--json"))["job_id"]
+    shell.types("cancel", job)
+    assert "cancelled" in shell.types("watch", job, code=3)
+    assert json.loads(shell.types("retry", job, "--json"))["retry_of"] == job
+
+
+def test_what_is_wrong_is_said_before_anything_is_sent(shell, tmp_path):
+    """2, by the field's name, and no upload."""
+    video = tmp_path / "clip.mp4"
+    video.write_bytes(b"a video")
+    for words, told in [
+        (("submit", video, "--params", '{"end_time": "x"}'), "/params/end_time"),
+        (("submit", video, "--params", "{"), "no JSON"),
+        (("submit", video, "--params", tmp_path / "none.json"), "No such file"),
+        (("submit", video, "-m", "x"), "NAME=VALUE"),
+        (("submit", video, "--type", "sharpen"), "sharpen"),
+        (("upload", tmp_path / "none.mp4"), "there is no file"),
+    ]:
+        assert told in shell.types(*words, code=2)
+    assert list(shell.bucket.listed(f"{shell.user}/uploads/")) == []
+    assert "not_found" not in shell.types("watch", "none", code=1)
+    key = shell.types("upload", video).strip()
+    assert shell.bucket.size(f"{shell.user}/{key}") == 7
+
+
+def test_a_quote_reads_its_params_from_standard_input(shell):
+    """As all that takes params does."""
+    told = shell.types(
+        "quote",
+        "a.mp4",
+        "--params",
+        "-",
+        "--seconds",
+        "4",
+        input='{"output_width": 540, "output_height": 960}',
+    )
+    assert told.startswith("4 s of video: ")
+    assert json.loads(shell.types("quote", "a.mp4", "--seconds", "4", "--json"))["source_known"] is True
+
+
+def test_a_broker_that_is_not_there_is_said_in_a_line(monkeypatch):
+    """1, with where it was looked for."""
+    monkeypatch.setenv("REELBROKER_URL", "http://127.0.0.1:9")
+    monkeypatch.setattr("broker.client.AGAIN_SECONDS", (0.01,))
+    result = CliRunner().invoke(cli, ["jobs", "list"])
+    assert (result.exit_code, "http://127.0.0.1:9" in result.output) == (1, True)
