@@ -8,6 +8,7 @@ import contextlib
 import json
 import sys
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,6 +18,7 @@ import typer
 import uvicorn
 from pydantic import ValidationError
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from sqlalchemy import Engine
 
@@ -24,6 +26,7 @@ from broker import operations, terminal
 from broker.app import create_app
 from broker.clock import now_ms
 from broker.database import copy_database, open_engine, reading, restore_database
+from broker.doctor import examine
 from broker.embedded.stack import Stack, run_until_signalled
 from broker.errors import BrokerError, StackError
 from broker.retention import Retention
@@ -147,6 +150,29 @@ def sweep(
             _print([{"key": found.key, "bytes": found.bytes} for found in retention.removable()], as_json)
         else:
             console.print(f"{retention.sweep()} objects removed")
+
+
+@cli.command()
+def doctor(as_json: AsJson = False) -> None:
+    """Check configuration, database, bucket, endpoint and worker, and say how to mend what is not in order."""
+    settings = _settings()
+    log_to_stderr("CRITICAL")
+    findings = []
+    for found in examine(settings):
+        findings.append(found)
+        if not as_json:
+            mark = "[green]ok[/green]  " if found.ok else "[red]no[/red]  "
+            console.print(
+                f"{mark}[bold]{found.what:24}[/bold] {escape(found.told)}", highlight=False, soft_wrap=True
+            )
+            if not found.ok:
+                console.print(
+                    f"    {'':24} [yellow]{escape(found.mend)}[/yellow]", highlight=False, soft_wrap=True
+                )
+    if as_json:
+        print(json.dumps([asdict(found) for found in findings], indent=2))  # noqa: T201
+    if not all(found.ok for found in findings):
+        raise typer.Exit(1)
 
 
 @jobs.command("show")

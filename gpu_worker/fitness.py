@@ -1,5 +1,9 @@
-"""Is this machine fit for work? Asked once, before the first job; told in the log, and an unfit worker ends."""
+"""Is this machine fit for work? Asked once, before the first job; told in the log, and an unfit worker ends.
 
+`python -m gpu_worker.fitness` asks without starting a worker, and prints the same as JSON.
+"""
+
+import json
 import shutil
 import sys
 
@@ -16,8 +20,12 @@ from gpu_worker.upscale.models import Models
 log = structlog.get_logger(__name__)
 
 
-def check_fitness(settings: Settings, models: Models) -> None:
-    """Tries device, ffmpeg, work folder and the preferred model, which is warm afterwards; exits where one fails."""
+def check_fitness(settings: Settings, models: Models) -> dict[str, object]:
+    """Tries device, ffmpeg, work folder and the preferred model, which is warm afterwards; exits where one fails.
+
+    Returns:
+        What was found.
+    """
     device = settings.torch_device
     try:
         facts = {
@@ -33,6 +41,7 @@ def check_fitness(settings: Settings, models: Models) -> None:
         log.error("unfit", error=str(error))
         sys.exit(f"This worker is not fit for work: {error}")
     log.info("fit", **facts)
+    return facts
 
 
 def _device(device: torch.device) -> str:
@@ -42,3 +51,10 @@ def _device(device: torch.device) -> str:
         return device.type
     properties = torch.cuda.get_device_properties(device)
     return f"{properties.name}, {properties.total_memory >> 20} MiB, CUDA {torch.version.cuda}"
+
+
+if __name__ == "__main__":
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
+    chosen = Settings()
+    found = check_fitness(chosen, Models(chosen.models_dir, chosen.torch_device, chosen.quality_model))
+    print(json.dumps(found))  # noqa: T201

@@ -60,7 +60,7 @@ async def test_every_answer_is_in_the_document(client):
 
 async def test_the_reference_page_needs_nothing_from_elsewhere(client):
     """All that it loads is served here, and its policy forbids the rest."""
-    page = await client.get("/docs")
+    page = await client.get("/", follow_redirects=True)
     assert "default-src 'none'" in page.headers["content-security-policy"]
     loaded = re.findall(r'(?:src|href)="([^"]+)"', page.text)
     assert len(loaded) == 4
