@@ -185,7 +185,7 @@ def show_job(job_id: str, as_json: AsJson = False) -> None:
         return
     for name, value in story["job"].items():
         if value is not None:
-            console.print(f"[bold]{name:22}[/bold] {value}", highlight=False, soft_wrap=True)
+            console.print(f"[bold]{name:22}[/bold] {escape(str(value))}", highlight=False, soft_wrap=True)
     for part in ("attempts", "events"):
         console.print(f"\n[bold]{part}[/bold]")
         _print(story[part], as_json=False)
@@ -241,7 +241,8 @@ def set_up_storage() -> None:
 def _ask_broker(method: str, path: str, body: dict[str, Any] | None = None) -> Any:
     """Asks the running broker of the settings, as its admin: on SQLite it alone may write."""
     settings = _settings()
-    url = f"http://{settings.host}:{settings.port}{path}"
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    url = f"http://{host}:{settings.port}{path}"
     key = settings.api_key.get_secret_value() if settings.api_key else ""
     try:
         reply = httpx.request(
@@ -294,7 +295,7 @@ def _print(rows: list[dict[str, Any]], as_json: bool) -> None:
         return
     table = Table(*rows[0], box=None, pad_edge=False)
     for row in rows:
-        table.add_row(*("" if value is None else str(value) for value in row.values()))
+        table.add_row(*("" if value is None else escape(str(value)) for value in row.values()))
     console.print(table, highlight=False, soft_wrap=not console.is_terminal)
 
 

@@ -24,7 +24,7 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import httpx
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from schemas.jobs import EventView, JobList, JobRequest, JobStatus, JobView, Quote, Snapshot
 from schemas.uploads import Uploaded, UploadTicket
@@ -35,7 +35,8 @@ Told = Callable[[int], None]
 #: Waits between tries (seconds); `Retry-After` counts for more.
 AGAIN_SECONDS = (0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 PIECE_BYTES = 1 << 18
-TRIED_AGAIN = {408, 425, 429, 502, 503, 504}
+_now = time.monotonic
+TRIED_AGAIN = {408, 425, 429, 500, 502, 503, 504}
 CONTENT_TYPES = {".mov": "video/quicktime", ".webm": "video/webm", ".mkv": "video/x-matroska"}
 
 
@@ -168,7 +169,10 @@ def _upload(path: Path, name: str | None, told: Told | None) -> Flow[str]:
         headers = {**ticket.headers, "Content-Length": str(size)}
         yield Ask("PUT", ticket.upload_url, headers=headers, body=Slice(path, 0, size, told))
     while ticket.parts:
+        fresh_until = _now() + ticket.expires_in_seconds / 2
         for part in ticket.parts:
+            if _now() > fresh_until and part is not ticket.parts[0]:
+                break  # on a slow line the URLs are too old before all are used: ask for new ones
             headers = {"Content-Length": str(part.bytes)}
             yield Ask(
                 "PUT", part.upload_url, headers=headers, body=Slice(path, part.offset, part.bytes, told)
@@ -184,6 +188,17 @@ def _download(job: JobView, path: Path, told: Told | None) -> Flow[Path]:
     file = Download(path, told)
     yield Ask("GET", where, into=file)
     return file.finish(job.result.sha256)
+
+
+class _Lines:
+    """Cuts a stream of bytes into lines at line feeds alone: a caption may have other line ends in it, raw within a frame's JSON."""
+
+    def __init__(self) -> None:
+        self._left = b""
+
+    def __call__(self, piece: bytes) -> list[str]:
+        *lines, self._left = (self._left + piece).split(b"\n")
+        return [line.removesuffix(b"\r").decode() for line in lines]
 
 
 class _Watched:
@@ -228,8 +243,17 @@ def _changed(job: JobView, event: EventView) -> tuple[JobView, int]:
     return job.model_copy(update=changes), event.seq
 
 
+def _is_stream(reply: httpx.Response) -> bool:
+    return reply.status_code == httpx.codes.OK and reply.headers["content-type"].startswith(
+        "text/event-stream"
+    )
+
+
 def _read(model: type[Model], reply: httpx.Response) -> Model:
-    return model.model_validate_json(reply.content)
+    try:
+        return model.model_validate_json(reply.content)
+    except ValidationError as error:
+        raise ClientError(f"{reply.url}: {reply.status_code}, and not what a broker answers") from error
 
 
 def _failure(reply: httpx.Response | None) -> ClientError:
@@ -328,13 +352,15 @@ class Client(_Base):
         while not seen.is_over:
             try:
                 with self._http.stream(seen.ask.method, **self._options(seen.ask)) as reply:
-                    if reply.is_error:
+                    if not _is_stream(reply):
                         reply.read()
                         raise _Refused(reply)
-                    for line in reply.iter_lines():
-                        if (job := seen.line(line)) is not None:
-                            tried = 0
-                            yield job
+                    lines = _Lines()
+                    for piece in reply.iter_bytes():
+                        tried = 0
+                        for line in lines(piece):
+                            if (job := seen.line(line)) is not None:
+                                yield job
                 pause = AGAIN_SECONDS[0]  # the stream may end before the job: the broker goes, and comes back
             except (httpx.TransportError, _Refused) as error:
                 pause = _patience(tried, error)
@@ -434,13 +460,15 @@ class AsyncClient(_Base):
         while not seen.is_over:
             try:
                 async with self._http.stream(seen.ask.method, **self._options(seen.ask)) as reply:
-                    if reply.is_error:
+                    if not _is_stream(reply):
                         await reply.aread()
                         raise _Refused(reply)
-                    async for line in reply.aiter_lines():
-                        if (job := seen.line(line)) is not None:
-                            tried = 0
-                            yield job
+                    lines = _Lines()
+                    async for piece in reply.aiter_bytes():
+                        tried = 0
+                        for line in lines(piece):
+                            if (job := seen.line(line)) is not None:
+                                yield job
                 pause = AGAIN_SECONDS[0]  # the stream may end before the job: the broker goes, and comes back
             except (httpx.TransportError, _Refused) as error:
                 pause = _patience(tried, error)

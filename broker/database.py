@@ -14,7 +14,7 @@ from typing import Any
 
 from alembic import command
 from alembic.config import Config
-from sqlalchemy import Engine, create_engine, event, make_url
+from sqlalchemy import URL, Engine, create_engine, event, make_url
 from sqlalchemy.pool import NullPool
 
 from broker.errors import DatabaseError, DatabaseInUse
@@ -26,6 +26,11 @@ def sqlite_path(database_url: str) -> Path | None:
     return Path(url.database or "") if url.get_backend_name() == "sqlite" else None
 
 
+def _with_driver(database_url: str) -> URL:
+    url = make_url(database_url)
+    return url.set(drivername="postgresql+psycopg") if url.drivername == "postgresql" else url
+
+
 def open_engine(database_url: str) -> Engine:
     """Opens the database to write, and brings its tables to this release's shape.
 
@@ -34,10 +39,7 @@ def open_engine(database_url: str) -> Engine:
     """
     path = sqlite_path(database_url)
     if path is None:
-        url = make_url(database_url)
-        if url.drivername == "postgresql":
-            url = url.set(drivername="postgresql+psycopg")
-        return _migrated(create_engine(url, pool_pre_ping=True))
+        return _migrated(create_engine(_with_driver(database_url), pool_pre_ping=True))
     lock = _locked(path)
     engine = create_engine(
         database_url, pool_size=1, max_overflow=0, connect_args={"check_same_thread": False, "timeout": 5.0}
@@ -62,7 +64,8 @@ def reading(database_url: str) -> Iterator[Engine]:
     """
     path = sqlite_path(database_url)
     if path is None:
-        engine = open_engine(database_url)
+        options = {"options": "-c default_transaction_read_only=on"}
+        engine = create_engine(_with_driver(database_url), connect_args=options, poolclass=NullPool)
     else:
         if not path.exists():
             raise DatabaseError(f"there is no database at {path}")

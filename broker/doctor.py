@@ -3,6 +3,7 @@
 import asyncio
 import importlib.util
 import json
+import os
 import secrets
 import subprocess
 import sys
@@ -10,9 +11,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import httpx
+from dotenv import dotenv_values
 
 from broker.database import reading, sqlite_path
-from broker.errors import DatabaseError, ProviderError, StorageError
+from broker.errors import ProviderError, StorageError
 from broker.runpod import Health, RunPodClient
 from broker.settings import Settings
 from broker.storage import Bucket, open_bucket
@@ -43,26 +45,15 @@ def examine(settings: Settings) -> Iterator[Finding]:
 
 
 def _database(settings: Settings) -> Finding:
-    path = sqlite_path(settings.database_url)
+    mend = "check REELBROKER_DATABASE_URL, and that its server runs; `reelbroker restore` takes a copy of a SQLite file back"
     try:
-        with reading(settings.database_url) as engine:
-            count = JobStore(engine).count_open()
-    except DatabaseError as error:
+        path = sqlite_path(settings.database_url)
         if path is not None and not path.exists() and path.absolute().parent.is_dir():
             return Finding("database", True, f"none yet; `reelbroker serve` makes {path}")
-        return Finding(
-            "database",
-            False,
-            str(error),
-            "check REELBROKER_DATABASE_URL; `reelbroker restore` takes a copy back",
-        )
+        with reading(settings.database_url) as engine:
+            count = JobStore(engine).count_open()
     except Exception as error:  # noqa: BLE001  # whatever a database driver raises
-        return Finding(
-            "database",
-            False,
-            str(error).splitlines()[0],
-            "check REELBROKER_DATABASE_URL, and that its server runs",
-        )
+        return Finding("database", False, str(error).splitlines()[0], mend)
     return Finding("database", True, f"{count} open jobs")
 
 
@@ -82,6 +73,14 @@ def _bucket(settings: Settings) -> Iterator[Finding]:
             bucket.delete(key)
     except StorageError as error:
         yield Finding("bucket", False, str(error), keys)
+    except httpx.HTTPError as error:
+        told = f"{type(error).__name__} from {settings.r2_endpoint}"
+        yield Finding(
+            "presigned URL",
+            False,
+            told,
+            "boto3 reaches the bucket and httpx does not: see HTTPS_PROXY, and the certificates",
+        )
 
 
 def _probe(bucket: Bucket, key: str) -> Iterator[Finding]:
@@ -89,14 +88,10 @@ def _probe(bucket: Bucket, key: str) -> Iterator[Finding]:
     told = "written, read and removed" if read == b"probe" else f"what was written reads {read!r}"
     yield Finding("bucket", read == b"probe", told, "is another bucket behind this name?")
     url = bucket.presigned_get(key, "probe", 60)
-    public = httpx.get(httpx.URL(url).copy_with(query=None), timeout=10).status_code
-    closed = public in (401, 403)
-    yield Finding(
-        "bucket is private",
-        closed,
-        f"without a signature: {public}",
-        "switch off public access of the bucket",
-    )
+    stranger = httpx.get(httpx.URL(url).copy_with(query=None), timeout=10)
+    closed = not (stranger.is_success and stranger.content == b"probe")
+    told = f"without a signature: {stranger.status_code}"
+    yield Finding("bucket is private", closed, told, "switch off public access of the bucket")
     yield Finding("presigned URL", httpx.get(url, timeout=10).content == b"probe", "read by its URL", "is this machine's clock right?")  # fmt: skip
 
 
@@ -155,9 +150,19 @@ def _worker() -> Finding:
     what = "worker on this machine"
     if importlib.util.find_spec("torch") is None:
         return Finding(what, True, "not installed here, and not needed where workers run elsewhere")
-    run = subprocess.run(
-        [sys.executable, "-m", "gpu_worker.fitness"], capture_output=True, text=True, timeout=WORKER_SECONDS, check=False
-    )  # fmt: skip
+    try:
+        run = subprocess.run(
+            [sys.executable, "-m", "gpu_worker.fitness"],
+            capture_output=True,
+            text=True,
+            timeout=WORKER_SECONDS,
+            check=False,
+            env=_environment(),
+        )
+    except subprocess.TimeoutExpired:
+        return Finding(
+            what, False, f"no answer within {WORKER_SECONDS} s", "is the model's file on a slow disk?"
+        )
     if run.returncode:
         last = (run.stderr.strip() or "it ended without a word").splitlines()[-1]
         return Finding(
@@ -166,3 +171,9 @@ def _worker() -> Finding:
     facts = json.loads(run.stdout.splitlines()[-1])
     told = f"{facts['device']}, ffmpeg {facts['ffmpeg']}, model {facts['model'] or 'none (QUALITY names its own)'}, torch {facts['torch']}"
     return Finding(what, True, told)
+
+
+def _environment() -> dict[str, str]:
+    """A worker's settings come from its environment alone; here the broker's may be in a file."""
+    written = {name: value for name, value in dotenv_values(".env").items() if value is not None}
+    return written | dict(os.environ)

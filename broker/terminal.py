@@ -16,6 +16,7 @@ import httpx
 import typer
 from pydantic import ValidationError
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     DownloadColumn,
@@ -58,6 +59,8 @@ def submit(
     fields: dict[str, Any] = {"type": type, "params": _params(params), "metadata": _named(metadata)}
     if project is not None:
         fields["project_id"] = project
+    if output is not None:
+        _check_place(output)
     with _broker() as client:
         if video is not None:
             _checked(fields | {"input_key": "checked/before/the/upload.mp4"})
@@ -95,7 +98,8 @@ def list_jobs(
     whole = Column("job", min_width=36, no_wrap=True)  # an id that is cut off cannot be copied
     table = Table(whole, "type", "status", "progress", "message", "created", box=None, pad_edge=False)
     for job in found:
-        table.add_row(job.job_id, job.type, job.status, f"{job.progress} %", job.message, job.created_at[:19])
+        told = escape(job.message)  # it may name the user's own files
+        table.add_row(job.job_id, job.type, job.status, f"{job.progress} %", told, job.created_at[:19])
     console.print(table if found else "none", highlight=False, soft_wrap=not console.is_terminal)
 
 
@@ -153,6 +157,7 @@ def upload(video: Path, as_json: AsJson = False) -> None:
 
 def download(job_id: str, output: Path, as_json: AsJson = False) -> None:
     """Fetch a job's result, and check that it is whole."""
+    _check_place(output)
     with _broker() as client:
         job = client.get(job_id)
         _fetch(client, job, output, as_json)
@@ -179,7 +184,7 @@ def _broker() -> Iterator[Client]:
     try:
         with Client(url, key) as client:
             yield client
-    except (ClientError, httpx.HTTPError) as error:
+    except (ClientError, httpx.HTTPError, OSError) as error:
         told = f"{url}: {error}" if isinstance(error, httpx.HTTPError) else str(error)
         print(told, file=sys.stderr)  # noqa: T201
         raise typer.Exit(1) from None
@@ -209,7 +214,7 @@ def _follow(client: Client, job: JobView, quiet: bool) -> JobView:
 
 
 def _bar(quiet: bool, *columns: Any) -> Progress:
-    shown = (TextColumn("{task.description:<36}"), BarColumn(), *columns)
+    shown = (TextColumn("{task.description:<36}", markup=False), BarColumn(), *columns)
     return Progress(*shown, console=Console(stderr=True), disable=quiet)
 
 
@@ -233,6 +238,14 @@ def _exit_as(job: JobView) -> None:
         raise typer.Exit(1)
     if job.status is JobStatus.CANCELLED:
         raise typer.Exit(CANCELLED)
+
+
+def _check_place(output: Path) -> None:
+    """Sees to it that a file can be put there, before anything is paid for."""
+    if output.is_dir() or not output.name:
+        _wrong(f"{output} is a folder; name a file in it")
+    if not output.absolute().parent.is_dir():
+        _wrong(f"there is no folder {output.parent}")
 
 
 def _params(given: str) -> Any:

@@ -37,7 +37,12 @@ def check_fitness(settings: Settings, models: Models) -> dict[str, object]:
             "nvenc": settings.encodes_in_hardware and nvenc_works(),
             "torch": torch.__version__,
         }
-    except (ModelUnavailable, RuntimeError, OSError) as error:
+    except (
+        ModelUnavailable,
+        RuntimeError,
+        OSError,
+        AssertionError,
+    ) as error:  # torch asserts that it has CUDA
         log.error("unfit", error=str(error))
         sys.exit(f"This worker is not fit for work: {error}")
     log.info("fit", **facts)

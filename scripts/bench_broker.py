@@ -208,7 +208,7 @@ async def streams(url: str, ids: list[str], count: int, seconds: float) -> tuple
         connection.close()
 
     watchers = [
-        asyncio.create_task(watch(ids[0] if number % 2 else ids[number % len(ids)]))
+        asyncio.create_task(watch(ids[0] if number % 2 else ids[number // 2 % len(ids)]))
         for number in range(count)
     ]
     deadline = time.monotonic() + 60
@@ -251,6 +251,7 @@ class Bench:
         weed = subprocess.Popen(self.store.command(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
             while not self.store.prepare():
+                assert weed.poll() is None, "the object store ended"
                 await asyncio.sleep(0.1)
             bucket = open_bucket(Settings(_env_file=None, **self._environment))  # type: ignore[arg-type]
             bucket.write(f"{USER}/a.mp4", b"a video")

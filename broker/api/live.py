@@ -68,10 +68,10 @@ async def events(request: Request) -> Response:
 
 async def _sse(frames: AsyncGenerator[Snapshot | EventView]) -> AsyncIterator[ServerSentEvent]:
     # Jittered, so that after a restart of the broker not all come back in the same moment.
-    yield ServerSentEvent(retry=random.randint(2000, 4000), comment="hello")  # noqa: S311
+    yield ServerSentEvent(retry=random.randint(2000, 4000), comment="hello", sep="\n")  # noqa: S311
     async with aclosing(frames):
         async for frame in frames:
-            yield ServerSentEvent(data=_data(frame), event=_name(frame), id=str(frame.seq))
+            yield ServerSentEvent(data=_data(frame), event=_name(frame), id=str(frame.seq), sep="\n")
 
 
 async def socket(websocket: WebSocket) -> None:

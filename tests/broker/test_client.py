@@ -11,11 +11,9 @@ import pytest
 from broker import client as clients, uploads
 from broker.client import ApiError, AsyncClient, Client, ClientError
 from broker.storage import open_bucket
-from tests.broker.api.calls import JOB, on_one_database
+from tests.broker.api.calls import JOB
 from tests.broker.api.served import API_KEY, serve
 from tests.broker.provider import Provider, Worker
-
-pytestmark = on_one_database
 
 
 class Synchronous:
@@ -46,6 +44,12 @@ class Synchronous:
 def make(request):
     """Either client."""
     return request.param
+
+
+@pytest.fixture
+def database_url(tmp_path):
+    """SQLite: a client sees nothing of the database."""
+    return f"sqlite:///{tmp_path}/broker.db"
 
 
 @pytest.fixture
@@ -190,3 +194,53 @@ def test_a_file_that_arrives_broken_is_not_kept(served, make, provider, bucket, 
         with pytest.raises(ClientError, match="SHA-256"):
             client.download(done, tmp_path / "out.mp4")
     assert list(tmp_path.glob("out.mp4*")) == []
+
+
+def test_a_caption_with_other_line_ends_is_no_end_of_a_frame(served, make):
+    """JSON leaves them as they are, and a stream's lines end at a line feed alone."""
+    with make(served.url, API_KEY) as client:
+        job = client.submit(JOB | {"metadata": {"name": "a\u2028b\u0085c\rd"}})
+        client.cancel(job.job_id)
+        seen = list(client.watch(job.job_id))
+    assert (seen[-1].status, seen[-1].metadata) == ("cancelled", {"name": "a\u2028b\u0085c\rd"})
+
+
+def test_a_quiet_job_behind_a_line_that_is_cut_again_and_again_is_watched_on(make):
+    """As by a proxy that ends what is silent: as long as the broker answers, there is hope."""
+    answered = []
+
+    def answer(request):
+        answered.append(request.url.query)
+        if len(answered) > 30:
+            return httpx.Response(404, json={"code": "not_found", "detail": "enough", "retryable": False}, headers={"content-type": "application/problem+json"})  # fmt: skip
+        return httpx.Response(200, headers={"content-type": "text/event-stream"}, content=b": hello\n\n")
+
+    with (
+        make("http://broker", "k", transport=httpx.MockTransport(answer)) as client,
+        pytest.raises(ApiError, match="enough"),
+    ):
+        list(client.watch("j"))
+    assert len(answered) == 31
+
+
+def test_what_is_no_broker_is_said_to_be_none(make):
+    """A proxy that leads to another address, or a page where an answer should be."""
+    for reply in (httpx.Response(301, headers={"location": "https://x"}), httpx.Response(200, text="<html>")):
+        with make(
+            "http://broker", "k", transport=httpx.MockTransport(lambda _, reply=reply: reply)
+        ) as client:
+            for ask in (client.get, lambda job_id, client=client: list(client.watch(job_id))):
+                with pytest.raises(ClientError, match=r"301|200"):
+                    ask("j")
+
+
+def test_on_a_slow_line_urls_are_asked_for_anew(served, make, tmp_path, monkeypatch):
+    """Before they are too old to be used."""
+    monkeypatch.setattr(uploads, "PART_BYTES", 5 * 2**20)
+    monkeypatch.setattr(uploads, "IN_PARTS_FROM", 12_000_000)
+    video = tmp_path / "clip.mp4"
+    video.write_bytes(b"x" * 12_500_000)
+    clock = iter(range(0, 10**9, 1801))
+    monkeypatch.setattr(clients, "_now", lambda: next(clock))
+    with make(served.url, API_KEY) as client:
+        assert client.upload(video).endswith("clip.mp4")

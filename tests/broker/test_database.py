@@ -8,6 +8,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from sqlalchemy import create_engine, text
+from sqlalchemy.exc import InternalError
 from sqlmodel import SQLModel
 
 from broker.database import copy_database, open_engine, reading, restore_database
@@ -143,3 +144,17 @@ def test_what_is_no_database_is_not_restored(tmp_path, make_job, body):
     store = JobStore(open_engine(url))
     assert store.find(job.id) == job
     store.close()
+
+
+def test_who_reads_postgresql_changes_nothing(new_postgres):
+    """Neither rows, nor the shape of tables that an older broker is using."""
+    url = new_postgres()
+    engine = open_engine(url)
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE alembic_version SET version_num = '0002'"))
+    with reading(url) as reader:
+        with reader.begin() as connection:
+            assert connection.execute(text("SELECT version_num FROM alembic_version")).scalar() == "0002"
+        with pytest.raises(InternalError, match="read-only"), reader.begin() as connection:
+            connection.execute(text("DELETE FROM export_jobs"))
+    engine.dispose()

@@ -125,6 +125,20 @@ def test_an_endpoint_without_workers_is_ill(asks, no_worker, endpoint, health, m
     assert mend in asks(code=1)["endpoint"]["mend"]
 
 
+def test_the_worker_is_asked_with_the_settings_of_the_file(asks, monkeypatch, tmp_path):
+    """As `.env.example` says to keep them."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("R2_BUCKET_NAME")
+    (tmp_path / ".env").write_text("R2_BUCKET_NAME=reelbroker\n")
+    assert asks()["worker on this machine"]["ok"]
+
+
+def test_a_mistyped_database_is_a_finding(asks, no_worker, monkeypatch):
+    """Like any other."""
+    monkeypatch.setenv("REELBROKER_DATABASE_URL", "sqlite//x")
+    assert not asks(code=1)["database"]["ok"]
+
+
 def test_a_person_reads_a_line_each(asks, no_worker, monkeypatch):
     """What it is, what was seen, and below it what to do."""
     monkeypatch.setenv("R2_BUCKET_NAME", "nothing")

@@ -44,7 +44,7 @@ def shell(settings, monkeypatch):
 
 def test_the_whole_journey_is_one_line(shell, tmp_path):
     """A file in, a file out; as JSON, nothing but the job is printed."""
-    video, params, out = tmp_path / "clip.mp4", tmp_path / "crop.json", tmp_path / "out.mp4"
+    video, params, out = tmp_path / "[x]clip.mp4", tmp_path / "crop.json", tmp_path / "out.mp4"
     video.write_bytes(b"a video")
     params.write_text('{"output_width": 270, "output_height": 480}')
     working = finish_soon(shell.provider, shell.bucket)
@@ -93,6 +93,9 @@ def test_what_is_wrong_is_said_before_anything_is_sent(shell, tmp_path):
         (("submit", video, "-m", "x"), "NAME=VALUE"),
         (("submit", video, "--type", "sharpen"), "sharpen"),
         (("upload", tmp_path / "none.mp4"), "there is no file"),
+        (("submit", video, "-o", tmp_path), "is a folder"),
+        (("submit", video, "-o", tmp_path / "none" / "out.mp4"), "there is no folder"),
+        (("download", "some-job", tmp_path), "is a folder"),
     ]:
         assert told in shell.types(*words, code=2)
     assert list(shell.bucket.listed(f"{shell.user}/uploads/")) == []
