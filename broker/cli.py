@@ -33,6 +33,7 @@ from broker.retention import Retention
 from broker.settings import Settings
 from broker.storage import open_bucket
 from broker.store import JobStore
+from broker.terminal import AsJson
 
 cli = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
 jobs = typer.Typer(no_args_is_help=True, help="List your jobs; look at jobs, of all users, in the database.")
@@ -45,7 +46,6 @@ terminal.add_to(cli, jobs)
 console = Console()
 #: How long requests that are under way may take once the broker is told to end, and how long a client's WebSocket message may be.
 STOP_SECONDS, MAX_SOCKET_BYTES = 5, 65_536
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Folder = Annotated[Path, typer.Option(help="Where the stack keeps its data, keys and logs.")]
 
 

@@ -133,14 +133,17 @@ class Download:
 # ── flows ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+def _body(job: JobRequest | Mapping[str, Any]) -> dict[str, Any]:
+    return job.model_dump(mode="json", exclude_none=True) if isinstance(job, JobRequest) else dict(job)
+
+
 def _submit(job: JobRequest | Mapping[str, Any], key: str | None) -> Flow[JobView]:
-    body = job.model_dump(mode="json", exclude_none=True) if isinstance(job, JobRequest) else dict(job)
     headers = {"Idempotency-Key": key or str(uuid.uuid4())}
-    return _read(JobView, (yield Ask("POST", "/api/jobs", json=body, headers=headers)))
+    return _read(JobView, (yield Ask("POST", "/api/jobs", json=_body(job), headers=headers)))
 
 
 def _quote(job: JobRequest | Mapping[str, Any], source_seconds: float | None) -> Flow[Quote]:
-    body = job.model_dump(mode="json", exclude_none=True) if isinstance(job, JobRequest) else dict(job)
+    body = _body(job)
     if source_seconds is not None:
         body["source_seconds"] = source_seconds
     return _read(Quote, (yield Ask("POST", "/api/jobs/quote", json=body)))
@@ -190,49 +193,48 @@ def _download(job: JobView, path: Path, told: Told | None) -> Flow[Path]:
     return file.finish(job.result.sha256)
 
 
-class _Lines:
-    """Cuts a stream of bytes into lines at line feeds alone: a caption may have other line ends in it, raw within a frame's JSON."""
-
-    def __init__(self) -> None:
-        self._left = b""
-
-    def __call__(self, piece: bytes) -> list[str]:
-        *lines, self._left = (self._left + piece).split(b"\n")
-        return [line.removesuffix(b"\r").decode() for line in lines]
-
-
 class _Watched:
     """A job as an event stream tells of it; `after` is how far it is known."""
 
     def __init__(self, job_id: str) -> None:
-        self.url = f"/api/jobs/{job_id}/events"
-        self.job: JobView | None = None
-        self.after: int | None = None
+        self._url = f"/api/jobs/{job_id}/events"
+        self._job: JobView | None = None
+        self._after: int | None = None
+        self._left = b""
         self._frame: dict[str, str] = {}
 
     @property
     def is_over(self) -> bool:
-        return self.job is not None and self.job.status.is_terminal
+        return self._job is not None and self._job.status.is_terminal
 
-    @property
-    def ask(self) -> Ask:
-        return Ask("GET", self.url, params={} if self.after is None else {"after": self.after})
+    def begin(self) -> Ask:
+        """Returns what to ask for on a new line; what was half told on the last one is told again."""
+        self._left, self._frame = b"", {}
+        return Ask("GET", self._url, params={} if self._after is None else {"after": self._after})
 
-    def line(self, line: str) -> JobView | None:
-        """Takes a line of the stream; returns the job where it is the last of a frame."""
-        if line:
-            name, _, value = line.partition(": ")
-            self._frame[name] = value
-            return None
+    def read(self, piece: bytes) -> Iterator[JobView]:
+        """Yields the job after each frame that ends in this piece of the stream.
+
+        Lines end at line feeds alone: a caption may have other line ends in it, raw within a frame's JSON.
+        """
+        *lines, self._left = (self._left + piece).split(b"\n")
+        for line in lines:
+            name, _, value = line.removesuffix(b"\r").decode().partition(": ")
+            if name:
+                self._frame[name] = value
+            elif not value and (job := self._framed()) is not None:
+                yield job
+
+    def _framed(self) -> JobView | None:
         frame, self._frame = self._frame, {}
         match frame.get("event"):
             case "snapshot":
                 shown = Snapshot.model_validate_json(frame["data"])
-                self.job, self.after = shown.job, shown.seq
-                return self.job
-            case "update" if self.job is not None:
-                self.job, self.after = _changed(self.job, EventView.model_validate_json(frame["data"]))
-                return self.job
+                self._job, self._after = shown.job, shown.seq
+                return self._job
+            case "update" if self._job is not None:
+                self._job, self._after = _changed(self._job, EventView.model_validate_json(frame["data"]))
+                return self._job
         return None
 
 
@@ -351,16 +353,14 @@ class Client(_Base):
         seen, tried = _Watched(job_id), 0
         while not seen.is_over:
             try:
-                with self._http.stream(seen.ask.method, **self._options(seen.ask)) as reply:
+                ask = seen.begin()
+                with self._http.stream(ask.method, **self._options(ask)) as reply:
                     if not _is_stream(reply):
                         reply.read()
                         raise _Refused(reply)
-                    lines = _Lines()
                     for piece in reply.iter_bytes():
                         tried = 0
-                        for line in lines(piece):
-                            if (job := seen.line(line)) is not None:
-                                yield job
+                        yield from seen.read(piece)
                 pause = AGAIN_SECONDS[0]  # the stream may end before the job: the broker goes, and comes back
             except (httpx.TransportError, _Refused) as error:
                 pause = _patience(tried, error)
@@ -369,10 +369,10 @@ class Client(_Base):
                 time.sleep(pause)
 
     def _run(self, flow: Flow[T]) -> T:
-        reply: httpx.Response | None = None
+        reply: Any = None  # which begins a generator
         try:
             while True:
-                ask = flow.send(reply) if reply is not None else next(flow)
+                ask = flow.send(reply)
                 reply = self._send(ask)
         except StopIteration as end:
             result: T = end.value
@@ -459,16 +459,15 @@ class AsyncClient(_Base):
         seen, tried = _Watched(job_id), 0
         while not seen.is_over:
             try:
-                async with self._http.stream(seen.ask.method, **self._options(seen.ask)) as reply:
+                ask = seen.begin()
+                async with self._http.stream(ask.method, **self._options(ask)) as reply:
                     if not _is_stream(reply):
                         await reply.aread()
                         raise _Refused(reply)
-                    lines = _Lines()
                     async for piece in reply.aiter_bytes():
                         tried = 0
-                        for line in lines(piece):
-                            if (job := seen.line(line)) is not None:
-                                yield job
+                        for job in seen.read(piece):
+                            yield job
                 pause = AGAIN_SECONDS[0]  # the stream may end before the job: the broker goes, and comes back
             except (httpx.TransportError, _Refused) as error:
                 pause = _patience(tried, error)
@@ -477,10 +476,10 @@ class AsyncClient(_Base):
                 await asyncio.sleep(pause)
 
     async def _run(self, flow: Flow[T]) -> T:
-        reply: httpx.Response | None = None
+        reply: Any = None  # which begins a generator
         try:
             while True:
-                ask = flow.send(reply) if reply is not None else next(flow)
+                ask = flow.send(reply)
                 reply = await self._send(ask)
         except StopIteration as end:
             result: T = end.value

@@ -3,6 +3,8 @@
 import time
 from datetime import UTC, datetime
 
+DAY_MS = 86_400_000
+
 
 def now_ms() -> int:
     """Returns the wall clock in milliseconds since the epoch."""

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 import structlog
 from starlette.concurrency import run_in_threadpool
 
-from broker.clock import now_ms
+from broker.clock import DAY_MS, now_ms
 from broker.models import Job
 from broker.settings import Settings
 from broker.storage import Bucket, Found
@@ -26,7 +26,6 @@ from schemas.keys import TEMPORARY, object_key
 
 log = structlog.get_logger(__name__)
 
-DAY_MS = 86_400_000
 FIRST_SECONDS = 600.0  #: a broker that has just come up has better things to do
 KEYS_DAYS = 7  #: how long an idempotency key is kept
 _DOCUMENT = re.compile(r"jobs/([A-Za-z0-9_-]+)/[0-9a-f]{32}/[a-z]+\.json")

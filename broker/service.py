@@ -14,7 +14,7 @@ from collections.abc import AsyncGenerator, Callable
 
 from starlette.concurrency import run_in_threadpool
 
-from broker.clock import now_ms
+from broker.clock import DAY_MS, now_ms
 from broker.dispatch import DRAINING
 from broker.errors import AlreadyFinished, InvalidRequest, KeyReused, NotFound, NotRetryable, Unavailable
 from broker.events import EventHub
@@ -30,7 +30,6 @@ from broker.views import ends, event_view, view
 from schemas.jobs import EventView, JobList, JobRequest, JobStatus, JobView, Quote, QuoteRequest, Snapshot
 from schemas.keys import object_key
 
-DAY_MS = 86_400_000
 #: From how many jobs like it a quote is made.
 ALIKE = 50
 

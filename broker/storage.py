@@ -140,14 +140,6 @@ class Bucket:
 
         Other rules that the bucket has are kept.
         """
-        cors: CORSRuleTypeDef = {
-            "ID": RULE,
-            "AllowedOrigins": list(origins),
-            "AllowedMethods": ["GET", "HEAD", "PUT"],
-            "AllowedHeaders": ["*"],
-            "ExposeHeaders": ["ETag"],
-            "MaxAgeSeconds": 3600,
-        }
         abort: LifecycleRuleTypeDef = {
             "ID": RULE,
             "Status": "Enabled",
@@ -158,7 +150,8 @@ class Bucket:
             if origins:
                 rules = [rule for rule in self._cors() if rule.get("ID") != RULE]
                 self._client.put_bucket_cors(
-                    Bucket=self._name, CORSConfiguration={"CORSRules": [*rules, cors]}
+                    Bucket=self._name,
+                    CORSConfiguration={"CORSRules": [*rules, {"ID": RULE, **cors_rule(origins)}]},
                 )
             others = [rule for rule in self._lifecycle() if rule.get("ID") != RULE]
             self._client.put_bucket_lifecycle_configuration(
@@ -223,6 +216,17 @@ class Bucket:
             self._client.head_bucket(Bucket=self._name)
             return
         raise StorageError(f"the bucket {self._name} does not exist")
+
+
+def cors_rule(origins: Sequence[str]) -> "CORSRuleTypeDef":
+    """Returns the rule that lets web pages of these origins put and get by presigned URL."""
+    return {
+        "AllowedOrigins": list(origins),
+        "AllowedMethods": ["GET", "HEAD", "PUT"],
+        "AllowedHeaders": ["*"],
+        "ExposeHeaders": ["ETag"],
+        "MaxAgeSeconds": 3600,
+    }
 
 
 def open_bucket(settings: Settings) -> Bucket:

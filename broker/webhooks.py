@@ -24,7 +24,7 @@ import structlog
 from standardwebhooks import Webhook
 from starlette.concurrency import run_in_threadpool
 
-from broker.clock import iso, now_ms
+from broker.clock import DAY_MS, iso, now_ms
 from broker.errors import InvalidRequest, NotFound
 from broker.models import DeliveryRow, WebhookRow
 from broker.outbox import Outbox
@@ -45,7 +45,6 @@ log = structlog.get_logger(__name__)
 CALL_SECONDS = 15.0
 #: How long to wait before call 2, 3, … (seconds), ±10 %.
 AGAIN_SECONDS = (5, 300, 1800, 7200, 18_000, 36_000, 50_400, 72_000, 86_400)
-DAY_MS = 86_400_000
 AT_ONCE = 20
 MAX_WEBHOOKS = 10
 #: So many of them to one webhook, so that one receiver that hangs does not hold up the others'.
@@ -195,15 +194,17 @@ class WebhookService:
 
     async def _send_due(self) -> None:
         free = AT_ONCE - len(self._calling)
-        busy = [whom for whom, calls in Counter(self._calling.values()).items() if calls >= AT_ONCE_EACH]
+        calls = Counter(self._calling.values())
+        busy = [whom for whom, count in calls.items() if count >= AT_ONCE_EACH]
         for row in await run_in_threadpool(self._outbox.due, self._clock(), free, busy) if free else ():
-            if sum(whom == row.webhook_id for whom in self._calling.values()) >= AT_ONCE_EACH:
+            if calls[row.webhook_id] >= AT_ONCE_EACH:
                 continue
             # Should we die during the call, it is due again then.
             until = self._clock() + int(2 * CALL_SECONDS * 1000)
             if await run_in_threadpool(self._outbox.claim, row, until):
                 call = asyncio.create_task(self._deliver(row, until))
                 self._calling[call] = row.webhook_id
+                calls[row.webhook_id] += 1
                 call.add_done_callback(self._put_down)
 
     def _put_down(self, call: asyncio.Task[None]) -> None:
@@ -301,7 +302,7 @@ def _is_public(address: str) -> bool:
     ip = ipaddress.ip_address(address.partition("%")[0])
     if isinstance(ip, ipaddress.IPv6Address) and (inner := ip.ipv4_mapped or ip.sixtofour):
         ip = inner
-    translated = any(ip in network for network in _TRANSLATED if network.version == ip.version)
+    translated = any(ip in network for network in _TRANSLATED)
     return ip.is_global and not ip.is_multicast and not translated
 
 

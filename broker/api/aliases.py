@@ -6,16 +6,14 @@ multi_clip or upscale export of that project: what those clients call its workin
 
 import json
 import uuid
-from typing import Any, TypeVar
+from typing import Any
 
 import anyio
-from pydantic import BaseModel, ValidationError
 from starlette.requests import Request
 from starlette.responses import Response
 
 from broker.api import reading
 from broker.api.forms import read_form
-from broker.api.problems import invalid
 from broker.errors import AlreadyFinished, InvalidRequest, NotFound
 from broker.models import Job
 from broker.service import JobService
@@ -38,7 +36,6 @@ from schemas.aliases import (
 from schemas.jobs import JobRequest, JobStatus, JobType, JobView
 from schemas.uploads import DownloadQuery
 
-Model = TypeVar("Model", bound=BaseModel)
 _WORKING = (JobType.FRAMING, JobType.MULTI_CLIP, JobType.UPSCALE)
 _OPEN = JobFilter(status=(JobStatus.PENDING, JobStatus.PROCESSING))
 LISTED = 100
@@ -48,9 +45,9 @@ async def start(request: Request) -> Response:
     """Start an export (first API). Params stand beside `project_id`, or under `params`."""
     job_type = _job_type(request)
     asked = await reading.body(request, StartRequest)
-    user, service = reading.user(request), _service(request)
+    user, service = reading.user(request), reading.service(request)
     key = asked.input_key or await _working_video(service, user, asked.project_id, job_type, asked.params)
-    job = _request({**asked.job_fields, "type": job_type, "input_key": key})
+    job = reading.validated(JobRequest, json.dumps({**asked.job_fields, "type": job_type, "input_key": key}))
     stored, _ = await service.submit(user, job, reading.idempotency_key(request))
     return reading.json(ExportStarted(job_id=stored.id, status=JobStatus.PROCESSING))
 
@@ -63,13 +60,13 @@ async def status(request: Request) -> Response:
 
 async def jobs(request: Request) -> Response:
     """List your newest exports (first API)."""
-    page = await _service(request).page(reading.user(request), JobFilter(), None, LISTED)
+    page = await reading.service(request).page(reading.user(request), JobFilter(), None, LISTED)
     return reading.json(ExportJobList(jobs=[ExportJob.of(job) for job in page.jobs]))
 
 
 async def active(request: Request) -> Response:
     """List your exports that are under way: what a page asks for when it comes back."""
-    page = await _service(request).page(reading.user(request), _OPEN, None, LISTED)
+    page = await reading.service(request).page(reading.user(request), _OPEN, None, LISTED)
     return reading.json(ExportList(exports=[ExportSummary.of(job) for job in page.jobs]))
 
 
@@ -81,7 +78,7 @@ async def remote_status(request: Request) -> Response:
 async def cancel(request: Request) -> Response:
     """Cancel an export. 400 where it has ended already."""
     try:
-        await _service(request).cancel(reading.user(request), _job_id(request))
+        await reading.service(request).cancel(reading.user(request), _job_id(request))
     except AlreadyFinished as error:
         raise InvalidRequest([("", str(error))], status=400) from error
     return reading.json(ExportCancelled(message="Export cancelled", modal_cancelled=True))
@@ -89,16 +86,16 @@ async def cancel(request: Request) -> Response:
 
 async def upscale(request: Request) -> Response:
     """Send a video and its keyframes in one form. The file goes to the bucket as it arrives, and is removed with the job's end."""
-    user, service, uploads = reading.user(request), _service(request), request.state.uploads
+    user, service, uploads = reading.user(request), reading.service(request), request.state.uploads
     service.check_open()  # before a gigabyte has come in
     file = uploads.incoming(user)
     try:
         fields = await read_form(request, "video", file)
         if await file.complete() == 0:
             raise InvalidRequest([("/video", "send the video as a file")])
-        asked = _validated(UpscaleFields, fields)
+        asked = reading.validated(UpscaleFields, json.dumps(fields))
         job_id = as_job_id(user, asked.export_id) if asked.export_id else str(uuid.uuid4())
-        job = _request(asked.job_fields(file.key))
+        job = reading.validated(JobRequest, json.dumps(asked.job_fields(file.key)))
         stored = await _known(service, user, job_id) or (await service.submit(user, job, None, job_id))[0]
     except BaseException:
         with anyio.CancelScope(shield=True):
@@ -148,7 +145,7 @@ async def _working_video(
 
 
 async def _job(request: Request) -> JobView:
-    return view(await _service(request).job(reading.user(request), _job_id(request)))
+    return view(await reading.service(request).job(reading.user(request), _job_id(request)))
 
 
 def _job_id(request: Request) -> str:
@@ -160,19 +157,3 @@ def _job_type(request: Request) -> JobType:
         return JobType(request.path_params["type"])
     except ValueError:
         raise NotFound("There is no such type of export.") from None
-
-
-def _request(fields: dict[str, Any]) -> JobRequest:
-    return _validated(JobRequest, fields)
-
-
-def _validated(model: type[Model], fields: dict[str, Any]) -> Model:
-    try:
-        return model.model_validate_json(json.dumps(fields))
-    except ValidationError as error:
-        raise invalid(error) from error
-
-
-def _service(request: Request) -> JobService:
-    service: JobService = request.state.service
-    return service

@@ -12,7 +12,6 @@ from starlette.responses import RedirectResponse, Response
 from broker.api import reading
 from broker.models import Job
 from broker.runpod import RemoteId
-from broker.service import JobService
 from broker.store import JobFilter
 from broker.views import view
 from schemas.jobs import JobRequest, JobStatus, JobType, QuoteRequest
@@ -55,13 +54,13 @@ async def submit(request: Request) -> Response:
         job_id = reading.as_uuid(job_id)
     key = reading.idempotency_key(request)
     asked = await reading.body(request, JobRequest)
-    job, replayed = await _service(request).submit(reading.user(request), asked, key, job_id)
+    job, replayed = await reading.service(request).submit(reading.user(request), asked, key, job_id)
     return await _accepted(request, job, replayed)
 
 
 async def retry(request: Request) -> Response:
     """Send a job that failed or was cancelled once more: a new job, with `retry_of`. Asking again returns the same one."""
-    job, replayed = await _service(request).retry(reading.user(request), request.path_params["job_id"])
+    job, replayed = await reading.service(request).retry(reading.user(request), request.path_params["job_id"])
     return await _accepted(request, job, replayed)
 
 
@@ -70,7 +69,7 @@ async def get(request: Request) -> Response:
 
     With `Prefer: wait=N` the answer waits up to 25 s for a change: from the state that `If-None-Match` names, or from now.
     """
-    service, user, job_id = _service(request), reading.user(request), request.path_params["job_id"]
+    service, user, job_id = reading.service(request), reading.user(request), request.path_params["job_id"]
     known, wait = request.headers.get("if-none-match"), reading.preferred_wait(request)
     if wait is not None:
         seen = _version(known) if known is not None else await service.version(user, job_id)
@@ -88,7 +87,7 @@ async def page(request: Request) -> Response:
     """List your jobs, newest first. `next_cursor` leads to the next page, and so does the `Link` header."""
     asked = reading.query(request, ListQuery)
     only = JobFilter(asked.status, asked.type, asked.project_id)
-    found = await _service(request).page(reading.user(request), only, asked.cursor, asked.limit)
+    found = await reading.service(request).page(reading.user(request), only, asked.cursor, asked.limit)
     headers = {}
     if found.next_cursor is not None:
         following = request.url.include_query_params(cursor=found.next_cursor)
@@ -99,20 +98,20 @@ async def page(request: Request) -> Response:
 
 async def cancel(request: Request) -> Response:
     """Cancel a job, and stop paying for it. 202 while the stop is under way, 200 once it is cancelled; ask as often as you like."""
-    job = await _service(request).cancel(reading.user(request), request.path_params["job_id"])
+    job = await reading.service(request).cancel(reading.user(request), request.path_params["job_id"])
     return reading.json(job, 200 if job.status.is_terminal else 202)
 
 
 async def output(request: Request) -> Response:
     """Download the finished file: a redirect to a presigned URL, minted now."""
-    url = await _service(request).output_url(reading.user(request), request.path_params["job_id"])
+    url = await reading.service(request).output_url(reading.user(request), request.path_params["job_id"])
     return RedirectResponse(url, 302, headers={"Cache-Control": "no-store"})
 
 
 async def quote(request: Request) -> Response:
     """Estimate a job before sending it: GPU seconds and cost, by your own jobs like it where there are enough."""
     asked = await reading.body(request, QuoteRequest)
-    return reading.json(await _service(request).quote(reading.user(request), asked))
+    return reading.json(await reading.service(request).quote(reading.user(request), asked))
 
 
 async def runpod_hook(request: Request) -> Response:
@@ -123,7 +122,7 @@ async def runpod_hook(request: Request) -> Response:
     except ValueError:  # the call counts, whatever it says
         told = HookBody()
     path = request.path_params
-    await _service(request).hint(path["job_id"], path["token"], told.id)
+    await reading.service(request).hint(path["job_id"], path["token"], told.id)
     return Response('{"status":"ok"}', media_type="application/json")
 
 
@@ -134,7 +133,7 @@ async def _accepted(request: Request, job: Job, replayed: bool) -> Response:
     wait = reading.preferred_wait(request)
     if wait is not None:
         try:
-            job = await _service(request).wait(job.user_id, job.id, None, wait)
+            job = await reading.service(request).wait(job.user_id, job.id, None, wait)
             headers["Preference-Applied"] = f"wait={wait}"
         except SQLAlchemyError as error:  # the job is stored: nothing may say that it is not
             log.error("wait_failed", job_id=job.id, error=str(error))
@@ -164,8 +163,3 @@ def _version(etags: str) -> int | None:
         if number.isascii() and number.isdecimal() and len(number) < 10:
             return int(number)
     return None
-
-
-def _service(request: Request) -> JobService:
-    service: JobService = request.state.service
-    return service

@@ -5,7 +5,6 @@ import json
 import random
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
-from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from sqlalchemy.exc import DataError
@@ -51,13 +50,13 @@ async def events(request: Request) -> Response:
     known, so a browser that lost the connection resumes by itself (`Last-Event-ID`), and misses nothing. `?after=0` starts with the
     first event. A comment every 15 s keeps the line open. Where headers cannot be sent, authenticate by `?ticket=`.
     """
-    service, user, job_id = _service(request), reading.user(request), request.path_params["job_id"]
+    service, user, job_id = reading.service(request), reading.user(request), request.path_params["job_id"]
     after = reading.query(request, WatchQuery).after
     last = request.headers.get("last-event-id", "")
     if last.isascii() and last.isdecimal() and len(last) < 10:
         after = int(last)
-    job = await service.job(user, job_id)
-    if job.status.is_terminal and after is not None and after == job.version:
+    # The whole job is read where it is told, and here only for a client that has seen all there is.
+    if after == await service.version(user, job_id) and (await service.job(user, job_id)).status.is_terminal:
         return Response(status_code=204)
     if request.method == "HEAD":  # it would never end
         return Response(media_type="text/event-stream")
@@ -80,7 +79,11 @@ async def socket(websocket: WebSocket) -> None:
     `?after=` resumes, and so does a message `{"resume_after": seq}`: what follows `{"event": "resumed", "seq"}` is what comes after it.
     `ping` is answered with `pong`. Closed with 1000 after the end.
     """
-    service, user, job_id = _service(websocket), reading.user(websocket), websocket.path_params["job_id"]
+    service, user, job_id = (
+        reading.service(websocket),
+        reading.user(websocket),
+        websocket.path_params["job_id"],
+    )
     try:
         after = WatchQuery.model_validate(dict(websocket.query_params)).after
     except ValidationError:
@@ -157,7 +160,7 @@ async def _listen(websocket: WebSocket, resumed: asyncio.Queue[int] | None = Non
 
 async def export_socket(websocket: WebSocket) -> None:
     """The export editor's own messages, under its own path; it may connect before it has sent the job."""
-    service, user = _service(websocket), reading.user(websocket)
+    service, user = reading.service(websocket), reading.user(websocket)
     job_id = as_job_id(user, websocket.path_params["export_id"])
     await websocket.accept()
     async with asyncio.TaskGroup() as tasks:
@@ -196,8 +199,3 @@ def _name(frame: Snapshot | EventView) -> str:
 
 def _data(frame: Snapshot | EventView) -> str:
     return frame.model_dump_json(exclude_unset=isinstance(frame, EventView))
-
-
-def _service(connection: Any) -> JobService:
-    service: JobService = connection.state.service
-    return service

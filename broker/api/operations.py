@@ -9,7 +9,6 @@ from starlette.responses import Response
 
 from broker.api import reading
 from broker.api.problems import problem
-from broker.service import JobService
 
 #: Threads of their own: whoever asks for the readiness of a broker whose bucket hangs must not use up all others'.
 _checks = anyio.CapacityLimiter(4)
@@ -38,8 +37,7 @@ class Readiness(Health):
 async def drain(request: Request) -> Response:
     """Take no new jobs and send none (`{"on": true}`), or do so again. Those that run go on."""
     asked = await reading.body(request, DrainRequest)
-    service: JobService = request.state.service
-    await service.drain(asked.on)
+    await reading.service(request).drain(asked.on)
     return reading.json(Draining(draining=asked.on))
 
 

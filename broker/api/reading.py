@@ -11,6 +11,7 @@ from starlette.responses import Response
 
 from broker.api.problems import invalid
 from broker.errors import BodyTooLarge, InvalidRequest, TooSlow
+from broker.service import JobService
 from broker.settings import Settings
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -20,8 +21,13 @@ LONGEST_WAIT = 25
 
 async def body(request: Request, model: type[Model]) -> Model:
     """Reads the body and validates it; raises InvalidRequest, BodyTooLarge or TooSlow."""
+    return validated(model, await raw_body(request))
+
+
+def validated(model: type[Model], text: bytes | str) -> Model:
+    """Reads JSON as a model, or raises InvalidRequest."""
     try:
-        return model.model_validate_json(await raw_body(request))
+        return model.model_validate_json(text)
     except ValidationError as error:
         raise invalid(error) from error
 
@@ -76,6 +82,12 @@ def preferred_wait(request: Request) -> int | None:
     """Returns the seconds of `Prefer: wait=N` (RFC 7240), 25 at most; None where the client does not want to wait."""
     wanted = re.search(r"(?:^|[,;\s])wait=(\d{1,6})(?:$|[,;\s])", request.headers.get("prefer", ""))
     return min(int(wanted[1]), LONGEST_WAIT) if wanted else None
+
+
+def service(connection: HTTPConnection) -> JobService:
+    """Returns the broker's jobs."""
+    jobs: JobService = connection.state.service
+    return jobs
 
 
 def user(connection: HTTPConnection) -> str:

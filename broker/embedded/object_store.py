@@ -16,21 +16,11 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
 from broker.errors import StackError
+from broker.storage import cors_rule
 
 PORT_NAMES = tuple(
     f"{part}.port{kind}" for part in ("master", "volume", "filer", "s3", "admin") for kind in ("", ".grpc")
 )
-_CORS = {
-    "CORSRules": [
-        {
-            "AllowedOrigins": ["*"],
-            "AllowedMethods": ["GET", "HEAD", "PUT"],
-            "AllowedHeaders": ["*"],
-            "ExposeHeaders": ["ETag"],
-            "MaxAgeSeconds": 3600,
-        }
-    ]
-}
 
 
 @dataclass(frozen=True)
@@ -88,7 +78,7 @@ class ObjectStore:
         try:
             if self.bucket not in [found.get("Name") for found in client.list_buckets()["Buckets"]]:
                 client.create_bucket(Bucket=self.bucket)
-            client.put_bucket_cors(Bucket=self.bucket, CORSConfiguration=_CORS)  # type: ignore[arg-type]  # a literal
+            client.put_bucket_cors(Bucket=self.bucket, CORSConfiguration={"CORSRules": [cors_rule(["*"])]})
             # The volume server joins last, and only a write shows that it has.
             client.put_object(Bucket=self.bucket, Key=".ready", Body=b"ok")
         except (BotoCoreError, ClientError):

@@ -11,6 +11,7 @@ import pytest
 from broker import client as clients, uploads
 from broker.client import ApiError, AsyncClient, Client, ClientError
 from broker.storage import open_bucket
+from schemas.jobs import Snapshot
 from tests.broker.api.calls import JOB
 from tests.broker.api.served import API_KEY, serve
 from tests.broker.provider import Provider, Worker
@@ -244,3 +245,22 @@ def test_on_a_slow_line_urls_are_asked_for_anew(served, make, tmp_path, monkeypa
     monkeypatch.setattr(clients, "_now", lambda: next(clock))
     with make(served.url, API_KEY) as client:
         assert client.upload(video).endswith("clip.mp4")
+
+
+def test_a_line_that_is_cut_within_a_frame_leaves_nothing_behind(served, make):
+    """What was half told is told again, and is not mixed with what comes first on the new line."""
+    with make(served.url, API_KEY) as client:
+        job = client.submit(JOB)
+        client.cancel(job.job_id)
+        *_, over = client.watch(job.job_id)
+    first, last = (Snapshot(seq=seq, job=one).model_dump_json() for seq, one in ((1, job), (9, over)))
+    streams = [
+        f"id: 1\nevent: snapshot\ndata: {first}\n\nid: 2\nevent: update\n",
+        f"retry: 9\n\nid: 9\nevent: snapshot\ndata: {last}\n\n",
+    ]
+
+    def answer(request):
+        return httpx.Response(200, headers={"content-type": "text/event-stream"}, text=streams.pop(0))
+
+    with make("http://broker", "k", transport=httpx.MockTransport(answer)) as client:
+        assert [one.status for one in client.watch("j")] == ["pending", "cancelled"]

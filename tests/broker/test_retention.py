@@ -6,8 +6,8 @@ import uuid
 
 import pytest
 
-from broker.clock import now_ms
-from broker.retention import DAY_MS, KEYS_DAYS, Retention
+from broker.clock import DAY_MS, now_ms
+from broker.retention import KEYS_DAYS, Retention
 from broker.storage import open_bucket
 from schemas.jobs import ErrorCode, JobStatus
 from schemas.keys import object_key
