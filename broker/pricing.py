@@ -12,8 +12,8 @@ from schemas.jobs import OutputFacts, Quote
 ANY = "*"
 #: Of a source of unknown length: a phone's usual 8 Mbit/s.
 USUAL_BYTES_PER_SECOND = 1_000_000
-#: GPU seconds for a million pixels of output, until this broker has seen jobs of its own. FAST: 1080x1920 at 12 frames/s, as two
-#: cores were measured at, whose GPU workers are faster; QUALITY: 1.3 frames/s of 810x1440, as told of a T4.
+#: GPU seconds for a million pixels of output, until the user has jobs of one's own. FAST: two CPU cores at their slowest (scripts/demo
+#: makes 132 frames of 1080x1920 in 7 to 11 s); a GPU is faster. QUALITY: 1.3 frames/s of 810x1440, as told of a T4.
 DEFAULT_RATES = {ExportMode.FAST: 0.04, ExportMode.QUALITY: 0.66}
 START_SECONDS = 8.0  #: to fetch, to probe, to upload
 USUAL_FPS, USUAL_PIXELS = 30.0, 1080 * 1920
