@@ -246,7 +246,7 @@ def _changed(job: JobView, event: EventView) -> tuple[JobView, int]:
 
 
 def _is_stream(reply: httpx.Response) -> bool:
-    return reply.status_code == httpx.codes.OK and reply.headers["content-type"].startswith(
+    return reply.status_code == httpx.codes.OK and reply.headers.get("content-type", "").startswith(
         "text/event-stream"
     )
 

@@ -273,18 +273,18 @@ def _responses(operation: Operation, names: Any) -> Iterable[tuple[int, dict[str
 def _one_of_each_type(schemas: dict[str, Any], name: str) -> None:
     """Says that `params` are those of the `type`, which the model checks and its schema does not know."""
     model = schemas[name]
-    model["required"] = ["type"]
     mapping = {}
     for kind in JobType:
         params = {"$ref": _REF.format(model=kind.params_model.__name__)}
         properties = model["properties"] | {"type": {"const": kind.value, "type": "string"}, "params": params}
-        needs_input = [] if kind is JobType.MULTI_CLIP else ["input_key"]
-        if needs_input:
+        required = ["type"]
+        if kind is not JobType.MULTI_CLIP:
+            required.append("input_key")
             properties["input_key"] = _without_null(properties["input_key"])
-        needs_params = ["params"] if kind in (JobType.ANNOTATE, JobType.MULTI_CLIP) else []
-        one = model | {"properties": properties, "required": ["type", *needs_input, *needs_params]}
-        one["title"] = f"{name} ({kind.value})"
-        schemas[f"{name}_{kind.value}"] = one
+        if kind in (JobType.ANNOTATE, JobType.MULTI_CLIP):
+            required.append("params")
+        words = {"title": f"{name} ({kind.value})", "properties": properties, "required": required}
+        schemas[f"{name}_{kind.value}"] = model | words
         mapping[kind.value] = _REF.format(model=f"{name}_{kind.value}")
     schemas[name] = {
         "oneOf": [{"$ref": ref} for ref in mapping.values()],
