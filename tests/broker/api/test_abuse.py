@@ -100,8 +100,10 @@ async def test_too_many_requests_are_told_when_to_come_again(settings, running, 
 
 async def test_nobody_has_more_open_jobs_than_allowed(settings, running, provider, bucket):
     """Not by many at once either. A job that ends makes room; one that is known is not one more."""
+    made = settings(REELBROKER_MAX_OPEN_JOBS="3")
+    bucket.write(f"{made.user_id}/a.mp4", b"a video")  # else the jobs end by themselves
     provider.fault = refuse
-    async with running(settings(REELBROKER_MAX_OPEN_JOBS="3"), provider) as client:
+    async with running(made, provider) as client:
         key = {"Idempotency-Key": "k"}
         first = await client.post("/api/jobs", json=JOB, headers=key)
         replies = await asyncio.gather(*(client.post("/api/jobs", json=JOB) for _ in range(10)))
