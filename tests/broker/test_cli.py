@@ -82,8 +82,8 @@ def test_orphans_are_listed_with_what_they_cost_at_most(desk, monkeypatch):
     monkeypatch.setenv("REELBROKER_GPU_PRICES", '{"*": 0.5}')
     (orphan,) = json.loads(desk.types("jobs", "orphans", "--json"))
     assert (orphan["runpod_job_id"], orphan["why"]) == ("rp-1", "worker_lost")
-    assert 60 <= orphan["seconds at most"] < 90
-    assert orphan["usd at most"] == pytest.approx(orphan["seconds at most"] * 0.5, rel=0.05)
+    assert 60 <= orphan["seconds_at_most"] < 90
+    assert orphan["usd_at_most"] == pytest.approx(orphan["seconds_at_most"] * 0.5, rel=0.05)
 
 
 def test_a_rehearsal_tells_what_would_be_and_changes_nothing(desk):

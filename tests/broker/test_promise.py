@@ -11,6 +11,7 @@ import collections
 import contextlib
 import functools
 import json
+import uuid
 
 import httpx
 from hypothesis import HealthCheck, settings as hypothesis_settings, strategies as st
@@ -146,6 +147,7 @@ class Promise(RuleBasedStateMachine):
         self.bucket.write(object_key(USER, "a.mp4"), b"a video")
         self.faults, self.executions, self.accepted, self.ended = [], [], {}, {}
         self.keys = {}
+        self.name = uuid.uuid4().hex  # histories share a database
         self.draining = False
         self.runner = asyncio.Runner()
         self.restart()
@@ -215,7 +217,7 @@ class Promise(RuleBasedStateMachine):
         crash=st.sampled_from([None, None, None, 0, 1]),
     )
     def submit(self, key, request, crash):
-        key = key and f"{key}-{id(self)}"
+        key = key and f"{key}-{self.name}"
         self.boundaries.until_crash = crash
         try:
             reply = self.run(self.service.submit(USER, request, key))
