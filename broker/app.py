@@ -22,6 +22,7 @@ from broker.credentials import Credentials
 from broker.database import open_engine, sqlite_path
 from broker.errors import BrokerError
 from broker.events import EventHub
+from broker.fleet import FleetService
 from broker.limits import DiskSpace, RequestLimit
 from broker.loop import ReconcileLoop
 from broker.outbox import Outbox
@@ -79,6 +80,7 @@ def create_app(settings: Settings, *, transport: httpx.AsyncBaseTransport | None
                     "uploads": UploadService(settings, engine, store, bucket),
                     "webhooks": webhooks,
                     "credentials": Credentials(engine),
+                    "fleet": FleetService(settings, engine, store, runpod),
                     "limit": RequestLimit(settings.requests_per_minute),
                     "checks": {
                         "database": store.check,

@@ -29,6 +29,7 @@ from broker.database import copy_database, open_engine, reading, restore_databas
 from broker.doctor import examine
 from broker.embedded.stack import Stack, run_until_signalled
 from broker.errors import BrokerError, StackError
+from broker.fleet import orphans
 from broker.retention import Retention
 from broker.settings import Settings
 from broker.storage import open_bucket
@@ -196,7 +197,8 @@ def show_orphans(as_json: AsJson = False) -> None:
     """Given-up attempts that may still run at the provider, and what they may have cost so far."""
     settings = _settings()
     with _told(), reading(settings.database_url) as engine:
-        _print(operations.orphans(JobStore(engine), settings.gpu_prices, now_ms()), as_json)
+        found = orphans(JobStore(engine), settings.gpu_prices, now_ms())
+    _print([orphan.model_dump(mode="json") for orphan in found], as_json)
 
 
 @keys.command("create")

@@ -3,7 +3,8 @@
 import time
 from datetime import UTC, datetime
 
-DAY_MS = 86_400_000
+HOUR_MS = 3_600_000
+DAY_MS = 24 * HOUR_MS
 
 
 def now_ms() -> int:

@@ -97,6 +97,7 @@ class ExportJob(JobFields, table=True):
         CheckConstraint("(status = 'error') = (error_code IS NOT NULL)", name="code_when_error"),
         Index("ix_export_jobs_due", "status", "due_at"),
         Index("ix_export_jobs_user", "user_id", "created_at", "id"),
+        Index("ix_export_jobs_ended", "completed_at"),
         {"sqlite_strict": True},
     )
 

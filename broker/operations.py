@@ -13,7 +13,6 @@ from broker.clock import iso, now_ms
 from broker.errors import BrokerError, NotFound, ProviderUnreachable
 from broker.models import Attempt, AttemptState, Job
 from broker.policy import Deadlines
-from broker.pricing import cost
 from broker.reconciler import Reconciler
 from broker.runpod import RunPodClient
 from broker.settings import Settings
@@ -126,25 +125,6 @@ def story(store: JobStore, job_id: str) -> dict[str, Any]:
             for event in store.events(job_id)
         ],
     }
-
-
-def orphans(store: JobStore, prices: Mapping[str, float], now: int) -> list[dict[str, Any]]:
-    """Returns the runs that nobody wants any more, with the most that they may have cost: as if each ran since its submit."""
-    rows = []
-    for job, attempt in store.orphans():
-        seconds = (now - (attempt.submitted_at or now)) / 1000
-        rows.append(
-            {
-                "job": job.id,
-                "attempt": attempt.number,
-                "runpod_job_id": attempt.runpod_job_id,
-                "given up": _time(attempt.ended_at),
-                "why": attempt.error_code or job.status,
-                "seconds at most": round(seconds),
-                "usd at most": cost(prices, None, seconds),
-            }
-        )
-    return rows
 
 
 _JOB_TIMES = [name for name in Job.model_fields if name.endswith("_at") or name == "stalled_since"]

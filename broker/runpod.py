@@ -58,10 +58,15 @@ class Health:
 
     jobs_queued: int
     jobs_running: int
-    workers_up: int
+    workers_idle: int
+    workers_running: int
     workers_starting: int = 0
     workers_throttled: int = 0
     workers_unhealthy: int = 0
+
+    @property
+    def workers_up(self) -> int:
+        return self.workers_idle + self.workers_running
 
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -149,7 +154,8 @@ class RunPodClient:
             jobs_queued=told.jobs.get("inQueue", 0),
             jobs_running=told.jobs.get("inProgress", 0),
             # `ready` counts the idle ones again.
-            workers_up=max(workers.get("ready", 0), workers.get("idle", 0)) + workers.get("running", 0),
+            workers_idle=max(workers.get("ready", 0), workers.get("idle", 0)),
+            workers_running=workers.get("running", 0),
             workers_starting=workers.get("initializing", 0),
             workers_throttled=workers.get("throttled", 0),
             workers_unhealthy=workers.get("unhealthy", 0),

@@ -67,6 +67,7 @@ class JobFilter:
     status: Sequence[JobStatus] = ()
     type: Sequence[JobType] = ()
     project_id: int | None = None
+    search: str | None = None  #: in the id, the input's key or the metadata
     before: tuple[int, str] | None = None
 
     def after(self, before: tuple[int, str]) -> "JobFilter":
@@ -174,6 +175,9 @@ class JobStore:
                 query = query.where(JOBS.c[name].in_([word.value for word in wanted]))
         if only.project_id is not None:
             query = query.where(JOBS.c.project_id == only.project_id)
+        if only.search is not None:
+            named = (JOBS.c.id, JOBS.c.input_key, JOBS.c.meta)
+            query = query.where(or_(*(column.icontains(only.search, autoescape=True) for column in named)))
         if only.before is not None:
             query = query.where(tuple_(JOBS.c.created_at, JOBS.c.id) < only.before)
         query = query.order_by(JOBS.c.created_at.desc(), JOBS.c.id.desc()).limit(limit)

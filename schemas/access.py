@@ -35,6 +35,13 @@ class KeyList(Wire):
     keys: list[KeyView]
 
 
+class Me(Wire):
+    """Who is asking, and whether for all users."""
+
+    user_id: UserId
+    admin: bool
+
+
 class Ticket(Wire):
     """Good once, for an EventSource or a WebSocket: `?ticket=…`."""
 

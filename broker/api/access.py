@@ -5,8 +5,14 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from broker.api import reading
+from broker.api.auth import ADMIN
 from broker.credentials import TICKET_SECONDS, Credentials
-from schemas.access import KeyList, KeyRequest, Ticket
+from schemas.access import KeyList, KeyRequest, Me, Ticket
+
+
+async def me(request: Request) -> Response:
+    """Say who I am: the user whose jobs these are, and whether I may do what concerns all users."""
+    return reading.json(Me(user_id=reading.user(request), admin=ADMIN in request.auth.scopes))
 
 
 async def create_ticket(request: Request) -> Response:

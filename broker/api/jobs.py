@@ -26,13 +26,17 @@ def _several(value: object) -> object:
 
 
 class ListQuery(BaseModel):
-    """The query of `GET /api/jobs`; `status` and `type` may name several, with commas between."""
+    """The query of `GET /api/jobs`; `status` and `type` may name several, with commas between.
+
+    `search` is looked for in the id, the input's key and the metadata, whatever the case.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
     status: Annotated[tuple[JobStatus, ...], BeforeValidator(_several)] = ()
     type: Annotated[tuple[JobType, ...], BeforeValidator(_several)] = ()
     project_id: Annotated[int, Field(ge=0, le=2**53 - 1)] | None = None
+    search: Annotated[str, Field(max_length=200, pattern=r"^[^\x00]*$")] | None = None
     limit: Annotated[int, Field(ge=1, le=100)] = 50
     cursor: Annotated[str, Field(max_length=200)] | None = None
 
@@ -86,7 +90,7 @@ async def get(request: Request) -> Response:
 async def page(request: Request) -> Response:
     """List your jobs, newest first. `next_cursor` leads to the next page, and so does the `Link` header."""
     asked = reading.query(request, ListQuery)
-    only = JobFilter(asked.status, asked.type, asked.project_id)
+    only = JobFilter(asked.status, asked.type, asked.project_id, asked.search)
     found = await reading.service(request).page(reading.user(request), only, asked.cursor, asked.limit)
     headers = {}
     if found.next_cursor is not None:

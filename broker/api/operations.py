@@ -9,6 +9,7 @@ from starlette.responses import Response
 
 from broker.api import reading
 from broker.api.problems import problem
+from broker.fleet import FleetService
 
 #: Threads of their own: whoever asks for the readiness of a broker whose bucket hangs must not use up all others'.
 _checks = anyio.CapacityLimiter(4)
@@ -32,6 +33,12 @@ class Health(BaseModel):
 
 class Readiness(Health):
     checks: dict[str, str]
+
+
+async def fleet(request: Request) -> Response:
+    """See how all is going: the queue, the workers, what was done and what it cost, what needs a look."""
+    looks: FleetService = request.state.fleet
+    return reading.json(await looks.look(reading.service(request).draining))
 
 
 async def drain(request: Request) -> Response:

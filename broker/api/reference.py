@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from importlib.resources import files
 
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, RedirectResponse, Response
+from starlette.responses import HTMLResponse, Response
 from starlette.routing import BaseRoute, Mount, Route
 from starlette.staticfiles import StaticFiles
 
@@ -52,7 +52,6 @@ def routes(operations: Sequence[Operation]) -> list[BaseRoute]:
 
     bundle = str(files("fastapi_offline").joinpath("static"))
     return [
-        Route("/", RedirectResponse("/docs")),
         Route("/openapi.json", openapi),
         Route("/docs", docs),
         Route("/docs/page.js", script),

@@ -4,11 +4,11 @@ from starlette.middleware import Middleware
 from starlette.middleware.authentication import AuthenticationMiddleware
 from starlette.routing import BaseRoute, Mount, WebSocketRoute
 
-from broker.api import access, aliases, jobs, live, operations, reference, uploads, webhooks
+from broker.api import access, aliases, jobs, live, operations, page, reference, uploads, webhooks
 from broker.api.auth import Authentication, Limited, unauthenticated
 from broker.api.operation import Access, Operation, resources
 from broker.settings import Settings
-from schemas.access import KeyList, KeyRequest, NewKey, Ticket
+from schemas.access import KeyList, KeyRequest, Me, NewKey, Ticket
 from schemas.aliases import (
     ExportCancelled,
     ExportJobList,
@@ -20,6 +20,7 @@ from schemas.aliases import (
     UpscaleAccepted,
     UpscaleFields,
 )
+from schemas.fleet import Fleet
 from schemas.jobs import JobList, JobRequest, JobView, Quote, QuoteRequest
 from schemas.uploads import DownloadQuery, DownloadUrl, Uploaded, UploadRequest, UploadTicket
 from schemas.webhooks import DeliveryList, DeliveryView, WebhookList, WebhookRequest, WebhookSecret
@@ -41,6 +42,7 @@ OPERATIONS = (
     Operation("POST", f"{JOB}/retry", jobs.retry, {202: JobView}, "jobs", problems=(404, *_SUBMIT), headers=LATER),
     Operation("GET", f"{JOB}/output", jobs.output, {302: None}, "jobs", problems=(404,)),
     Operation("GET", f"{JOB}/events", live.events, {200: "text/event-stream", 204: None}, "jobs", query=live.WatchQuery, problems=(404, 422), headers=("Last-Event-ID",)),
+    Operation("GET", "/api/me", access.me, {200: Me}, "jobs"),
     Operation("POST", "/api/tickets", access.create_ticket, {201: Ticket}, "jobs"),
     Operation("POST", "/api/videos/upload-url", uploads.begin, {200: UploadTicket}, "videos", body=UploadRequest, problems=(503,)),
     Operation("GET", UPLOAD, uploads.resume, {200: UploadTicket}, "videos", problems=(404, 503)),
@@ -55,6 +57,7 @@ OPERATIONS = (
     Operation("POST", "/api/keys", access.create_key, {201: NewKey}, "operations", Access.ADMIN, body=KeyRequest),
     Operation("GET", "/api/keys", access.list_keys, {200: KeyList}, "operations", Access.ADMIN),
     Operation("DELETE", "/api/keys/{key_id}", access.revoke_key, {204: None}, "operations", Access.ADMIN, problems=(404,)),
+    Operation("GET", "/api/operations", operations.fleet, {200: Fleet}, "operations", Access.ADMIN),
     Operation("POST", "/api/operations/drain", operations.drain, {200: operations.Draining}, "operations", Access.ADMIN, body=operations.DrainRequest),
     Operation("POST", "/api/export/upscale", aliases.upscale, {202: UpscaleAccepted}, "older clients", form=UpscaleFields, problems=_SUBMIT),
     Operation("GET", "/api/export/jobs", aliases.jobs, {200: ExportJobList}, "older clients"),
@@ -81,6 +84,7 @@ def routes(settings: Settings) -> list[BaseRoute]:
     others = [operation for operation in OPERATIONS if not operation.path.startswith("/api/")]
     return [
         *resources(others),
+        *page.routes(settings),
         *reference.routes(OPERATIONS),
         Mount(
             "/api",

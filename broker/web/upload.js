@@ -1,0 +1,137 @@
+// A file on its way into the bucket: straight there, in parts when it is large, and on from where it was after a cut line.
+
+import { ask, send, sleep } from "./api.js";
+
+const TYPES = { mp4: "video/mp4", m4v: "video/x-m4v", mov: "video/quicktime", webm: "video/webm", mkv: "video/x-matroska", avi: "video/x-msvideo", ts: "video/mp2t" };
+const AT_ONCE = 3;
+const TRIES = 5;
+const PARTS_AT_ONCE = 100; // as many as the broker names at once
+
+/** Returns why a file cannot be a video to export, or null. */
+export function refusal(file) {
+  if (!typeOf(file)) return `${file.name} is not a video. Choose an MP4, MOV, MKV or WebM file.`;
+  if (file.size === 0) return `${file.name} is empty.`;
+  return null;
+}
+
+function typeOf(file) {
+  if (/^video\/[a-z0-9.+-]{1,64}$/.test(file.type)) return file.type;
+  return file.type ? undefined : TYPES[file.name.split(".").at(-1).toLowerCase()];
+}
+
+export class Upload {
+  /** @param onchange called whenever `state` ("sending", "done", "failed"), `sent` or `error` change */
+  constructor(file, onchange) {
+    Object.assign(this, { file, onchange, state: "sending", sent: 0, error: null, key: null });
+    this.memory = `reelbroker-upload ${file.name} ${file.size} ${file.lastModified}`;
+    this.cut = new AbortController();
+    this.run();
+  }
+
+  /** Sends what has not arrived yet. */
+  async run() {
+    this.change({ state: "sending", error: null });
+    try {
+      const ticket = await this.ticket();
+      this.id = ticket.upload_id;
+      localStorage.setItem(this.memory, this.id);
+      await this.transfer(ticket);
+      const { video_key: key } = await ask("POST", `/api/videos/uploads/${this.id}/complete`);
+      localStorage.removeItem(this.memory);
+      this.change({ state: "done", key, sent: this.file.size });
+    } catch (error) {
+      if (!this.cut.signal.aborted) this.change({ state: "failed", error: error.message });
+    }
+  }
+
+  /** Gives it up, and has what arrived removed. */
+  async abandon() {
+    this.cut.abort();
+    localStorage.removeItem(this.memory);
+    if (this.id && this.state !== "done") await send("DELETE", `/api/videos/uploads/${this.id}`).catch(() => {});
+  }
+
+  /** An upload of the same file that was begun before, also before the page was loaded anew, or a new one. */
+  async ticket() {
+    const known = this.id ?? localStorage.getItem(this.memory);
+    if (known) {
+      try {
+        return await ask("GET", `/api/videos/uploads/${known}`);
+      } catch (error) {
+        if (error.status !== 404) throw error;
+      }
+    }
+    const body = { filename: this.file.name, content_type: typeOf(this.file), bytes: this.file.size };
+    return ask("POST", "/api/videos/upload-url", { body });
+  }
+
+  async transfer(ticket) {
+    for (let failures = 0; !ticket.completed; ) {
+      const parts = ticket.upload_url ? [{ number: 0, offset: 0, bytes: this.file.size, upload_url: ticket.upload_url }] : ticket.parts;
+      if (parts.length === 0) return;
+      try {
+        await this.send(parts, ticket);
+        if (ticket.upload_url) return;
+        failures = 0;
+      } catch (error) {
+        failures += 1;
+        if (this.cut.signal.aborted || failures >= TRIES || !navigator.onLine) throw error;
+        await sleep(300 * 2 ** failures, this.cut.signal);
+      }
+      // What the bucket has counts, and URLs grow old.
+      ticket = await ask("GET", `/api/videos/uploads/${this.id}`);
+    }
+  }
+
+  /** Puts parts, a few at a time; the first failure ends them all. */
+  async send(parts, { upload_url: whole, headers }) {
+    const last = parts.at(-1);
+    const behind = parts.length < PARTS_AT_ONCE ? 0 : this.file.size - last.offset - last.bytes;
+    const arrived = this.file.size - behind - parts.reduce((sum, part) => sum + part.bytes, 0);
+    const underWay = new Map();
+    const waiting = [...parts];
+    const round = new AbortController();
+    const stop = () => round.abort();
+    this.cut.signal.addEventListener("abort", stop, { once: true });
+    const sender = async () => {
+      while (waiting.length && !round.signal.aborted) {
+        const part = waiting.shift();
+        const blob = this.file.slice(part.offset, part.offset + part.bytes);
+        await put(part.upload_url, blob, whole ? headers : {}, round.signal, (sent) => {
+          underWay.set(part.number, sent);
+          this.change({ sent: [...underWay.values()].reduce((sum, one) => sum + one, arrived) });
+        });
+      }
+    };
+    try {
+      await Promise.all(Array.from({ length: AT_ONCE }, sender));
+    } finally {
+      round.abort();
+      this.cut.signal.removeEventListener("abort", stop);
+    }
+  }
+
+  change(changes) {
+    Object.assign(this, changes);
+    this.onchange(this);
+  }
+}
+
+/** Puts bytes, telling how many have gone; `fetch` does not tell that. */
+function put(url, blob, headers, signal, told) {
+  return new Promise((resolve, reject) => {
+    const request = new XMLHttpRequest();
+    const failed = (why) => () => reject(new Error(why));
+    request.open("PUT", url);
+    for (const [name, value] of Object.entries(headers)) request.setRequestHeader(name, value);
+    request.upload.onprogress = (event) => told(event.loaded);
+    request.onload = () => {
+      if (request.status >= 200 && request.status < 300) resolve(told(blob.size));
+      else failed(`The bucket answered ${request.status}.`)();
+    };
+    request.onerror = failed("The connection was lost. What has arrived is kept.");
+    request.onabort = failed("The upload was stopped.");
+    signal.addEventListener("abort", () => request.abort(), { once: true });
+    request.send(blob);
+  });
+}

@@ -1,0 +1,78 @@
+"""How all is going, for an operator: queue, workers, what was done and what it cost."""
+
+from schemas.jobs import ErrorCode, JobType, Phase, Wire
+
+
+class Workers(Wire):
+    """The provider's workers by what they do; those that it has scaled away are in none of these."""
+
+    idle: int
+    running: int
+    starting: int
+    throttled: int  #: wanted, and no GPU is free for them
+    unhealthy: int
+
+
+class Provider(Wire):
+    """What the GPU provider says of its queue; other brokers' jobs on the same endpoint count too."""
+
+    queued: int
+    running: int
+    workers: Workers
+
+
+class Tally(Wire):
+    """The jobs that ended within a time, and what they took; cost_usd is null where there is no price."""
+
+    complete: int = 0
+    error: int = 0
+    cancelled: int = 0
+    gpu_seconds: float = 0.0
+    cost_usd: float | None = None
+
+
+class Hour(Tally):
+    """A clock hour; `at` is its beginning (ISO 8601)."""
+
+    at: str
+
+
+class StalledJob(Wire):
+    """A job whose worker has told nothing new for long."""
+
+    job_id: str
+    user_id: str
+    type: JobType
+    phase: Phase
+    progress: int
+    since: str
+
+
+class Orphan(Wire):
+    """A given-up run that may still be at the provider; the cost is the most it can be: as if it ran since its submit."""
+
+    job_id: str
+    attempt: int
+    runpod_job_id: str | None
+    given_up_at: str | None
+    why: str
+    seconds_at_most: int
+    usd_at_most: float | None
+
+
+class Fleet(Wire):
+    """All users' jobs, the provider's workers, and 24 hours of what was done."""
+
+    at: str
+    draining: bool
+    #: Open jobs by phase; a phase that no job is in is left out.
+    open_jobs: dict[Phase, int]
+    #: How long the job that has waited longest for a worker has done so.
+    oldest_wait_seconds: float | None
+    provider: Provider | None  #: null while it does not answer; `provider_error` says why
+    provider_error: str | None
+    today: Tally  #: since 00:00 UTC
+    hours: list[Hour]  #: the last 24, the oldest first; the last one is not over
+    error_codes: dict[ErrorCode, int]  #: of the jobs that failed within these hours
+    stalled: list[StalledJob]
+    orphans: list[Orphan]
