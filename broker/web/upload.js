@@ -25,7 +25,7 @@ export class Upload {
     Object.assign(this, { file, onchange, state: "sending", sent: 0, error: null, key: null });
     this.memory = `reelbroker-upload ${file.name} ${file.size} ${file.lastModified}`;
     this.cut = new AbortController();
-    this.run();
+    queueMicrotask(() => this.run()); // once whoever made us knows us
   }
 
   /** Sends what has not arrived yet. */

@@ -1,0 +1,103 @@
+// Which screen is shown: the part of the address behind the `#` says it. Here too: who is signed in.
+
+import { ask, key, Problem } from "./api.js";
+import { fill, h } from "./dom.js";
+import { jobPage } from "./job.js";
+import { jobsPage } from "./jobs.js";
+import { newExport } from "./new.js";
+import { operationsPage } from "./operations.js";
+
+const main = document.getElementById("main");
+let me = null;
+let leaving = new AbortController();
+
+/** The screen of a path, and its entry in the menu. */
+function screenOf([first, second]) {
+  if (first === "jobs") return second ? [jobPage, "jobs", "Job"] : [jobsPage, "jobs", "Jobs"];
+  if (first === "operations" && me.admin) return [operationsPage, "operations", "Operations"];
+  return [newExport, "new", "New export"];
+}
+
+async function go() {
+  leaving.abort();
+  leaving = new AbortController();
+  const { signal } = leaving;
+  takeKey();
+  const [path, query] = location.hash.replace(/^#\/?/, "").split("?");
+  try {
+    me ??= await ask("GET", "/api/me");
+    const parts = path.split("/").filter(Boolean);
+    const [screen, entry, title] = screenOf(parts);
+    menu(entry);
+    document.title = `${title} · Reelbroker`;
+    await screen(main, { me, path: parts, query: new URLSearchParams(query), signal });
+    if (go.moved && !signal.aborted) main.querySelector("h1")?.focus();
+    go.moved = true;
+  } catch (error) {
+    if (signal.aborted) return;
+    if (error.status === 401) signIn();
+    else trouble(error);
+  }
+}
+
+/** `#key=…`, as `reelbroker up` prints it: signs in, and leaves nothing of it in the address. */
+function takeKey() {
+  const given = location.hash.match(/^#key=([^&]+)/);
+  if (!given) return;
+  key.set(decodeURIComponent(given[1]));
+  me = null;
+  history.replaceState(null, "", "#/new");
+}
+
+function menu(current) {
+  const entries = [["new", "New export"], ["jobs", "Jobs"], me.admin && ["operations", "Operations"]].filter(Boolean);
+  fill(
+    document.getElementById("nav"),
+    entries.map(([name, text]) => h("a", { href: `#/${name}`, "aria-current": name === current ? "page" : null }, text)),
+    h("a", { href: "/docs" }, "API"),
+  );
+  fill(document.getElementById("who"), h("span", { class: "quiet" }, me.user_id), key.get() && h("button", { id: "sign-out", onclick: signOut }, "Sign out"));
+}
+
+function signOut() {
+  key.forget();
+  me = null;
+  for (const name of Object.keys(localStorage)) if (name.startsWith("reelbroker-")) localStorage.removeItem(name);
+  go();
+}
+
+function signIn() {
+  const refused = key.get() !== "";
+  fill(document.getElementById("nav"));
+  fill(document.getElementById("who"));
+  const given = h("input", { type: "password", id: "key", autocomplete: "current-password", required: true, "aria-describedby": "key-hint" });
+  const enter = (event) => {
+    event.preventDefault();
+    key.set(given.value.trim());
+    me = null;
+    go();
+  };
+  fill(
+    main,
+    h(
+      "form",
+      { class: "card signin", onsubmit: enter },
+      h("h1", { tabindex: "-1" }, "Sign in"),
+      refused && h("p", { class: "alert", role: "alert" }, "The broker does not know this key."),
+      h("label", { for: "key" }, "Your key"),
+      given,
+      h("p", { class: "quiet", id: "key-hint" }, "It begins with rb_. An operator makes one with “reelbroker keys create”; on your own machine, “reelbroker up” prints it. It stays in this browser."),
+      h("button", { class: "main" }, "Sign in"),
+    ),
+  );
+  given.focus();
+}
+
+function trouble(error) {
+  if (!(error instanceof Problem)) console.error(error);
+  const [title, told] = error.status === 404 ? ["Not here", "There is no such job, or it is another user's."] : ["That did not work", error.message];
+  fill(main, h("section", { class: "card trouble" }, h("h1", { tabindex: "-1" }, title), h("p", { role: "alert" }, told), h("button", { onclick: go }, "Try again"), " ", h("a", { href: "#/jobs" }, "All jobs")));
+}
+
+addEventListener("hashchange", go);
+go();

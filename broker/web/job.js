@@ -1,0 +1,229 @@
+// One job: how far it is, what happened to it, and what came out.
+
+import { ask, ended, follow, objectUrl, Problem, send } from "./api.js";
+import { Compare } from "./compare.js";
+import { ago, bytes, dollars, fill, h, lasting, nameOf, tell, time } from "./dom.js";
+import { pieces, TYPES } from "./edit.js";
+
+const STEPS = [
+  ["Accepted", ["accepted", "submitting"]],
+  ["Waiting for a GPU", ["queued"]],
+  ["Working", ["starting", "downloading", "processing"]],
+  ["Uploading", ["uploading", "verifying"]],
+  ["Done", ["done"]],
+];
+const LINES = { live: "Live", polling: "Polling: the live line does not come through", away: "The broker cannot be reached; trying again …" };
+const KINDS = { accepted: "Accepted", attempt_begun: "An attempt begins", submitted: "Sent to the GPU provider", cancel_requested: "Cancelling", superseded: "Given up; another attempt follows" };
+
+export class JobScreen {
+  constructor(job, signal) {
+    Object.assign(this, { job, signal, events: [], line: "live" });
+    this.version = 0;
+    this.head = h("header", { class: "jobhead" });
+    this.state = h("section", { class: "card state", "aria-label": "Progress" });
+    this.result = h("section", { class: "card result", "aria-label": "Result", hidden: true });
+    this.facts = h("section", { class: "card facts", "aria-label": "Facts" });
+    this.history = h("ol", { class: "history" });
+    this.element = h(
+      "div",
+      { class: "job" },
+      this.head,
+      this.state,
+      this.result,
+      h("div", { class: "halves" }, h("section", { class: "card", "aria-label": "What happened" }, h("h2", {}, "What happened"), this.history), this.facts),
+    );
+    this.draw();
+  }
+
+  /** An event: the history grows by it; the job changes by what it does not know yet. */
+  take(event) {
+    this.events.push(event);
+    if (event.seq > this.version) {
+      Object.assign(this.job, event.changes);
+      this.version = event.seq;
+    }
+    if (ended(event.changes.status)) this.settle();
+    else this.drawSoon();
+  }
+
+  /** At the end: everything as the broker says it now. */
+  async settle() {
+    try {
+      this.job = await ask("GET", `/api/jobs/${this.job.job_id}`, { signal: this.signal });
+    } catch (error) {
+      if (error.name === "AbortError") return;
+    }
+    this.draw();
+  }
+
+  drawSoon() {
+    this.frame ??= requestAnimationFrame(() => {
+      this.frame = null;
+      this.draw();
+    });
+  }
+
+  online(line) {
+    if (this.line === line) return;
+    this.line = line;
+    this.draw();
+  }
+
+  // ── what is shown ─────────────────────────────────────────────────────────────────────────────────────────────
+
+  draw() {
+    const { job } = this;
+    document.title = `${ended(job.status) ? WORDS[job.status] : `${job.progress} %`} · ${nameOf(job.input_key)} · Reelbroker`;
+    fill(
+      this.head,
+      h("p", { class: "quiet" }, h("a", { href: "#/jobs" }, "Jobs"), " / ", TYPES.find(([type]) => type === job.type)[1]),
+      h("div", { class: "row" }, h("h1", { class: "grow", tabindex: "-1" }, nameOf(job.input_key)), this.actions()),
+    );
+    this.drawState();
+    this.drawFacts();
+    fill(this.history, told(this.events).map(({ at, text, kind }) => h("li", { class: kind }, h("time", { datetime: at, title: at }, time(at)), h("span", {}, text))));
+    if (job.status === "complete" && !this.compared) this.showResult();
+  }
+
+  actions() {
+    const { job } = this;
+    const again = h("a", { class: "button", id: "again", href: `#/new?from=${job.job_id}` }, "Edit again");
+    if (!ended(job.status)) {
+      const asked = job.cancel_requested_at !== null;
+      return h("button", { id: "cancel", class: "danger", disabled: asked, onclick: () => this.cancel() }, asked ? "Cancelling …" : "Cancel");
+    }
+    if (job.status === "complete") return [again, h("button", { id: "download", class: "main", onclick: () => this.download() }, "Download")];
+    return [again, h("button", { id: "retry", class: "main", onclick: () => this.retry() }, "Retry")];
+  }
+
+  drawState() {
+    const { job } = this;
+    const over = ended(job.status);
+    const at = STEPS.findIndex(([, phases]) => phases.includes(job.phase));
+    const failed = job.status === "error" || job.status === "cancelled";
+    fill(
+      this.state,
+      h("div", { class: "row" }, badge(job), h("span", { class: "grow message" }, job.status === "complete" ? summary(job.result) : job.message), !over && h("span", { class: `line ${this.line}`, role: "status" }, LINES[this.line])),
+      !failed && h("progress", { class: "wide", max: 100, value: job.progress, "aria-label": "Progress" }),
+      !failed && h("ol", { class: "steps" }, STEPS.map(([name], index) => h("li", { class: index < at || over ? "past" : index === at ? "now" : "", "aria-current": index === at && !over ? "step" : null }, name))),
+      job.stalled && h("p", { class: "note" }, "The worker has told nothing new for a while. It may be stuck; the job goes on, or is tried again."),
+      job.status === "error" && h("p", { class: "alert", role: "alert" }, h("strong", {}, job.error), h("small", {}, `${job.error_code}${job.retryable ? ": the same may succeed when it is sent again" : ": sent again as it is, it would fail again"}`)),
+    );
+  }
+
+  drawFacts() {
+    const { job } = this;
+    const { result } = job;
+    const rows = [
+      ["Job", h("code", {}, job.job_id)],
+      ["Made", ago(job.created_at)],
+      job.started_at && ["Waited", lasting(Math.max(0, (Date.parse(job.started_at) - Date.parse(job.created_at)) / 1000))],
+      job.started_at && job.completed_at && ["Took", lasting((Date.parse(job.completed_at) - Date.parse(job.started_at)) / 1000)],
+      ["Attempt", `${job.attempt} of ${job.max_attempts}`],
+      job.gpu_seconds !== null && ["GPU", `${lasting(job.gpu_seconds)}${job.cost_usd === null ? "" : ` · ${dollars(job.cost_usd)}`}`],
+      result && ["Result", `${result.frames} frames, ${Number(result.fps.toFixed(2))} a second`],
+      result && ["Codecs", [result.video_codec, result.audio_codec].filter(Boolean).join(" + ")],
+      job.last_evidence && ["Last seen", [`${job.last_evidence.source}, `, ago(job.last_evidence.at)]],
+      job.retry_of && ["Retry of", h("a", { href: `#/jobs/${job.retry_of}` }, job.retry_of.slice(0, 8))],
+      job.runpod_job_id && ["At RunPod", h("code", {}, job.runpod_job_id)],
+    ];
+    const open = this.facts.querySelector("details")?.open;
+    fill(
+      this.facts,
+      h("h2", {}, "Facts"),
+      h("dl", {}, rows.filter(Boolean).map(([name, value]) => [h("dt", {}, name), h("dd", {}, value)])),
+      h("details", { open }, h("summary", {}, "Params"), h("pre", { tabindex: "0" }, JSON.stringify(job.params, null, 2))),
+    );
+  }
+
+  async showResult() {
+    this.compared = true;
+    const { job } = this;
+    const comparable = pieces(job.type, job.params, Infinity) !== null && !job.params.rotation;
+    const gone = () => null; // the source may have been removed since
+    const [after, before] = await Promise.all([objectUrl(job.output_key), comparable ? objectUrl(job.input_key).catch(gone) : null]).catch((error) => {
+      this.refused(error);
+      return [];
+    });
+    if (!after || this.signal.aborted) return;
+    this.compare = new Compare(job, { before, after });
+    this.result.hidden = false;
+    fill(this.result, this.compare.element);
+  }
+
+  // ── what can be done ──────────────────────────────────────────────────────────────────────────────────────────
+
+  async cancel() {
+    await this.act(async () => {
+      Object.assign(this.job, await ask("POST", `/api/jobs/${this.job.job_id}/cancel`));
+      tell("Cancelling: the GPU is told to stop");
+    });
+  }
+
+  async retry() {
+    await this.act(async () => {
+      const job = await ask("POST", `/api/jobs/${this.job.job_id}/retry`);
+      tell("Sent again");
+      location.hash = `#/jobs/${job.job_id}`;
+    });
+  }
+
+  /** The link is good for an hour, so it is asked for when it is wanted; it is the bucket's, which names the file. */
+  async download() {
+    await this.act(async () => {
+      h("a", { href: await objectUrl(this.job.output_key), download: "" }).click();
+      tell("The download begins");
+    });
+  }
+
+  async act(what) {
+    try {
+      await what();
+    } catch (error) {
+      this.refused(error);
+    }
+    this.draw();
+  }
+
+  refused(error) {
+    if (!(error instanceof Problem)) throw error;
+    tell(error.message);
+  }
+}
+
+export const WORDS = { pending: "Waiting", processing: "Working", complete: "Complete", error: "Failed", cancelled: "Cancelled" };
+
+const summary = (result) => `${result.width} × ${result.height} · ${lasting(result.duration_seconds)} · ${bytes(result.bytes)}`;
+
+export const badge = (job) => h("span", { class: `badge ${job.status}` }, job.cancel_requested_at && !ended(job.status) ? "Cancelling" : WORDS[job.status]);
+
+/** The events as people tell them: what was said again, and the percents between, are one line. */
+function told(events) {
+  const lines = [];
+  for (const { at, kind, changes } of events) {
+    const text = changes.message ?? KINDS[kind];
+    const last = lines.at(-1);
+    const percent = changes.progress > 0 && changes.progress < 100 ? `${changes.progress} %` : null;
+    if (text === undefined || text === last?.said) {
+      if (last && percent) last.text = `${last.said}, ${percent}`;
+      continue;
+    }
+    lines.push({ at, said: text, text: percent ? `${text}, ${percent}` : text, kind: changes.status ?? "" });
+  }
+  return lines;
+}
+
+/** Shows a job, and follows it until its end. */
+export async function jobPage(main, { path, signal }) {
+  const [, id] = path;
+  const reply = await send("GET", `/api/jobs/${id}`, { signal });
+  const screen = new JobScreen(await reply.json(), signal);
+  screen.version = Number(reply.headers.get("ETag")?.replace(/\D/g, "") ?? 0);
+  fill(main, screen.element);
+  follow(id, {
+    signal,
+    onevent: (event) => screen.take(event),
+    onjob: (job) => (Object.assign(screen.job, job), screen.draw()),
+    online: (line) => screen.online(line),
+  }).catch((error) => screen.refused(error));
+}

@@ -1,0 +1,97 @@
+// For operators: is the fleet well, what does it cost, and what needs a look.
+
+import { ask, Problem } from "./api.js";
+import { bars, ranks } from "./chart.js";
+import { ago, dollars, fill, h, lasting, tell, time } from "./dom.js";
+
+const EVERY_MS = 5000;
+const ENDS = [{ name: "complete", className: "complete" }, { name: "failed", className: "error" }, { name: "cancelled", className: "cancelled" }];
+const WORKERS = [["running", "At work", "processing"], ["idle", "Idle", "complete"], ["starting", "Starting", "pending"], ["throttled", "Waiting for a GPU", "cancelled"], ["unhealthy", "Unhealthy", "error"]];
+
+export async function operationsPage(main, { me, signal }) {
+  const board = h("div", { class: "board" });
+  const fresh = h("p", { class: "quiet", role: "status" });
+  const switched = h("button", { id: "drain", onclick: () => drain() });
+  let draining = false;
+  let timer;
+  fill(main, h("div", { class: "row" }, h("h1", { class: "grow", tabindex: "-1" }, "Operations"), switched), fresh, board);
+  signal.addEventListener("abort", () => clearTimeout(timer));
+
+  async function drain() {
+    if (!draining && !confirm("Take and send no new jobs? Those that run go on.")) return;
+    try {
+      await ask("POST", "/api/operations/drain", { body: { on: !draining } });
+    } catch (error) {
+      if (!(error instanceof Problem)) throw error;
+      tell(error.message);
+    }
+    await load();
+  }
+
+  async function load() {
+    clearTimeout(timer);
+    try {
+      const fleet = await ask("GET", "/api/operations", { signal });
+      draining = fleet.draining;
+      switched.textContent = draining ? "Take jobs again" : "Drain";
+      fresh.textContent = `All users, as of ${time(fleet.at)}.`;
+      const open = [...board.querySelectorAll("details")].map((details) => details.open);
+      fill(board, shown(fleet, me));
+      board.querySelectorAll("details").forEach((details, index) => (details.open = open[index] ?? false));
+    } catch (error) {
+      if (signal.aborted) return;
+      if (error.status === 403) throw error;
+      fresh.textContent = error.message;
+    }
+    timer = setTimeout(again, EVERY_MS);
+  }
+  const again = () => (document.hidden ? (timer = setTimeout(again, EVERY_MS)) : load());
+  await load();
+}
+
+function shown(fleet, me) {
+  const { provider, today, hours } = fleet;
+  const open = Object.values(fleet.open_jobs).reduce((sum, count) => sum + count, 0);
+  const waiting = ["accepted", "submitting", "queued"].reduce((sum, phase) => sum + (fleet.open_jobs[phase] ?? 0), 0);
+  const up = provider && provider.workers.running + provider.workers.idle;
+  const failed = Object.values(fleet.error_codes).reduce((sum, count) => sum + count, 0);
+  const hour = (each) => new Date(each.at).toLocaleTimeString([], { hour: "2-digit", minute: "2-digit", hour12: false });
+  return [
+    fleet.draining && h("p", { class: "note wide", role: "status" }, "The broker is being drained: no new jobs are taken or sent."),
+    !provider && h("p", { class: "alert wide", role: "status" }, `The GPU provider does not answer: ${fleet.provider_error}`),
+    h(
+      "dl",
+      { class: "tiles wide" },
+      tile("Open jobs", open, `${open - waiting} at work`),
+      tile("Waiting", waiting, fleet.oldest_wait_seconds === null ? "nobody waits" : `the longest for ${lasting(fleet.oldest_wait_seconds)}`),
+      tile("Workers up", up ?? "?", provider ? `${provider.queued} queued at the provider` : "not known"),
+      tile("GPU today", lasting(today.gpu_seconds), `${today.complete} complete, since 00:00 UTC`),
+      tile("Cost today", dollars(today.cost_usd), today.cost_usd === null ? "no price is set" : "as billed by the second"),
+      tile("Failed", failed, "in 24 hours", failed ? "bad" : ""),
+    ),
+    bars("Jobs that ended, by the hour", hours.map((each) => ({ label: hour(each), values: [each.complete, each.error, each.cancelled], told: `${hour(each)}: ${each.complete} complete, ${each.error} failed, ${each.cancelled} cancelled` })), ENDS),
+    bars("GPU seconds, by the hour", hours.map((each) => ({ label: hour(each), values: [each.gpu_seconds], told: `${hour(each)}: ${each.gpu_seconds} s, ${dollars(each.cost_usd)}` })), [{ name: "GPU seconds", className: "processing" }], " s"),
+    provider && ranks("Workers by state", WORKERS.map(([state, name, className]) => ({ name, value: provider.workers[state], className }))),
+    ranks("Why jobs failed, in 24 hours", Object.entries(fleet.error_codes).map(([name, value]) => ({ name, value, className: "error" })), "Nothing failed."),
+    list("Stalled jobs", fleet.stalled, ["Job", "User", "Phase", "Since"], "No job is stuck.", (job) => [
+      job.user_id === me.user_id ? h("a", { href: `#/jobs/${job.job_id}` }, job.job_id.slice(0, 8)) : h("code", {}, job.job_id),
+      job.user_id,
+      `${job.phase}, ${job.progress} %`,
+      ago(job.since),
+    ]),
+    list("Orphans", fleet.orphans, ["Job", "At the provider", "Why", "Cost at most"], "No run is left over.", (orphan) => [
+      h("code", {}, `${orphan.job_id.slice(0, 8)} / ${orphan.attempt}`),
+      h("code", {}, orphan.runpod_job_id ?? "not known"),
+      orphan.why,
+      `${lasting(orphan.seconds_at_most)}, ${dollars(orphan.usd_at_most)}`,
+    ]),
+  ];
+}
+
+const tile = (name, value, told, kind = "") => h("div", { class: `card tile ${kind}` }, h("dt", {}, name), h("dd", {}, h("strong", {}, String(value)), h("small", {}, told)));
+
+function list(title, items, head, nothing, cells) {
+  const table = () =>
+    h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": title }, h("table", {}, h("thead", {}, h("tr", {}, head.map((name) => h("th", { scope: "col" }, name)))), h("tbody", {}, items.map((item) => h("tr", {}, cells(item).map((cell) => h("td", {}, cell)))))));
+  return h("section", { class: "card", "aria-label": title }, h("h2", {}, title), items.length ? table() : h("p", { class: "quiet" }, nothing));
+}

@@ -1,0 +1,73 @@
+// A video that is edited: a file of the user's own, on its way into the bucket, or one that lies there already.
+
+import { objectUrl } from "./api.js";
+import { bytes, clock, h, nameOf } from "./dom.js";
+import { Upload } from "./upload.js";
+
+let count = 0;
+
+export class Source {
+  /** A file, which is uploaded at once; until it has arrived, `key` is a stand-in. @param onchange called as the upload goes on */
+  static from(file, onchange) {
+    const source = new Source();
+    Object.assign(source, { name: file.name, size: file.size, url: URL.createObjectURL(file), key: `uploads/pending-${(count += 1)}/${file.name}` });
+    source.upload = new Upload(file, () => onchange(source));
+    return source;
+  }
+
+  /** One that lies in the bucket; raises Problem where it does not. */
+  static async at(key) {
+    return Object.assign(new Source(), { name: nameOf(key), key, url: await objectUrl(key) });
+  }
+
+  get isThere() {
+    return !this.upload || this.upload.state === "done";
+  }
+
+  get isLost() {
+    return this.upload?.state === "failed";
+  }
+
+  /** Learns from the player what it is; a player that cannot show it says 0. */
+  learn({ videoWidth, videoHeight, duration }) {
+    Object.assign(this, { width: videoWidth, height: videoHeight, duration: Number.isFinite(duration) ? duration : 0, playable: videoWidth > 0 });
+  }
+
+  /** Lets go of the file, and of what has arrived of it unless that is `kept`. */
+  close(kept) {
+    if (!this.upload) return;
+    if (kept) this.upload.cut.abort();
+    else this.upload.abandon();
+    URL.revokeObjectURL(this.url);
+  }
+
+  /** Shows it in a list. @param shown whether it is the one on the picture; null where there is only one */
+  row(index, shown, { show, remove }) {
+    const facts = [this.size && bytes(this.size), this.width && `${this.width} × ${this.height}`, this.duration && clock(this.duration)];
+    return h(
+      "li",
+      { class: shown && "shown" },
+      h(
+        "div",
+        { class: "row" },
+        h("span", { class: "grow" }, h("strong", {}, this.name), h("small", {}, facts.filter(Boolean).join(" · "))),
+        shown === false && h("button", { id: `show-${index}`, onclick: show }, "Show"),
+        h("button", { id: `remove-${index}`, "aria-label": `Remove ${this.name}`, onclick: remove }, "Remove"),
+      ),
+      this.isThere ? null : this.progress(),
+      this.isLost &&
+        h("p", { class: "alert", role: "alert" }, this.upload.error, " ", h("button", { id: `again-${index}`, onclick: () => this.upload.run() }, "Go on")),
+      this.playable === false && h("p", { class: "note" }, "This browser cannot play the file, so nothing can be drawn on it. It can be exported all the same."),
+    );
+  }
+
+  progress() {
+    const share = this.upload.sent / this.size;
+    return h(
+      "div",
+      { class: "row" },
+      h("progress", { class: "grow", value: share, max: 1, "aria-label": `Upload of ${this.name}` }),
+      h("small", {}, `${Math.floor(100 * share)} % of ${bytes(this.size)}`),
+    );
+  }
+}
