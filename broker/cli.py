@@ -234,9 +234,11 @@ def set_up_storage() -> None:
     """Give the bucket its rules: which web pages may use presigned URLs, and that unfinished uploads go after a day."""
     settings = _settings()
     with _told():
-        open_bucket(settings).set_up(settings.cors_origins)
-    origins = ", ".join(settings.cors_origins) or "none (set REELBROKER_CORS_ORIGINS)"
-    console.print(f"{settings.r2_bucket_name}: origins that may put and get: {origins}", highlight=False)
+        open_bucket(settings).set_up(settings.page_origins)
+    origins = ", ".join(settings.page_origins)
+    console.print(
+        f"{settings.r2_bucket_name}: pages that may put and get: {origins}", highlight=False, soft_wrap=True
+    )
     console.print("unfinished multipart uploads are removed after a day")
 
 

@@ -5,6 +5,7 @@ The first six names are those of the source documents; ours begin with `REELBROK
 
 import ipaddress
 from typing import Annotated, Any, Self
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -103,6 +104,13 @@ class Settings(BaseSettings):
     def has_auth(self) -> bool:
         """Whether anything says who may ask; otherwise everybody on this machine may."""
         return bool(self.api_key or self.jwt_secret or self.jwt_jwks_url)
+
+    @property
+    def page_origins(self) -> tuple[str, ...]:
+        """The origins of the web pages that may put into the bucket and get from it: the settings', and our own page's."""
+        here = [f"http://{name}:{self.port}" for name in dict.fromkeys((self.host, "localhost"))]
+        own = [urlsplit(url) for url in ([self.public_url] if self.public_url else here)]
+        return (*self.cors_origins, *(f"{url.scheme}://{url.netloc}" for url in own))
 
     @property
     def is_local(self) -> bool:

@@ -76,15 +76,15 @@ export async function jobsPage(main, { query, signal }) {
 }
 
 function row(job) {
-  const cell = (label, ...children) => h("td", { "data-label": label }, children);
+  const cell = (...children) => h("td", {}, children);
   return h(
     "tr",
     {},
     h("th", { scope: "row" }, h("a", { id: `job-${job.job_id}`, href: `#/jobs/${job.job_id}` }, nameOf(job.input_key)), h("small", {}, job.job_id.slice(0, 8))),
-    cell("Type", TYPES.find(([type]) => type === job.type)[1]),
-    cell("Status", badge(job), job.error && h("small", {}, job.error)),
-    cell("Progress", ended(job.status) ? "–" : [h("progress", { max: 100, value: job.progress, "aria-label": `Progress of ${nameOf(job.input_key)}` }), h("small", {}, `${job.progress} % · ${job.message}`)]),
-    cell("Made", ago(job.created_at)),
-    cell("Cost", dollars(job.cost_usd)),
+    cell(TYPES.find(([type]) => type === job.type)[1]),
+    cell(badge(job), job.error && h("small", {}, job.error)),
+    cell(!ended(job.status) && [h("progress", { max: 100, value: job.progress, "aria-label": `Progress of ${nameOf(job.input_key)}` }), h("small", {}, `${job.progress} % · ${job.message}`)]),
+    cell(ago(job.created_at)),
+    cell(job.cost_usd !== null && dollars(job.cost_usd)),
   );
 }

@@ -129,7 +129,7 @@ function put(url, blob, headers, signal, told) {
       if (request.status >= 200 && request.status < 300) resolve(told(blob.size));
       else failed(`The bucket answered ${request.status}.`)();
     };
-    request.onerror = failed("The connection was lost. What has arrived is kept.");
+    request.onerror = failed("The bucket cannot be reached. What has arrived is kept. (If it never can, its rules may not let this page in: reelbroker storage setup.)");
     request.onabort = failed("The upload was stopped.");
     signal.addEventListener("abort", () => request.abort(), { once: true });
     request.send(blob);

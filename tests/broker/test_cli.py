@@ -185,7 +185,11 @@ def test_the_bucket_gets_its_rules_and_keeps_its_others(desk, monkeypatch):
     rules = client.get_bucket_cors(Bucket=name)["CORSRules"]
     assert [rule["AllowedOrigins"] for rule in rules] == [
         *(rule["AllowedOrigins"] for rule in before),
-        ["https://app.example"],
+        [
+            "https://app.example",
+            f"http://127.0.0.1:{desk.settings.port}",
+            f"http://localhost:{desk.settings.port}",
+        ],
     ]
     (cleaning,) = client.get_bucket_lifecycle_configuration(Bucket=name)["Rules"]
     assert cleaning["AbortIncompleteMultipartUpload"] == {"DaysAfterInitiation": 1}

@@ -1,0 +1,96 @@
+"""A real browser on the page of a real stack: broker, queue, worker and bucket on this machine."""
+
+import shutil
+import subprocess
+
+import imageio_ffmpeg
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import sync_playwright
+
+from tests.stack_thread import StackThread
+
+#: What a phone and a desk have, and a scheme for each.
+PHONE = {"viewport": {"width": 390, "height": 844}, "color_scheme": "dark", "has_touch": True}
+DESK = {"viewport": {"width": 1280, "height": 900}, "color_scheme": "light"}
+#: What the browser itself says of a request that a test has cut off.
+CUT_OFF = "Failed to load resource"
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory):
+    with StackThread(tmp_path_factory.mktemp("stack")) as stack:
+        yield stack
+
+
+@pytest.fixture(scope="session")
+def clip(tmp_path_factory, big_buck_bunny):
+    """640x360, 25 fps, 2 s, H.264 and AAC: small, so that a job takes a few seconds."""
+    path = tmp_path_factory.mktemp("footage") / "bunny.mp4"
+    command = [
+        imageio_ffmpeg.get_ffmpeg_exe(),
+        "-v",
+        "error",
+        "-i",
+        big_buck_bunny,
+        "-t",
+        "2",
+        "-vf",
+        "scale=640:360",
+    ]
+    subprocess.run([*command, "-c:v", "libx264", "-preset", "ultrafast", "-ac", "2", path], check=True)
+    return path
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    with sync_playwright() as playwright:
+        flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=flags)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def browser(chromium, stack):
+    """Opens the page, signed in; in the end nothing may have been complained of on any console."""
+    complaints, contexts = [], []
+
+    def noted(message):
+        if message.type in ("error", "warning") and not (browser.is_cut_off and CUT_OFF in message.text):
+            complaints.append(message.text)
+
+    def browser(at="", key=stack.stack.api_key, **options):
+        context = chromium.new_context(**(DESK | options))
+        contexts.append(context)
+        page = context.new_page()
+        page.set_default_timeout(30_000)
+        page.on("console", noted)
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.goto(f"{stack.stack.broker_url}/#key={key}" if key else f"{stack.stack.broker_url}/{at}")
+        if key:
+            page.wait_for_selector("#nav a, .signin")
+            if at:
+                page.goto(f"{stack.stack.broker_url}/{at}")
+        return page
+
+    browser.is_cut_off = False
+    yield browser
+    for context in contexts:
+        context.close()
+    assert complaints == []
+
+
+@pytest.fixture(scope="session")
+def is_accessible():
+    """Checks a page as it is now by axe-core, and that nothing of it lies beside the window."""
+    axe = Axe()
+
+    def check(page, what):
+        page.wait_for_timeout(450)  # colours that are still changing would be measured in between
+        found = axe.run(page)
+        assert found.violations_count == 0, f"{what}: {found.generate_report()}"
+        too_wide = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
+        assert page.evaluate(too_wide) <= 0, f"{what}: scrolls sideways"
+
+    return check

@@ -1,0 +1,403 @@
+"""The page as people use it, in Chromium, against the whole embedded stack."""
+
+import hashlib
+import json
+import struct
+
+import httpx
+import pytest
+
+from tests.page.conftest import PHONE
+from tests.page.screens import (
+    choose,
+    complete,
+    drag,
+    drop,
+    export,
+    request,
+    seek,
+    tab_to,
+    uploaded,
+)
+
+
+def times(page):
+    """Returns the moments of all videos that are shown."""
+    return page.evaluate("[...document.querySelectorAll('.compare video')].map((v) => v.currentTime)")
+
+
+def job_of(stack, job_id):
+    return stack.client.get(f"/api/jobs/{job_id}").json()
+
+
+def test_from_a_dropped_file_to_a_played_result(browser, stack, clip, tmp_path):
+    """Dropped, cropped at two moments, quoted, sent, watched, compared, played, downloaded whole."""
+    page = browser()
+    drop(page, clip)
+    uploaded(page)
+    assert request(page)["params"].get("crop_keyframes") is None
+    drag(page, "[data-item=crop] .body", -120)
+    seek(page, 1.52)
+    drag(page, "[data-item=crop] .body", 300)
+    first, second = request(page)["params"]["crop_keyframes"]
+    assert (first["time"], second["time"]) == (0, 1.52)
+    assert first["x"] < 219 - 50 < 219 + 50 < second["x"]
+    assert first["width"] == pytest.approx(first["height"] * 9 / 16, abs=0.2)
+    page.select_option("#size", "720x1280")
+    page.wait_for_selector(".quote strong:text('2.0 s of video')")
+    job_id = export(page)
+    complete(page)
+    seek(page, 1.0, ".compare")
+    assert times(page) == pytest.approx([1.0, 1.0], abs=0.05)
+    page.click(".compare [aria-label=Play]")
+    page.wait_for_function("document.querySelector('.after video').ended")
+    assert times(page) == pytest.approx([2.0, 2.0], abs=0.2)
+    assert page.evaluate(
+        "(({videoWidth: w, videoHeight: h}) => [w, h])(document.querySelector('.after video'))"
+    ) == [720, 1280]
+    told = page.locator(".history").inner_text()
+    assert "Accepted" in told
+    assert "Done" in told
+    with page.expect_download() as download:
+        page.click("#download")
+    download.value.save_as(tmp_path / "out.mp4")
+    result = job_of(stack, job_id)["result"]
+    assert hashlib.sha256((tmp_path / "out.mp4").read_bytes()).hexdigest() == result["sha256"]
+
+
+def test_the_source_under_the_wipe_is_where_the_result_is(browser, stack, clip):
+    """The two halves of the picture show the same place of the source at the same moment: PSNR of one against the other."""
+    key = stack.upload(clip)
+    keys = [
+        {"time": 0, "x": 20, "y": 0, "width": 202.5, "height": 360},
+        {"time": 2, "x": 400, "y": 0, "width": 202.5, "height": 360},
+    ]
+    url = stack.submit(key, output_width=404, output_height=718, crop_keyframes=keys)
+    stack.finished(url)
+    page = browser(f"#{url.removeprefix('/api')}")
+    page.wait_for_function("document.querySelector('.before video')?.readyState >= 2")
+    seek(page, 1.0, ".compare")
+    halves = []
+    for wipe in (0, 100):
+        page.evaluate(
+            "(w) => { const r = document.querySelector('.wipe'); r.value = w; r.dispatchEvent(new Event('input')); }",
+            wipe,
+        )
+        page.wait_for_timeout(200)
+        halves.append(page.locator(".wiped").screenshot())
+    assert psnr(*halves) > 24
+    page.click("text=Side by side")
+    outline = page.locator(".outline").bounding_box()
+    source = page.locator(".before").bounding_box()
+    assert (outline["x"] - source["x"]) / source["width"] == pytest.approx(210 / 640, abs=0.02)
+
+
+def psnr(first, second):
+    """Returns the PSNR in dB of two pictures' middles, where no label is."""
+    import io
+
+    import numpy as np
+    from PIL import Image
+
+    a, b = (np.asarray(Image.open(io.BytesIO(data)).convert("L"), dtype=float) for data in (first, second))
+    height, width = a.shape
+    a, b = (x[height // 4 : -height // 4, width // 20 : -width // 20] for x in (a, b))
+    return 10 * np.log10(255**2 / np.mean((a - b) ** 2))
+
+
+def test_a_job_outlives_a_reload_and_the_broker(browser, stack, big_buck_bunny):
+    """Reloaded in the middle, the page knows all; the broker killed in the middle, it says so, and goes on by itself."""
+    browser.is_cut_off = True
+    page = browser()
+    choose(page, big_buck_bunny)
+    uploaded(page)
+    job_id = export(page)
+    page.wait_for_selector(".history :text('Editing')")
+    page.reload()
+    page.wait_for_selector(".history :text('Accepted')")
+    page.click("nav >> text=Jobs")
+    page.click(f"#job-{job_id}")
+    page.wait_for_selector(".state .badge:text('Working')")
+    stack.kill("broker")
+    page.wait_for_selector(".line.away")
+    page.wait_for_selector(".line.live", timeout=60_000)
+    complete(page)
+    assert page.locator(".history li").first.inner_text().endswith("Accepted")
+    assert job_of(stack, job_id)["attempt"] == 1
+
+
+def test_a_job_is_cancelled_and_sent_again(browser, stack, big_buck_bunny):
+    """The GPU is stopped; the retry is a job of its own, which leads back; its edit can be changed and sent anew."""
+    page = browser(f"#{stack.submit(stack.upload(big_buck_bunny)).removeprefix('/api')}")
+    cancelled = page.url
+    page.wait_for_selector(".history :text('Editing')")
+    page.click("#cancel")
+    page.wait_for_selector(".badge.cancelled", timeout=60_000)
+    page.click("#retry")
+    page.wait_for_function("(was) => location.href !== was", arg=cancelled)
+    page.click(".facts a[href^='#/jobs/']")
+    page.wait_for_url(cancelled)
+    page.go_back()
+    page.click("#cancel")
+    page.wait_for_selector(".badge.cancelled", timeout=60_000)
+    page.click("#again")
+    page.wait_for_selector("[data-item=crop]")
+    assert request(page)["input_key"].endswith("/clip.mp4")
+
+
+def test_an_upload_goes_on_after_a_cut(browser, clip, tmp_path):
+    """The line is cut, the page loaded anew, the same file chosen again: only what is missing is sent."""
+    browser.is_cut_off = True
+    large = tmp_path / "large.mp4"
+    room = 130_000_000
+    with large.open("wb") as file:  # a player skips a box that is called `free`
+        file.write(clip.read_bytes() + struct.pack(">I4s", room, b"free"))
+        file.truncate(clip.stat().st_size + room)
+    page = browser()
+    sent = []
+    page.on(
+        "response",
+        lambda reply: sent.append(part_of(reply.url)) if reply.ok and reply.request.method == "PUT" else None,
+    )
+    cut = "**/*partNumber=5*"
+    page.route(cut, lambda route: route.abort("connectionreset"))
+    choose(page, large)
+    page.wait_for_selector(".files .alert", timeout=90_000)
+    assert "What has arrived is kept" in page.locator(".files .alert").inner_text()
+    page.unroute(cut)
+    page.reload()
+    choose(page, large)
+    uploaded(page)
+    assert sorted(sent) == [str(number) for number in range(1, 9)]
+    page.reload()
+    page.wait_for_selector("[data-item=crop]")
+    assert request(page)["input_key"].endswith("/large.mp4")
+
+
+def part_of(url):
+    return httpx.URL(url).params["partNumber"]
+
+
+def test_what_is_no_video_is_refused_with_a_reason(browser, tmp_path, stack):
+    """A text at once, by name; what only looks like a video by the worker, in a sentence, and nothing is lost."""
+    page = browser()
+    notes, broken = tmp_path / "notes.txt", tmp_path / "broken.mp4"
+    notes.write_text("no video")
+    broken.write_bytes(b"neither is this" * 1000)
+    page.set_input_files("#file", notes)
+    assert "notes.txt is not a video" in page.locator("[role=alert]:visible").inner_text()
+    choose(page, broken)
+    page.wait_for_selector("text=cannot play the file")
+    uploaded(page)
+    job_id = export(page)
+    page.wait_for_selector(".state .alert", timeout=60_000)
+    error = job_of(stack, job_id)["error"]
+    assert error in page.locator(".state .alert").inner_text()
+
+
+def test_the_request_can_be_written_by_hand(browser, clip):
+    """What is typed is what is edited; what is wrong is said with its field; curl and the console get the same."""
+    page = browser()
+    choose(page, clip)
+    uploaded(page)
+    typed = request(page)
+    typed["params"] |= {"rotation": 5, "segments": [{"start": 0, "end": 1, "speed": 0.5}]}
+    page.fill("#json", json.dumps(typed))
+    page.wait_for_selector(".quote strong:text('3.0 s of video')")
+    page.click("text=RunPod console")
+    console = json.loads(page.locator("#json").input_value())["input"]
+    assert (console["params"]["rotation"], console["user_id"], console["output_key"]) == (
+        5,
+        "local",
+        "final_videos/console-test.mp4",
+    )
+    page.click("text=curl")
+    assert "'s" not in page.locator("#json").input_value()
+    page.click(".tabs >> text=JSON")
+    page.fill("#json", json.dumps(typed | {"params": {"start_time": 9, "end_time": 3}}))
+    page.wait_for_selector(".wrong :text('end_time')")
+    page.fill("#json", "{")
+    assert page.locator("#export").is_disabled()
+
+
+def test_highlights_texts_and_clips(browser, stack, clip):
+    """Each type's own tools make a request that the broker takes and the worker carries out."""
+    page = browser()
+    choose(page, clip)
+    uploaded(page)
+    page.click("label:has(#type-overlay)")
+    page.click("#add-highlight")
+    drag(page, "[data-item=region-0] .body", 60, 40)
+    page.click("#add-text")
+    page.fill("#text-0-words", "Goal")
+    page.press("#text-0-words", "Tab")
+    params = request(page)["params"]
+    assert (params["text_layers"][0]["text"], len(params["highlight_regions"][0]["keyframes"])) == ("Goal", 1)
+    assert params["highlight_regions"][0]["keyframes"][0]["x"] > 330
+    overlay = export(page)
+    page.click("nav >> text=New export")
+    choose(page, clip)
+    uploaded(page)
+    page.click("label:has(#type-annotate)")
+    page.click("#add-clip")
+    page.fill("#clip-0-name", "Kick-off")
+    page.fill("#clip-0-end", "1")
+    annotate = export(page)
+    page.click("nav >> text=New export")
+    page.set_input_files("#file", [clip, clip])
+    uploaded(page)
+    assert [clip["end_time"] for clip in request(page)["params"]["clips"]][:1] == [2]
+    join = export(page)
+    ended = [stack.finished(f"/api/jobs/{job_id}") for job_id in (overlay, annotate, join)]
+    assert [(job["type"], job["status"]) for job in ended] == [
+        ("overlay", "complete"),
+        ("annotate", "complete"),
+        ("multi_clip", "complete"),
+    ]
+    assert [job["result"]["duration_seconds"] for job in ended] == pytest.approx([2, 1, 4], abs=0.1)
+
+
+def test_by_keyboard_alone(browser, clip, is_accessible):
+    """Every step of the way has keys, in the order of the screen, and the focus is never lost."""
+    page = browser()
+    tab_to(page, "#choose")
+    with page.expect_file_chooser() as chooser:
+        page.keyboard.press("Enter")
+    chooser.value.set_files(clip)
+    uploaded(page)
+    tab_to(page, "[data-item=crop]")
+    for key in ("ArrowLeft", "ArrowLeft", "Shift+ArrowRight", "-"):
+        page.keyboard.press(key)
+    (first,) = request(page)["params"]["crop_keyframes"]
+    assert first["x"] == pytest.approx(218.75 - 19 + 202.5 * (1 - 1 / 1.05) / 2, abs=0.2)
+    tab_to(page, "[aria-label=Moment]")
+    page.keyboard.press("End")
+    page.keyboard.press("k")
+    assert len(request(page)["params"]["crop_keyframes"]) == 2
+    page.keyboard.press("Delete")
+    assert len(request(page)["params"]["crop_keyframes"]) == 1
+    tab_to(page, "[name=type]")
+    page.keyboard.press("ArrowRight")
+    page.wait_for_function("document.activeElement.id === 'type-upscale'")
+    page.keyboard.press("ArrowLeft")
+    page.wait_for_function("document.activeElement.id === 'type-framing'")
+    tab_to(page, "#mode")
+    tab_to(page, "#export")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#cancel, #download")
+    complete(page)
+    tab_to(page, "#download")
+    with page.expect_download():
+        page.keyboard.press("Enter")
+    tab_to(page, ".wipe")
+    page.keyboard.press("ArrowRight")
+    assert page.locator(".wipe").input_value() == "51"
+
+
+@pytest.mark.parametrize("size", [pytest.param({}, id="desk-light"), pytest.param(PHONE, id="phone-dark")])
+def test_all_screens_are_accessible(browser, stack, clip, is_accessible, size):
+    """By axe-core, without a violation, at both sizes and in both schemes; nothing scrolls sideways."""
+    page = browser(**size)
+    is_accessible(page, "new export, empty")
+    choose(page, clip)
+    uploaded(page)
+    page.click("#add-key")
+    page.wait_for_selector(".track .key")
+    is_accessible(page, "new export, crop")
+    page.click("label:has(#type-overlay)")
+    page.click("#add-highlight")
+    page.click("#add-text")
+    is_accessible(page, "new export, highlights")
+    page.click("label:has(#type-annotate)")
+    page.click("#add-clip")
+    is_accessible(page, "new export, clips")
+    export(page)
+    is_accessible(page, "job, open")
+    complete(page)
+    page.wait_for_selector(".compare")
+    page.click("summary")
+    is_accessible(page, "job, complete")
+    failed = stack.finished(stack.submit("uploads/none.mp4"))
+    page.goto(f"{stack.stack.broker_url}/#/jobs/{failed['job_id']}")
+    page.wait_for_selector(".state .alert")
+    is_accessible(page, "job, failed")
+    page.goto(f"{stack.stack.broker_url}/#/jobs")
+    page.wait_for_selector(".jobs tbody tr")
+    is_accessible(page, "jobs")
+    page.goto(f"{stack.stack.broker_url}/#/operations")
+    page.wait_for_selector(".chart")
+    page.click("summary >> nth=0")
+    is_accessible(page, "operations")
+    page.click("#sign-out")
+    page.wait_for_selector(".signin")
+    is_accessible(page, "sign in")
+
+
+def test_the_list_is_live_and_can_be_searched(browser, stack, clip):
+    """A job that somebody sends appears by itself; filters and words narrow the list, and the address keeps them."""
+    page = browser("#/jobs")
+    page.wait_for_selector("h1:text('Jobs')")
+    url = stack.submit(stack.upload(clip, "needle.mp4"))
+    job_id = url.rpartition("/")[2]
+    page.wait_for_selector(f"#job-{job_id}", timeout=20_000)
+    page.wait_for_selector(f"tr:has(#job-{job_id}) .badge.complete", timeout=60_000)
+    failed = stack.finished(stack.submit("uploads/none.mp4"))["job_id"]
+    page.click(".filters >> text=Failed")
+    page.wait_for_selector(f"#job-{failed}")
+    assert page.locator(f"#job-{job_id}").count() == 0
+    page.click(".filters >> text=All")
+    page.fill("#search", "NEEDLE")
+    page.wait_for_function("document.querySelectorAll('.jobs tbody tr').length === 1")
+    page.reload()
+    page.wait_for_selector(f"#job-{job_id}")
+    assert page.locator(".jobs tbody tr").count() == 1
+    page.fill("#search", "no such thing")
+    page.wait_for_selector("text=No job is like that")
+
+
+def test_without_a_live_line_the_page_polls(browser, stack, big_buck_bunny):
+    """Where a proxy lets no stream through."""
+    browser.is_cut_off = True
+    page = browser()
+    page.route("**/events?*", lambda route: route.abort())
+    url = stack.submit(stack.upload(big_buck_bunny))
+    page.goto(f"{stack.stack.broker_url}/#{url.removeprefix('/api')}")
+    page.wait_for_selector(".line.polling")
+    complete(page)
+
+
+def test_operators_see_the_fleet_and_drain_it(browser, stack):
+    """What the broker counts; a drain is asked about first, and undone."""
+    page = browser("#/operations")
+    page.wait_for_selector(".tile")
+    tiles = page.locator(".tiles").inner_text()
+    assert "Workers up\n1" in tiles
+    page.on("dialog", lambda dialog: dialog.accept())
+    page.click("#drain")
+    page.wait_for_selector("text=The broker is being drained")
+    assert stack.client.post("/api/jobs", json={"type": "framing", "input_key": "a.mp4"}).status_code == 503
+    page.click("text=Take jobs again")
+    page.wait_for_selector("#drain:text-is('Drain')")
+
+
+def test_who_signs_in_sees_ones_own(browser, stack):
+    """No key, a wrong one, another user's: each is told, and operators' things are not shown."""
+    browser.is_cut_off = True  # the browser itself tells of each 401
+    made = stack.client.post("/api/keys", json={"user_id": "alice"}).json()
+    theirs = stack.submit("uploads/theirs.mp4")
+    page = browser(key=None)
+    page.fill("#key", "rb_wrong")
+    page.click("text=Sign in >> nth=-1")
+    page.wait_for_selector("text=The broker does not know this key")
+    page.fill("#key", made["key"])
+    page.press("#key", "Enter")
+    page.wait_for_selector("nav >> text=New export")
+    assert page.locator("nav >> text=Operations").count() == 0
+    page.goto(f"{stack.stack.broker_url}/#{theirs.removeprefix('/api')}")
+    page.wait_for_selector("text=There is no such job")
+    page.goto(f"{stack.stack.broker_url}/#key={stack.stack.api_key}")
+    page.wait_for_selector("nav >> text=Operations")
+    assert stack.stack.api_key not in page.url
+    page.click("#sign-out")
+    page.wait_for_selector(".signin")
+    assert page.evaluate("localStorage.length") == 0
