@@ -1,16 +1,18 @@
-"""The `reelbroker` command: `serve` runs the broker, `up` the whole stack on this machine; the rest is for operators.
+"""The `reelbroker` command: `serve` runs the broker, `worker` a GPU worker, `up` all on this machine; the rest is for operators.
 
 What reads works beside a running broker, what writes to the database only without one: the broker is its one writer.
 """
 
 import asyncio
 import contextlib
+import importlib.util
 import json
+import os
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import httpx
 import structlog
@@ -27,7 +29,7 @@ from broker.app import create_app
 from broker.clock import now_ms
 from broker.database import copy_database, open_engine, reading, restore_database
 from broker.doctor import examine
-from broker.embedded.stack import Stack, run_until_signalled
+from broker.embedded.stack import Guest, Stack, run_until_signalled
 from broker.errors import BrokerError, StackError
 from broker.fleet import orphans
 from broker.retention import Retention
@@ -47,6 +49,14 @@ terminal.add_to(cli, jobs)
 console = Console()
 #: How long requests that are under way may take once the broker is told to end, and how long a client's WebSocket message may be.
 STOP_SECONDS, MAX_SOCKET_BYTES = 5, 65_536
+#: Without these a worker cannot begin. RunPod sets the last one; where it is missing, the SDK runs `test_input.json` and ends.
+WORKER_NEEDS = (
+    "R2_ENDPOINT",
+    "R2_ACCESS_KEY_ID",
+    "R2_SECRET_ACCESS_KEY",
+    "R2_BUCKET_NAME",
+    "RUNPOD_WEBHOOK_GET_JOB",
+)
 Folder = Annotated[Path, typer.Option(help="Where the stack keeps its data, keys and logs.")]
 
 
@@ -94,6 +104,37 @@ async def _up(folder: Path, workers: int, port: int | None) -> None:
         )
         console.print("Ctrl-C stops everything.")
         await asyncio.Event().wait()
+
+
+@cli.command()
+def worker(
+    folder: Annotated[
+        Path | None, typer.Option(help="Join the stack that `reelbroker up` runs from this folder.")
+    ] = None,
+) -> None:
+    """Run one GPU worker until Ctrl-C: for RunPod, whose containers say what it needs, or for a stack on this machine."""
+    if not all(importlib.util.find_spec(package) for package in ("gpu_worker", "runpod", "torch")):
+        _refuse("the worker is not installed: pip install 'reelbroker[worker]'")
+    if folder is not None:
+        log_to_stderr()
+        try:
+            asyncio.run(run_until_signalled(_join(folder)))
+        except StackError as error:
+            console.print(f"[red]The worker could not join:[/red] {error}", highlight=False, soft_wrap=True)
+            raise typer.Exit(1) from None
+    elif missing := [name for name in WORKER_NEEDS if not os.environ.get(name)]:
+        _refuse(f"not in the environment: {', '.join(missing)} (--folder joins a stack on this machine)")
+    else:
+        # In its place, and not as its child: the platform's signals are the worker's own.
+        os.execv(sys.executable, [sys.executable, "-m", "gpu_worker.handler"])  # noqa: S606
+
+
+async def _join(folder: Path) -> None:
+    async with Guest(folder) as guest:
+        console.print(f"{guest.name} works for {guest.broker_url}   (log: {guest.log})", soft_wrap=True)
+        console.print("Ctrl-C stops it.")
+        await guest.until_over()
+    console.print("The stack has ended, and its guest with it.")
 
 
 @cli.command()
@@ -269,6 +310,11 @@ def _settings() -> Settings:
             name = ".".join(str(part) for part in found["loc"])
             print(f"{name}: {found['msg']}".removeprefix(": "), file=sys.stderr)  # noqa: T201
         raise typer.Exit(2) from None
+
+
+def _refuse(sentence: str) -> NoReturn:
+    print(sentence, file=sys.stderr)  # noqa: T201
+    raise typer.Exit(2)
 
 
 @contextlib.contextmanager

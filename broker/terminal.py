@@ -9,6 +9,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -16,7 +17,6 @@ import httpx
 import typer
 from pydantic import ValidationError
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import (
     BarColumn,
     DownloadColumn,
@@ -26,6 +26,7 @@ from rich.progress import (
     TimeElapsedColumn,
 )
 from rich.table import Column, Table
+from rich.text import Text
 
 from broker.client import Client, ClientError
 from schemas.jobs import JobRequest, JobStatus, JobType, JobView
@@ -41,6 +42,8 @@ Params = Annotated[
 Type = Annotated[JobType, typer.Option(help="What to make.")]
 Metadata = Annotated[list[str], typer.Option("--metadata", "-m", help="NAME=VALUE, as often as you like.")]
 CANCELLED = 3
+#: Columns of a file or pipe: each job on a line of its own, and all of it.
+WIDE = 1000
 
 
 def submit(
@@ -95,12 +98,15 @@ def list_jobs(
     if as_json:
         print(json.dumps([job.model_dump(mode="json") for job in found], indent=2))  # noqa: T201
         return
-    whole = Column("job", min_width=36, no_wrap=True)  # an id that is cut off cannot be copied
-    table = Table(whole, "type", "status", "progress", "message", "created", box=None, pad_edge=False)
+    # Only the message gives way where a terminal is narrow: an id that is cut off cannot be copied.
+    whole = [Column(name, no_wrap=True) for name in ("job", "type", "status", "age")]
+    table = Table(*whole, "message", box=None, pad_edge=False)
     for job in found:
-        told = escape(job.message)  # it may name the user's own files
-        table.add_row(job.job_id, job.type, job.status, f"{job.progress} %", told, job.created_at[:19])
-    console.print(table if found else "none", highlight=False, soft_wrap=not console.is_terminal)
+        status = f"{job.status} {job.progress} %" if job.status is JobStatus.PROCESSING else job.status
+        told = Text(job.message, no_wrap=True, overflow="ellipsis")
+        table.add_row(job.job_id, job.type, status, _age(job.created_at), told)
+    shown = console if console.is_terminal else Console(width=WIDE)
+    shown.print(table if found else "none", highlight=False)
 
 
 def cancel(job_id: str, as_json: AsJson = False) -> None:
@@ -214,7 +220,7 @@ def _follow(client: Client, job: JobView, quiet: bool) -> JobView:
 
 
 def _bar(quiet: bool, *columns: Any) -> Progress:
-    shown = (TextColumn("{task.description:<36}", markup=False), BarColumn(), *columns)
+    shown = (TextColumn("{task.description:<37}", markup=False), BarColumn(), *columns)
     return Progress(*shown, console=Console(stderr=True), disable=quiet)
 
 
@@ -231,6 +237,15 @@ def _tell(job: JobView, as_json: bool) -> None:
     if job.cost_usd is not None:
         told += f", {job.cost_usd:.4f} USD"
     console.print(told, highlight=False, soft_wrap=True, markup=False)
+
+
+def _age(since: str) -> str:
+    """Says how long ago that was, in the largest unit that fits: a date would leave the message no room."""
+    seconds = max(0.0, (datetime.now(UTC) - datetime.fromisoformat(since)).total_seconds())
+    for unit, size in (("d", 86_400), ("h", 3600), ("min", 60)):
+        if seconds >= size:
+            return f"{seconds // size:.0f} {unit}"
+    return f"{seconds:.0f} s"
 
 
 def _exit_as(job: JobView) -> None:

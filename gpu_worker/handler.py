@@ -226,6 +226,14 @@ def models_of(settings: Settings) -> Models:
     return Models(settings.models_dir, settings.torch_device, settings.quality_model)
 
 
+def _one_until_ctrl_c(_: int) -> int:
+    """Returns how many jobs to have at once; the SDK asks before each. And lets Ctrl-C end the worker at once: the SDK has just
+    set a handler that first sits out the call for a job, and a job, while Ctrl-C has ended its pinger already.
+    """
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    return 1
+
+
 def main() -> None:
     """Runs the SDK's worker loop, or one job where it is given one (`--test_input`, `test_input.json`)."""
     structlog.configure(
@@ -253,7 +261,8 @@ def main() -> None:
         log.info("workspaces_swept", count=swept)
     cold_start_seconds = round(time.monotonic() - began, 3)
     handler = make_handler(settings, open_bucket(settings), models, cold_start_seconds)
-    runpod.serverless.start({"handler": handler})
+    with contextlib.suppress(KeyboardInterrupt):
+        runpod.serverless.start({"handler": handler, "concurrency_modifier": _one_until_ctrl_c})
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 import uuid
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -44,8 +45,8 @@ class ChaosStack(Stack):
         _, environment = super()._broker_command()
         return self._with_boundaries("broker", "broker", environment)
 
-    def _worker(self, number: int) -> Part:
-        part = super()._worker(number)
+    def _worker(self, name: str, is_ready: Callable[[], Awaitable[bool]]) -> Part:
+        part = super()._worker(name, is_ready)
         return replace(part, command=lambda: self._with_boundaries(part.name, "worker", part.command()[1]))
 
     def _with_boundaries(

@@ -46,6 +46,10 @@ class StackThread:
         os.kill(pid, signal.SIGKILL)
         return pid
 
+    def workers(self):
+        """Returns how many workers the endpoint counts."""
+        return self._run(self.stack._endpoint_workers())
+
     def upload(self, path, name="clip.mp4"):
         """Puts a file into the bucket as a frontend does, and returns its key."""
         ticket = self.client.post("/api/videos/upload-url", json={"filename": name}).raise_for_status().json()

@@ -1,7 +1,11 @@
 """The whole system on one machine: HTTP, SQLite, the endpoint, the SDK's worker loop, SeaweedFS, ffmpeg."""
 
+import contextlib
 import json
+import os
+import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -224,6 +228,52 @@ def test_two_workers_take_two_jobs_at_once(tmp_path, big_buck_bunny):
         stack.until(urls[0], both_run)
         assert [stack.finished(url)["status"] for url in urls] == ["complete", "complete"]
     assert processes_in(tmp_path) == []
+
+
+def test_workers_join_by_a_command_and_leave_at_ctrl_c(stack, tmp_path):
+    """One of the stack's folder; one by RunPod's environment, as in a container. The endpoint counts both."""
+    _, environment = stack.stack._worker("contained", lambda: True).command()
+    folder = str(stack.stack.folder)
+    before = stack.workers()
+    with contextlib.ExitStack() as stopping:
+        joined = [
+            stopping.enter_context(typed(tmp_path, *words, **more))
+            for words, more in (
+                (("--folder", folder), {}),
+                ((), {**environment, "REELBROKER_WORK_DIR": str(tmp_path)}),
+            )
+        ]
+        deadline = time.monotonic() + 60
+        while stack.workers() < before + 2:
+            assert time.monotonic() < deadline
+            assert [process.poll() for process in joined] == [None, None]
+            time.sleep(0.1)
+        began = time.monotonic()
+        for process in joined:
+            process.send_signal(signal.SIGINT)
+        told = [process.communicate(timeout=15)[0] for process in joined]
+    assert [process.returncode for process in joined] == [0, 0], told
+    assert time.monotonic() - began < 10  # the call for a job, which the SDK would sit out, is held for 20
+    assert "Traceback" not in "".join(told)
+    assert not list((stack.stack.folder / "work").glob("guest-*"))
+    assert processes_in(tmp_path) == []
+
+
+@contextlib.contextmanager
+def typed(folder, *words, **environment):
+    """A `reelbroker worker` at a terminal of its own."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "broker.cli", "worker", *words],
+        cwd=folder,
+        env={"PATH": os.environ["PATH"], "COLUMNS": "200", **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
 
 
 def test_the_smoke_script_finds_all_well(stack):

@@ -3,7 +3,8 @@
 Each part is a process in a session of its own, so that Ctrl-C reaches only the supervisor, which then stops the
 parts in the opposite order. A part that crashes is restarted after a growing pause; what is left of its process
 group is killed first, since a killed worker leaves a pinger and an ffmpeg behind. Ports and keys are drawn once and
-kept in `stack.json`, so that stored data, presigned URLs and the queue survive a restart.
+kept in `stack.json`, so that stored data, presigned URLs and the queue survive a restart. They also let another process
+bring a worker of its own (`Guest`).
 """
 
 import asyncio
@@ -20,6 +21,7 @@ import sys
 import time
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
@@ -88,10 +90,7 @@ class Stack:
         self._running: list[RunningPart] = []
 
     async def __aenter__(self) -> Self:
-        for name in ("logs", "home", "work"):
-            (self.folder / name).mkdir(parents=True, exist_ok=True)
-        self._lock = _locked(self.folder / "lock")
-        self._identity = _identity(self.folder / "stack.json", self._port)
+        self._identity = self._opened()
         self._store = self._object_store()
         try:
             for part in self._parts():
@@ -126,18 +125,28 @@ class Stack:
         """Returns the process id of a part; it changes with each restart."""
         return next(running.pid for running in self._running if running.part.name == name)
 
+    def _opened(self) -> Identity:
+        """Takes the folder for itself; returns what is kept there."""
+        for name in ("logs", "home", "work"):
+            (self.folder / name).mkdir(parents=True, exist_ok=True)
+        self._lock = _locked(self.folder / "lock")
+        return _identity(self.folder / "stack.json", self._port)
+
     async def _stop(self) -> None:
         for running in reversed(self._running):
             await running.stop()
         self._running.clear()
-        self._store.sweep()
         if self._lock is not None:
+            self._store.sweep()
             self._lock.close()
 
     # ── the parts ───────────────────────────────────────────────────────────────────────────────────────────────
 
     def _parts(self) -> list[Part]:
-        workers = [self._worker(number) for number in range(1, self._workers + 1)]
+        workers = [
+            self._worker(f"worker-{number}", partial(self._has_workers, number))
+            for number in range(1, self._workers + 1)
+        ]
         store = Part("store", self._store_command, self._store_ready)
         endpoint = Part("endpoint", self._endpoint_command, self._endpoint_ready)
         return [store, endpoint, *workers, Part("broker", self._broker_command, self._broker_ready)]
@@ -171,8 +180,10 @@ class Stack:
         health = await _get(url, self._identity.runpod_api_key)
         return None if health is None else int(health["workers"]["ready"]) + int(health["workers"]["running"])
 
-    def _worker(self, number: int) -> Part:
-        name = f"worker-{number}"
+    async def _has_workers(self, count: int) -> bool:
+        return (await self._endpoint_workers() or 0) >= count
+
+    def _worker(self, name: str, is_ready: Callable[[], Awaitable[bool]]) -> Part:
         work = self.folder / "work" / name
 
         def command() -> tuple[list[str], dict[str, str]]:
@@ -186,9 +197,6 @@ class Stack:
             if all(importlib.util.find_spec(package) for package in _MODEL_PACKAGES):
                 environment["REELBROKER_QUALITY_MODEL"] = QUALITY_MODEL
             return [sys.executable, "-m", "gpu_worker.handler"], environment
-
-        async def is_ready() -> bool:
-            return (await self._endpoint_workers() or 0) >= number
 
         # Asked to end, the SDK's loop first sits out its call for a job. The queue gives a job in work to the next one.
         return Part(name, command, is_ready, stop_seconds=1.0)
@@ -222,6 +230,48 @@ class Stack:
             "R2_SECRET_ACCESS_KEY": self._store.secret_key,
             "R2_BUCKET_NAME": self._store.bucket,
         }
+
+
+class Guest(Stack):
+    """Runs, while entered, one more worker for the stack that another process runs from the folder.
+
+    Raises:
+        StackError: on entering, when none runs there, or the worker cannot start.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.name = f"guest-{os.getpid()}"
+        self.log = self.folder / "logs" / f"{self.name}.log"
+
+    async def until_over(self) -> None:
+        """Waits for the end of the stack; a killed endpoint, which comes back, is none."""
+        while await self._endpoint_workers() is not None or self._is_held():  # noqa: ASYNC110  # another process's
+            await asyncio.sleep(1)
+
+    def _opened(self) -> Identity:
+        path = self.folder / "stack.json"
+        if not path.exists() or not self._is_held():
+            raise StackError(f"no stack is running in {self.folder}; `reelbroker up` runs one")
+        return Identity(**json.loads(path.read_text()))
+
+    def _is_held(self) -> bool:
+        try:
+            _locked(self.folder / "lock").close()
+        except StackError:
+            return True
+        return False
+
+    def _parts(self) -> list[Part]:
+        return [self._worker(self.name, self._is_fit)]
+
+    async def _is_fit(self) -> bool:
+        """By its own word: the endpoint only counts workers, among them for a while those that have just ended."""
+        return b"action=fit " in self.log.read_bytes()
+
+    async def _stop(self) -> None:
+        await super()._stop()
+        shutil.rmtree(self.folder / "work" / self.name, ignore_errors=True)
 
 
 class RunningPart:

@@ -6,7 +6,7 @@ import pytest
 import structlog
 from typer.testing import CliRunner
 
-from broker.cli import cli
+from broker.cli import WORKER_NEEDS, cli
 from broker.clock import now_ms
 from broker.database import open_engine
 from broker.models import Attempt, AttemptState
@@ -194,3 +194,24 @@ def test_the_bucket_gets_its_rules_and_keeps_its_others(desk, monkeypatch):
     (cleaning,) = client.get_bucket_lifecycle_configuration(Bucket=name)["Rules"]
     assert cleaning["AbortIncompleteMultipartUpload"] == {"DaysAfterInitiation": 1}
     client.put_bucket_cors(Bucket=name, CORSConfiguration={"CORSRules": before})
+
+
+def test_a_worker_needs_an_environment_or_a_stack(monkeypatch, tmp_path):
+    """What is missing is named; without a queue the SDK would run a test job, which nobody asked for."""
+    for name in WORKER_NEEDS:
+        monkeypatch.setenv(name, "set")
+    monkeypatch.delenv("R2_BUCKET_NAME")
+    monkeypatch.setenv("RUNPOD_WEBHOOK_GET_JOB", "")
+    result = CliRunner().invoke(cli, ["worker"])
+    assert (result.exit_code, result.stderr.splitlines()) == (
+        2,
+        [
+            "not in the environment: R2_BUCKET_NAME, RUNPOD_WEBHOOK_GET_JOB (--folder joins a stack on this machine)"
+        ],
+    )
+    (tmp_path / "ended").mkdir()
+    (tmp_path / "ended" / "stack.json").write_text("{}")
+    for folder in ("none", "ended"):
+        result = CliRunner().invoke(cli, ["worker", "--folder", str(tmp_path / folder)])
+        assert (result.exit_code, "no stack is running" in result.output) == (1, True)
+    structlog.reset_defaults()

@@ -1,6 +1,7 @@
 """What a developer types, against a broker on a real port: each command, its exit code, and its JSON."""
 
 import json
+import re
 
 import pytest
 import structlog
@@ -67,7 +68,8 @@ def test_the_whole_journey_is_one_line(shell, tmp_path):
     assert [
         one["job_id"] for one in json.loads(shell.types("jobs", "list", "--status", "complete", "--json"))
     ] == [job["job_id"]]
-    assert job["job_id"] in shell.types("jobs", "list")
+    (listed,) = [line for line in shell.types("jobs", "list").splitlines() if job["job_id"] in line]
+    assert re.fullmatch(r"\S+ +framing +complete +\d+ s +Done *", listed)
 
 
 def test_a_job_that_fails_or_is_cancelled_has_an_exit_code_of_its_own(shell):
