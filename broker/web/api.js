@@ -77,6 +77,7 @@ export async function follow(id, { onevent, onjob, online, signal }) {
       if (failures < TRIES) {
         if (await stream(id, seen, take, signal)) return;
       } else if (await poll(id, onjob, online, signal)) {
+        await stream(id, seen, take, signal).catch(() => {}); // for what happened meanwhile
         return;
       } else {
         failures = 0; // and see whether streams come through by now
@@ -86,7 +87,8 @@ export async function follow(id, { onevent, onjob, online, signal }) {
       if ([401, 404].includes(error.status)) throw error;
       failures += 1;
       online("away");
-      await sleep(Math.min(8000, 400 * 2 ** failures) * (0.75 + Math.random() / 2), signal).catch(() => {});
+      if (failures === TRIES) continue; // perhaps it is the stream alone that does not come through
+      await sleep(Math.min(8000, 300 * 2 ** failures) * (0.75 + Math.random() / 2), signal).catch(() => {});
     }
   }
 }

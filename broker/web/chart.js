@@ -39,7 +39,7 @@ export function bars(title, points, series, unit = "") {
     { class: "card chart" },
     h("figcaption", {}, h("h2", {}, title), legend),
     h("svg", { viewBox: `-44 -10 ${WIDTH + 54} ${HEIGHT + 36}`, role: "img", "aria-label": `${title}, ${points.length} bars; the numbers are in the table below` }, lines, drawn, labels),
-    numbers(["", ...series.map(({ name }) => name)], points.map((point) => [point.label, ...point.values.map((value) => `${short(value)}${unit}`)])),
+    numbers(["Hour", ...series.map(({ name }) => name)], points.map((point) => [point.label, ...point.values.map((value) => `${short(value)}${unit}`)])),
   );
 }
 

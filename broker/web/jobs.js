@@ -6,7 +6,7 @@ import { TYPES } from "./edit.js";
 import { badge } from "./job.js";
 
 const BUSY_MS = 2000;
-const QUIET_MS = 10000;
+const QUIET_MS = 5000;
 const FILTERS = [["", "All"], ["pending,processing", "Open"], ["complete", "Complete"], ["error", "Failed"], ["cancelled", "Cancelled"]];
 
 /** Shows the list, and asks again every two seconds while something moves and somebody looks. */

@@ -26,7 +26,7 @@ export class RequestView {
     Object.assign(this, { userId, onchange, what: "json" });
     this.text = h("textarea", { id: "json", rows: 14, spellcheck: "false", autocomplete: "off", "aria-label": "The request", oninput: () => this.typed() });
     this.hint = h("p", { class: "quiet" }, HINTS.json);
-    this.wrong = h("ul", { class: "wrong", role: "alert" });
+    this.wrong = h("ul", { class: "wrong", "aria-live": "polite" });
     this.tabs = h(
       "div",
       { class: "tabs", role: "group", "aria-label": "Show the request as" },

@@ -50,7 +50,7 @@ def test_from_a_dropped_file_to_a_played_result(browser, stack, clip, tmp_path):
     seek(page, 1.0, ".compare")
     assert times(page) == pytest.approx([1.0, 1.0], abs=0.05)
     page.click(".compare [aria-label=Play]")
-    page.wait_for_function("document.querySelector('.after video').ended")
+    page.wait_for_function("() => document.querySelector('.after video').ended")
     assert times(page) == pytest.approx([2.0, 2.0], abs=0.2)
     assert page.evaluate(
         "(({videoWidth: w, videoHeight: h}) => [w, h])(document.querySelector('.after video'))"
@@ -75,7 +75,7 @@ def test_the_source_under_the_wipe_is_where_the_result_is(browser, stack, clip):
     url = stack.submit(key, output_width=404, output_height=718, crop_keyframes=keys)
     stack.finished(url)
     page = browser(f"#{url.removeprefix('/api')}")
-    page.wait_for_function("document.querySelector('.before video')?.readyState >= 2")
+    page.wait_for_function("() => document.querySelector('.before video')?.readyState >= 2")
     seek(page, 1.0, ".compare")
     halves = []
     for wipe in (0, 100):
@@ -107,7 +107,7 @@ def psnr(first, second):
 
 def test_a_job_outlives_a_reload_and_the_broker(browser, stack, big_buck_bunny):
     """Reloaded in the middle, the page knows all; the broker killed in the middle, it says so, and goes on by itself."""
-    browser.is_cut_off = True
+    browser.may_fail = True
     page = browser()
     choose(page, big_buck_bunny)
     uploaded(page)
@@ -120,7 +120,7 @@ def test_a_job_outlives_a_reload_and_the_broker(browser, stack, big_buck_bunny):
     page.wait_for_selector(".state .badge:text('Working')")
     stack.kill("broker")
     page.wait_for_selector(".line.away")
-    page.wait_for_selector(".line.live", timeout=60_000)
+    page.wait_for_selector(".line.live, #download", timeout=60_000)
     complete(page)
     assert page.locator(".history li").first.inner_text().endswith("Accepted")
     assert job_of(stack, job_id)["attempt"] == 1
@@ -147,7 +147,7 @@ def test_a_job_is_cancelled_and_sent_again(browser, stack, big_buck_bunny):
 
 def test_an_upload_goes_on_after_a_cut(browser, clip, tmp_path):
     """The line is cut, the page loaded anew, the same file chosen again: only what is missing is sent."""
-    browser.is_cut_off = True
+    browser.may_fail = True
     large = tmp_path / "large.mp4"
     room = 130_000_000
     with large.open("wb") as file:  # a player skips a box that is called `free`
@@ -159,12 +159,18 @@ def test_an_upload_goes_on_after_a_cut(browser, clip, tmp_path):
         "response",
         lambda reply: sent.append(part_of(reply.url)) if reply.ok and reply.request.method == "PUT" else None,
     )
-    cut = "**/*partNumber=5*"
-    page.route(cut, lambda route: route.abort("connectionreset"))
+
+    def cut(route):
+        page.context.set_offline(True)
+        route.abort("connectionreset")
+
+    page.route("**/*partNumber=5*", cut)
     choose(page, large)
-    page.wait_for_selector(".files .alert", timeout=90_000)
+    page.wait_for_selector(".files .alert", timeout=60_000)
     assert "What has arrived is kept" in page.locator(".files .alert").inner_text()
-    page.unroute(cut)
+    assert 0 < len(sent) < 8
+    page.unroute_all()
+    page.context.set_offline(False)
     page.reload()
     choose(page, large)
     uploaded(page)
@@ -197,6 +203,7 @@ def test_what_is_no_video_is_refused_with_a_reason(browser, tmp_path, stack):
 
 def test_the_request_can_be_written_by_hand(browser, clip):
     """What is typed is what is edited; what is wrong is said with its field; curl and the console get the same."""
+    browser.may_fail = True
     page = browser()
     choose(page, clip)
     uploaded(page)
@@ -246,7 +253,8 @@ def test_highlights_texts_and_clips(browser, stack, clip):
     page.click("nav >> text=New export")
     page.set_input_files("#file", [clip, clip])
     uploaded(page)
-    assert [clip["end_time"] for clip in request(page)["params"]["clips"]][:1] == [2]
+    page.wait_for_selector(".files :text('640 × 360')")
+    assert [clip["end_time"] for clip in request(page)["params"]["clips"][:1]] == [2]
     join = export(page)
     ended = [stack.finished(f"/api/jobs/{job_id}") for job_id in (overlay, annotate, join)]
     assert [(job["type"], job["status"]) for job in ended] == [
@@ -278,9 +286,9 @@ def test_by_keyboard_alone(browser, clip, is_accessible):
     assert len(request(page)["params"]["crop_keyframes"]) == 1
     tab_to(page, "[name=type]")
     page.keyboard.press("ArrowRight")
-    page.wait_for_function("document.activeElement.id === 'type-upscale'")
+    page.wait_for_function("() => document.activeElement.id === 'type-upscale'")
     page.keyboard.press("ArrowLeft")
-    page.wait_for_function("document.activeElement.id === 'type-framing'")
+    page.wait_for_function("() => document.activeElement.id === 'type-framing'")
     tab_to(page, "#mode")
     tab_to(page, "#export")
     page.keyboard.press("Enter")
@@ -328,6 +336,7 @@ def test_all_screens_are_accessible(browser, stack, clip, is_accessible, size):
     page.wait_for_selector(".chart")
     page.click("summary >> nth=0")
     is_accessible(page, "operations")
+    browser.may_fail = True  # the browser tells of the 401
     page.click("#sign-out")
     page.wait_for_selector(".signin")
     is_accessible(page, "sign in")
@@ -347,7 +356,7 @@ def test_the_list_is_live_and_can_be_searched(browser, stack, clip):
     assert page.locator(f"#job-{job_id}").count() == 0
     page.click(".filters >> text=All")
     page.fill("#search", "NEEDLE")
-    page.wait_for_function("document.querySelectorAll('.jobs tbody tr').length === 1")
+    page.wait_for_function("() => document.querySelectorAll('.jobs tbody tr').length === 1")
     page.reload()
     page.wait_for_selector(f"#job-{job_id}")
     assert page.locator(".jobs tbody tr").count() == 1
@@ -357,7 +366,7 @@ def test_the_list_is_live_and_can_be_searched(browser, stack, clip):
 
 def test_without_a_live_line_the_page_polls(browser, stack, big_buck_bunny):
     """Where a proxy lets no stream through."""
-    browser.is_cut_off = True
+    browser.may_fail = True
     page = browser()
     page.route("**/events?*", lambda route: route.abort())
     url = stack.submit(stack.upload(big_buck_bunny))
@@ -382,7 +391,7 @@ def test_operators_see_the_fleet_and_drain_it(browser, stack):
 
 def test_who_signs_in_sees_ones_own(browser, stack):
     """No key, a wrong one, another user's: each is told, and operators' things are not shown."""
-    browser.is_cut_off = True  # the browser itself tells of each 401
+    browser.may_fail = True  # the browser itself tells of each 401
     made = stack.client.post("/api/keys", json={"user_id": "alice"}).json()
     theirs = stack.submit("uploads/theirs.mp4")
     page = browser(key=None)
