@@ -93,16 +93,15 @@ def up(
 
 async def _up(folder: Path, workers: int, port: int | None) -> None:
     async with Stack(folder, workers, port) as stack:
-        console.print(
-            f"Reelbroker is up at {stack.broker_url}   (logs: {stack.folder / 'logs'})", soft_wrap=True
-        )
+        console.print(f"Reelbroker is up at {stack.broker_url}", soft_wrap=True)
+        console.print(f"  Open {stack.broker_url}/#key={stack.api_key}", soft_wrap=True)
         console.print(
             f"  export REELBROKER_URL={stack.broker_url} REELBROKER_API_KEY={stack.api_key}", soft_wrap=True
         )
         console.print(
             '  curl -H "Authorization: Bearer $REELBROKER_API_KEY" $REELBROKER_URL/api/jobs', soft_wrap=True
         )
-        console.print("Ctrl-C stops everything.")
+        console.print(f"Logs are in {stack.folder / 'logs'}. Ctrl-C stops everything.", soft_wrap=True)
         await asyncio.Event().wait()
 
 

@@ -11,10 +11,9 @@ export const key = {
 /** What the broker refused: its problem document. `status` 0: it could not be reached. */
 export class Problem extends Error {
   constructor(status, document) {
-    super(document.detail ?? document.title ?? `The broker answered ${status}.`);
-    this.status = status;
-    this.code = document.code ?? "";
-    this.errors = document.errors ?? [];
+    const errors = document.errors ?? [];
+    super(errors.map(({ detail }) => detail).join("; ") || document.detail || `The broker answered ${status}.`);
+    Object.assign(this, { status, errors });
   }
 }
 
@@ -114,7 +113,10 @@ async function stream(id, after, take, signal) {
       const frames = (rest + value).split("\n\n");
       rest = frames.pop();
       for (const frame of frames) {
-        const data = frame.split("\n").filter((line) => line.startsWith("data:")).map((line) => line.slice(5).trimStart());
+        const data = frame
+          .split("\n")
+          .filter((line) => line.startsWith("data:"))
+          .map((line) => line.slice(5).trimStart());
         if (data.length && take(JSON.parse(data.join("\n")))) return true;
       }
     }

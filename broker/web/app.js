@@ -56,7 +56,11 @@ function menu(current) {
     entries.map(([name, text]) => h("a", { href: `#/${name}`, "aria-current": name === current ? "page" : null }, text)),
     h("a", { href: "/docs" }, "API"),
   );
-  fill(document.getElementById("who"), h("span", { class: "quiet" }, me.user_id), key.get() && h("button", { id: "sign-out", onclick: signOut }, "Sign out"));
+  fill(
+    document.getElementById("who"),
+    h("span", { class: "quiet" }, me.user_id),
+    key.get() && h("button", { id: "sign-out", onclick: signOut }, "Sign out"),
+  );
 }
 
 function signOut() {
@@ -70,7 +74,13 @@ function signIn() {
   const refused = key.get() !== "";
   fill(document.getElementById("nav"));
   fill(document.getElementById("who"));
-  const given = h("input", { type: "password", id: "key", autocomplete: "current-password", required: true, "aria-describedby": "key-hint" });
+  const given = h("input", {
+    type: "password",
+    id: "key",
+    autocomplete: "current-password",
+    required: true,
+    "aria-describedby": "key-hint",
+  });
   const enter = (event) => {
     event.preventDefault();
     key.set(given.value.trim());
@@ -86,7 +96,11 @@ function signIn() {
       refused && h("p", { class: "alert", role: "alert" }, "The broker does not know this key."),
       h("label", { for: "key" }, "Your key"),
       given,
-      h("p", { class: "quiet", id: "key-hint" }, "It begins with rb_. An operator makes one with “reelbroker keys create”; on your own machine, “reelbroker up” prints it. It stays in this browser."),
+      h(
+        "p",
+        { class: "quiet", id: "key-hint" },
+        "It begins with rb_. An operator makes one with “reelbroker keys create”; on your own machine, “reelbroker up” prints it. It stays in this browser.",
+      ),
       h("button", { class: "main" }, "Sign in"),
     ),
   );
@@ -95,8 +109,20 @@ function signIn() {
 
 function trouble(error) {
   if (!(error instanceof Problem)) console.error(error);
-  const [title, told] = error.status === 404 ? ["Not here", "There is no such job, or it is another user's."] : ["That did not work", error.message];
-  fill(main, h("section", { class: "card trouble" }, h("h1", { tabindex: "-1" }, title), h("p", { role: "alert" }, told), h("button", { onclick: go }, "Try again"), " ", h("a", { href: "#/jobs" }, "All jobs")));
+  const [title, told] =
+    error.status === 404 ? ["Not here", "There is no such job, or it is another user's."] : ["That did not work", error.message];
+  fill(
+    main,
+    h(
+      "section",
+      { class: "card trouble" },
+      h("h1", { tabindex: "-1" }, title),
+      h("p", { role: "alert" }, told),
+      h("button", { onclick: go }, "Try again"),
+      " ",
+      h("a", { href: "#/jobs" }, "All jobs"),
+    ),
+  );
 }
 
 addEventListener("hashchange", go);

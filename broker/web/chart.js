@@ -27,19 +27,51 @@ export function bars(title, points, series, unit = "") {
       h("rect", { class: "hit", x: index * step, y: 0, width: step, height: HEIGHT }),
       point.values.map((value, which) => {
         below += value;
-        return value > 0 && h("rect", { class: `bar ${series[which].className}`, x: index * step + 1.5, y: y(below), width: step - 3, height: y(below - value) - y(below), rx: 1.5 });
+        return (
+          value > 0 &&
+          h("rect", {
+            class: `bar ${series[which].className}`,
+            x: index * step + 1.5,
+            y: y(below),
+            width: step - 3,
+            height: y(below - value) - y(below),
+            rx: 1.5,
+          })
+        );
       }),
     );
   });
   const every = Math.ceil(points.length / 6);
-  const labels = points.map((point, index) => index % every === 0 && h("text", { class: "axis", x: (index + 0.5) * step, y: HEIGHT + 18, "text-anchor": "middle" }, point.label));
-  const legend = series.length > 1 && h("ul", { class: "legend" }, series.map(({ name, className }) => h("li", { class: className }, name)));
+  const labels = points.map(
+    (point, index) =>
+      index % every === 0 && h("text", { class: "axis", x: (index + 0.5) * step, y: HEIGHT + 18, "text-anchor": "middle" }, point.label),
+  );
+  const legend =
+    series.length > 1 &&
+    h(
+      "ul",
+      { class: "legend" },
+      series.map(({ name, className }) => h("li", { class: className }, name)),
+    );
   return h(
     "figure",
     { class: "card chart" },
     h("figcaption", {}, h("h2", {}, title), legend),
-    h("svg", { viewBox: `-44 -10 ${WIDTH + 54} ${HEIGHT + 36}`, role: "img", "aria-label": `${title}, ${points.length} bars; the numbers are in the table below` }, lines, drawn, labels),
-    numbers(["Hour", ...series.map(({ name }) => name)], points.map((point) => [point.label, ...point.values.map((value) => `${short(value)}${unit}`)])),
+    h(
+      "svg",
+      {
+        viewBox: `-44 -10 ${WIDTH + 54} ${HEIGHT + 36}`,
+        role: "img",
+        "aria-label": `${title}, ${points.length} bars; the numbers are in the table below`,
+      },
+      lines,
+      drawn,
+      labels,
+    ),
+    numbers(
+      ["Hour", ...series.map(({ name }) => name)],
+      points.map((point) => [point.label, ...point.values.map((value) => `${short(value)}${unit}`)]),
+    ),
   );
 }
 
@@ -52,13 +84,57 @@ export function ranks(title, items, nothing) {
     h("figcaption", {}, h("h2", {}, title)),
     items.every(({ value }) => value === 0) && nothing
       ? h("p", { class: "quiet" }, nothing)
-      : h("dl", { class: "ranks" }, items.map(({ name, value, className }) => [h("dt", {}, name), h("dd", {}, h("span", { class: `fill ${className}`, style: { width: `${(100 * value) / most}%` } }), h("span", {}, String(value)))])),
+      : h(
+          "dl",
+          { class: "ranks" },
+          items.map(({ name, value, className }) => [
+            h("dt", {}, name),
+            h(
+              "dd",
+              {},
+              h("span", { class: `fill ${className}`, style: { width: `${(100 * value) / most}%` } }),
+              h("span", {}, String(value)),
+            ),
+          ]),
+        ),
   );
 }
 
 const numbers = (head, rows) =>
-  h("details", {}, h("summary", {}, "Numbers"), h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Numbers" },
-    h("table", {}, h("thead", {}, h("tr", {}, head.map((name) => h("th", { scope: "col" }, name)))), h("tbody", {}, rows.map(([label, ...cells]) => h("tr", {}, h("th", { scope: "row" }, label), cells.map((cell) => h("td", {}, cell))))))));
+  h(
+    "details",
+    {},
+    h("summary", {}, "Numbers"),
+    h(
+      "div",
+      { class: "scroll", tabindex: "0", role: "region", "aria-label": "Numbers" },
+      h(
+        "table",
+        {},
+        h(
+          "thead",
+          {},
+          h(
+            "tr",
+            {},
+            head.map((name) => h("th", { scope: "col" }, name)),
+          ),
+        ),
+        h(
+          "tbody",
+          {},
+          rows.map(([label, ...cells]) =>
+            h(
+              "tr",
+              {},
+              h("th", { scope: "row" }, label),
+              cells.map((cell) => h("td", {}, cell)),
+            ),
+          ),
+        ),
+      ),
+    ),
+  );
 
 const sum = (values) => values.reduce((total, value) => total + value, 0);
 const short = (value) => (value >= 1000 ? `${Number((value / 1000).toFixed(1))}k` : String(Number(value.toFixed(value < 10 ? 1 : 0))));

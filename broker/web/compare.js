@@ -11,7 +11,11 @@ export class Compare {
   constructor(job, urls) {
     this.job = job;
     this.after = h("video", { playsinline: true, preload: "auto", src: urls.after, tabindex: "-1", "aria-label": "The result" });
-    this.timeline = new Timeline(this.after, () => ({ from: 0, to: undefined, keys: [], bars: [] }), () => this.sync());
+    this.timeline = new Timeline(
+      this.after,
+      () => ({ from: 0, to: undefined, keys: [], bars: [] }),
+      () => this.sync(),
+    );
     this.after.addEventListener("loadedmetadata", () => this.timeline.draw());
     const { width, height } = job.result;
     const wiped = { class: "wiped", style: { "--ratio": `${width} / ${height}`, "--wide": width / height } };
@@ -25,13 +29,28 @@ export class Compare {
     this.before.muted = true;
     this.outline = h("div", { class: "outline" });
     this.pair.prepend(h("div", { class: "before" }, this.before, this.outline, h("span", { class: "tag" }, "Source")));
-    this.wipe = h("input", { type: "range", class: "wipe", min: 0, max: 100, value: 50, "aria-label": "How much of the source is shown", oninput: () => this.show() });
+    this.wipe = h("input", {
+      type: "range",
+      class: "wipe",
+      min: 0,
+      max: 100,
+      value: 50,
+      "aria-label": "How much of the source is shown",
+      oninput: () => this.show(),
+    });
     this.pair.append(this.wipe, h("div", { class: "edge", "aria-hidden": "true" }));
-    const buttons = [["wiped", "Wipe"], ["beside", "Side by side"]].map(([way, text]) =>
+    const buttons = [
+      ["wiped", "Wipe"],
+      ["beside", "Side by side"],
+    ].map(([way, text]) =>
       h("button", { "data-way": way, "aria-pressed": String(way === "wiped"), onclick: () => this.lay(way, buttons) }, text),
     );
     this.element.append(h("div", { class: "tabs", role: "group", "aria-label": "Compare" }, buttons));
-    for (const [name, act] of [["play", () => this.before.play().catch(() => {})], ["pause", () => this.before.pause()]]) this.after.addEventListener(name, act);
+    for (const [name, act] of [
+      ["play", () => this.before.play().catch(() => {})],
+      ["pause", () => this.before.pause()],
+    ])
+      this.after.addEventListener(name, act);
     this.before.addEventListener("loadedmetadata", () => this.known());
     this.before.addEventListener("error", () => this.element.classList.add("alone"));
     this.show();
@@ -71,8 +90,15 @@ export class Compare {
     set(this.before, {
       style: beside
         ? { left: "0", top: "0", width: "100%", height: "100%" }
-        : { left: share(-box.x, box.width), top: share(-box.y, box.height), width: share(width, box.width), height: share(height, box.height) },
+        : {
+            left: share(-box.x, box.width),
+            top: share(-box.y, box.height),
+            width: share(width, box.width),
+            height: share(height, box.height),
+          },
     });
-    set(this.outline, { style: { left: share(box.x, width), top: share(box.y, height), width: share(box.width, width), height: share(box.height, height) } });
+    set(this.outline, {
+      style: { left: share(box.x, width), top: share(box.y, height), width: share(box.width, width), height: share(box.height, height) },
+    });
   }
 }

@@ -64,7 +64,11 @@ export function field(label, control, hint) {
 
 /** A drop-down; `options` are [value, text]. */
 export function select(value, options, onchange, props = {}) {
-  const control = h("select", props, options.map(([each, text]) => h("option", { value: each }, text)));
+  const control = h(
+    "select",
+    props,
+    options.map(([each, text]) => h("option", { value: each }, text)),
+  );
   control.value = value;
   control.addEventListener("change", () => onchange(control.value));
   return control;
@@ -98,7 +102,11 @@ const relative = new Intl.RelativeTimeFormat("en", { numeric: "auto" });
 /** "3 minutes ago", with the moment itself as title. */
 export function ago(iso) {
   const seconds = (Date.parse(iso) - Date.now()) / 1000;
-  const [unit, size] = [["day", 86400], ["hour", 3600], ["minute", 60]].find(([, one]) => Math.abs(seconds) >= one) ?? ["second", 1];
+  const [unit, size] = [
+    ["day", 86400],
+    ["hour", 3600],
+    ["minute", 60],
+  ].find(([, one]) => Math.abs(seconds) >= one) ?? ["second", 1];
   const text = Math.abs(seconds) < 5 ? "now" : relative.format(Math.round(seconds / size), unit);
   return h("time", { datetime: iso, title: new Date(iso).toLocaleString() }, text);
 }

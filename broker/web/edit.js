@@ -73,7 +73,10 @@ export function cropAt(params, moment, width, height) {
 }
 
 /** The ellipse of a highlight at a moment. */
-export const ellipseAt = (region, moment) => ({ ...region.keyframes[0], ...between(region.keyframes, moment, ["x", "y", "radius_x", "radius_y"]) });
+export const ellipseAt = (region, moment) => ({
+  ...region.keyframes[0],
+  ...between(region.keyframes, moment, ["x", "y", "radius_x", "radius_y"]),
+});
 
 function between(keys, moment, names, interpolation = "linear") {
   const index = keys.findLastIndex((key) => key.time <= moment);
@@ -84,9 +87,15 @@ function between(keys, moment, names, interpolation = "linear") {
   const mirrored = (near, far) => Object.fromEntries(names.map((name) => [name, 2 * near[name] - far[name]]));
   const p0 = keys[index - 1] ?? mirrored(p1, p2);
   const p3 = keys[index + 2] ?? mirrored(p2, p1);
-  const value = interpolation === "catmull_rom"
-    ? (name) => 0.5 * ((-t + 2 * t ** 2 - t ** 3) * p0[name] + (2 - 5 * t ** 2 + 3 * t ** 3) * p1[name] + (t + 4 * t ** 2 - 3 * t ** 3) * p2[name] + (t ** 3 - t ** 2) * p3[name])
-    : (name) => p1[name] + (p2[name] - p1[name]) * t;
+  const value =
+    interpolation === "catmull_rom"
+      ? (name) =>
+          0.5 *
+          ((-t + 2 * t ** 2 - t ** 3) * p0[name] +
+            (2 - 5 * t ** 2 + 3 * t ** 3) * p1[name] +
+            (t + 4 * t ** 2 - 3 * t ** 3) * p2[name] +
+            (t ** 3 - t ** 2) * p3[name])
+      : (name) => p1[name] + (p2[name] - p1[name]) * t;
   return Object.fromEntries(names.map((name) => [name, value(name)]));
 }
 

@@ -12,8 +12,18 @@ const STEPS = [
   ["Uploading", ["uploading", "verifying"]],
   ["Done", ["done"]],
 ];
-const LINES = { live: "Live", polling: "Polling: the live line does not come through", away: "The broker cannot be reached; trying again …" };
-const KINDS = { accepted: "Accepted", attempt_begun: "An attempt begins", submitted: "Sent to the GPU provider", cancel_requested: "Cancelling", superseded: "Given up; another attempt follows" };
+const LINES = {
+  live: "Live",
+  polling: "Polling: the live line does not come through",
+  away: "The broker cannot be reached; trying again …",
+};
+const KINDS = {
+  accepted: "Accepted",
+  attempt_begun: "An attempt begins",
+  submitted: "Sent to the GPU provider",
+  cancel_requested: "Cancelling",
+  superseded: "Given up; another attempt follows",
+};
 
 export class JobScreen {
   constructor(job, signal) {
@@ -30,7 +40,12 @@ export class JobScreen {
       this.head,
       this.state,
       this.result,
-      h("div", { class: "halves" }, h("section", { class: "card", "aria-label": "What happened" }, h("h2", {}, "What happened"), this.history), this.facts),
+      h(
+        "div",
+        { class: "halves" },
+        h("section", { class: "card", "aria-label": "What happened" }, h("h2", {}, "What happened"), this.history),
+        this.facts,
+      ),
     );
     this.draw();
   }
@@ -53,6 +68,7 @@ export class JobScreen {
     } catch (error) {
       if (error.name === "AbortError") return;
     }
+    tell(`${nameOf(this.job.input_key)}: ${WORDS[this.job.status].toLowerCase()}`);
     this.draw();
   }
 
@@ -81,7 +97,12 @@ export class JobScreen {
     );
     this.drawState();
     this.drawFacts();
-    fill(this.history, told(this.events).map(({ at, text, kind }) => h("li", { class: kind }, h("time", { datetime: at, title: at }, time(at)), h("span", {}, text))));
+    fill(
+      this.history,
+      told(this.events).map(({ at, text, kind }) =>
+        h("li", { class: kind }, h("time", { datetime: at, title: at }, time(at)), h("span", {}, text)),
+      ),
+    );
     if (job.status === "complete" && !this.compared) this.showResult();
   }
 
@@ -90,9 +111,14 @@ export class JobScreen {
     const again = h("a", { class: "button", id: "again", href: `#/new?from=${job.job_id}` }, "Edit again");
     if (!ended(job.status)) {
       const asked = job.cancel_requested_at !== null;
-      return h("button", { id: "cancel", class: "danger", disabled: asked, onclick: () => this.cancel() }, asked ? "Cancelling …" : "Cancel");
+      return h(
+        "button",
+        { id: "cancel", class: "danger", disabled: asked, onclick: () => this.cancel() },
+        asked ? "Cancelling …" : "Cancel",
+      );
     }
-    if (job.status === "complete") return [again, h("button", { id: "download", class: "main", onclick: () => this.download() }, "Download")];
+    if (job.status === "complete")
+      return [again, h("button", { id: "download", class: "main", onclick: () => this.download() }, "Download")];
     return [again, h("button", { id: "retry", class: "main", onclick: () => this.retry() }, "Retry")];
   }
 
@@ -103,11 +129,39 @@ export class JobScreen {
     const failed = job.status === "error" || job.status === "cancelled";
     fill(
       this.state,
-      h("div", { class: "row" }, badge(job), h("span", { class: "grow message" }, job.status === "complete" ? summary(job.result) : job.message), !over && h("span", { class: `line ${this.line}`, role: "status" }, LINES[this.line])),
+      h(
+        "div",
+        { class: "row" },
+        badge(job),
+        h("span", { class: "grow message" }, job.status === "complete" ? summary(job.result) : job.message),
+        !over && h("span", { class: `line ${this.line}`, role: "status" }, LINES[this.line]),
+      ),
       !failed && h("progress", { class: "wide", max: 100, value: job.progress, "aria-label": "Progress" }),
-      !failed && h("ol", { class: "steps" }, STEPS.map(([name], index) => h("li", { class: index < at || over ? "past" : index === at ? "now" : "", "aria-current": index === at && !over ? "step" : null }, name))),
-      job.stalled && h("p", { class: "note" }, "The worker has told nothing new for a while. It may be stuck; the job goes on, or is tried again."),
-      job.status === "error" && h("p", { class: "alert", role: "alert" }, h("strong", {}, job.error), h("small", {}, `${job.error_code}${job.retryable ? ": the same may succeed when it is sent again" : ": sent again as it is, it would fail again"}`)),
+      !failed &&
+        h(
+          "ol",
+          { class: "steps" },
+          STEPS.map(([name], index) =>
+            h(
+              "li",
+              { class: index < at || over ? "past" : index === at ? "now" : "", "aria-current": index === at && !over ? "step" : null },
+              name,
+            ),
+          ),
+        ),
+      job.stalled &&
+        h("p", { class: "note" }, "The worker has told nothing new for a while. It may be stuck; the job goes on, or is tried again."),
+      job.status === "error" &&
+        h(
+          "p",
+          { class: "alert", role: "alert" },
+          h("strong", {}, job.error),
+          h(
+            "small",
+            {},
+            `${job.error_code}${job.retryable ? ": the same may succeed when it is sent again" : ": sent again as it is, it would fail again"}`,
+          ),
+        ),
     );
   }
 
@@ -131,7 +185,11 @@ export class JobScreen {
     fill(
       this.facts,
       h("h2", {}, "Facts"),
-      h("dl", {}, rows.filter(Boolean).map(([name, value]) => [h("dt", {}, name), h("dd", {}, value)])),
+      h(
+        "dl",
+        {},
+        rows.filter(Boolean).map(([name, value]) => [h("dt", {}, name), h("dd", {}, value)]),
+      ),
       h("details", { open }, h("summary", {}, "Params"), h("pre", { tabindex: "0" }, JSON.stringify(job.params, null, 2))),
     );
   }
@@ -141,10 +199,12 @@ export class JobScreen {
     const { job } = this;
     const comparable = pieces(job.type, job.params, Infinity) !== null && !job.params.rotation;
     const gone = () => null; // the source may have been removed since
-    const [after, before] = await Promise.all([objectUrl(job.output_key), comparable ? objectUrl(job.input_key).catch(gone) : null]).catch((error) => {
-      this.refused(error);
-      return [];
-    });
+    const [after, before] = await Promise.all([objectUrl(job.output_key), comparable ? objectUrl(job.input_key).catch(gone) : null]).catch(
+      (error) => {
+        this.refused(error);
+        return [];
+      },
+    );
     if (!after || this.signal.aborted) return;
     this.compare = new Compare(job, { before, after });
     this.result.hidden = false;
@@ -195,7 +255,8 @@ export const WORDS = { pending: "Waiting", processing: "Working", complete: "Com
 
 const summary = (result) => `${result.width} × ${result.height} · ${lasting(result.duration_seconds)} · ${bytes(result.bytes)}`;
 
-export const badge = (job) => h("span", { class: `badge ${job.status}` }, job.cancel_requested_at && !ended(job.status) ? "Cancelling" : WORDS[job.status]);
+export const badge = (job) =>
+  h("span", { class: `badge ${job.status}` }, job.cancel_requested_at && !ended(job.status) ? "Cancelling" : WORDS[job.status]);
 
 /** The events as people tell them: what was said again, and the percents between, are one line. */
 function told(events) {

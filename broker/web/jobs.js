@@ -7,7 +7,13 @@ import { badge } from "./job.js";
 
 const BUSY_MS = 2000;
 const QUIET_MS = 5000;
-const FILTERS = [["", "All"], ["pending,processing", "Open"], ["complete", "Complete"], ["error", "Failed"], ["cancelled", "Cancelled"]];
+const FILTERS = [
+  ["", "All"],
+  ["pending,processing", "Open"],
+  ["complete", "Complete"],
+  ["error", "Failed"],
+  ["cancelled", "Cancelled"],
+];
 
 /** Shows the list, and asks again every two seconds while something moves and somebody looks. */
 export async function jobsPage(main, { query, signal }) {
@@ -28,15 +34,39 @@ export async function jobsPage(main, { query, signal }) {
   const filters = h(
     "div",
     { class: "tabs", role: "group", "aria-label": "Which jobs" },
-    FILTERS.map(([status, text]) => h("button", { "data-status": status, "aria-pressed": String(status === asked.status), onclick: () => change("status", status) }, text)),
+    FILTERS.map(([status, text]) =>
+      h(
+        "button",
+        { "data-status": status, "aria-pressed": String(status === asked.status), onclick: () => change("status", status) },
+        text,
+      ),
+    ),
   );
-  const kinds = select(asked.type, [["", "All types"], ...TYPES.map(([type, name]) => [type, name])], (value) => change("type", value), { id: "kind", "aria-label": "Type" });
+  const kinds = select(asked.type, [["", "All types"], ...TYPES.map(([type, name]) => [type, name])], (value) => change("type", value), {
+    id: "kind",
+    "aria-label": "Type",
+  });
   let typing;
-  const search = h("input", { type: "search", id: "search", placeholder: "File, id or metadata", value: asked.search, "aria-label": "Search", oninput: () => (clearTimeout(typing), (typing = setTimeout(() => change("search", search.value.trim()), 250))) });
+  const search = h("input", {
+    type: "search",
+    id: "search",
+    placeholder: "File, id or metadata",
+    value: asked.search,
+    "aria-label": "Search",
+    oninput: () => (clearTimeout(typing), (typing = setTimeout(() => change("search", search.value.trim()), 250))),
+  });
   const table = h(
     "table",
     { class: "jobs" },
-    h("thead", {}, h("tr", {}, ["Video", "Type", "Status", "Progress", "Made", "Cost"].map((name) => h("th", { scope: "col" }, name)))),
+    h(
+      "thead",
+      {},
+      h(
+        "tr",
+        {},
+        ["Video", "Type", "Status", "Progress", "Made", "Cost"].map((name) => h("th", { scope: "col" }, name)),
+      ),
+    ),
     rows,
   );
   fill(main, h("h1", { tabindex: "-1" }, "Jobs"), h("div", { class: "filters" }, filters, kinds, search), table, none, more);
@@ -80,10 +110,20 @@ function row(job) {
   return h(
     "tr",
     {},
-    h("th", { scope: "row" }, h("a", { id: `job-${job.job_id}`, href: `#/jobs/${job.job_id}` }, nameOf(job.input_key)), h("small", {}, job.job_id.slice(0, 8))),
+    h(
+      "th",
+      { scope: "row" },
+      h("a", { id: `job-${job.job_id}`, href: `#/jobs/${job.job_id}` }, nameOf(job.input_key)),
+      h("small", {}, job.job_id.slice(0, 8)),
+    ),
     cell(TYPES.find(([type]) => type === job.type)[1]),
     cell(badge(job), job.error && h("small", {}, job.error)),
-    cell(!ended(job.status) && [h("progress", { max: 100, value: job.progress, "aria-label": `Progress of ${nameOf(job.input_key)}` }), h("small", {}, `${job.progress} % · ${job.message}`)]),
+    cell(
+      !ended(job.status) && [
+        h("progress", { max: 100, value: job.progress, "aria-label": `Progress of ${nameOf(job.input_key)}` }),
+        h("small", {}, `${job.progress} % · ${job.message}`),
+      ],
+    ),
     cell(ago(job.created_at)),
     cell(job.cost_usd !== null && dollars(job.cost_usd)),
   );

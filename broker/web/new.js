@@ -22,7 +22,11 @@ export class NewExport {
     this.chosen = 0; // which of several highlights is being edited
     this.request = fresh("framing");
     this.stage = new Stage(() => this.items());
-    this.timeline = new Timeline(this.stage.video, () => this.marks(), () => this.moved());
+    this.timeline = new Timeline(
+      this.stage.video,
+      () => this.marks(),
+      () => this.moved(),
+    );
     this.view = new RequestView(me.user_id, (request) => this.typed(request));
     this.stage.video.addEventListener("loadedmetadata", () => this.learned());
     this.stage.video.addEventListener("error", () => this.sources.length && this.learned());
@@ -31,7 +35,15 @@ export class NewExport {
   }
 
   build() {
-    this.picker = h("input", { type: "file", accept: "video/*,.mkv", multiple: true, hidden: true, id: "file", "aria-label": "Videos", onchange: () => this.take([...this.picker.files]) });
+    this.picker = h("input", {
+      type: "file",
+      accept: "video/*,.mkv",
+      multiple: true,
+      hidden: true,
+      id: "file",
+      "aria-label": "Videos",
+      onchange: () => this.take([...this.picker.files]),
+    });
     this.refused = h("p", { class: "alert", role: "alert", hidden: true });
     this.files = h("ul", { class: "files", "aria-label": "Videos" });
     this.settings = h("div", { class: "settings" });
@@ -41,7 +53,12 @@ export class NewExport {
       "div",
       { class: "editor", hidden: true },
       h("section", { class: "picture", "aria-label": "Picture" }, this.stage.element, this.timeline.element, this.files),
-      h("section", { class: "card side", "aria-label": "Settings" }, this.settings, h("div", { class: "send" }, this.quoted, this.view.wrong, this.button)),
+      h(
+        "section",
+        { class: "card side", "aria-label": "Settings" },
+        this.settings,
+        h("div", { class: "send" }, this.quoted, this.view.wrong, this.button),
+      ),
       this.view.element,
     );
     this.drop = h(
@@ -53,7 +70,8 @@ export class NewExport {
       h("button", { class: "main", id: "choose", onclick: () => this.picker.click() }, "Choose a file"),
     );
     this.element = h("div", { class: "new" }, h("h1", { tabindex: "-1" }, "New export"), this.refused, this.picker, this.drop, this.editor);
-    for (const name of ["dragenter", "dragover"]) this.element.addEventListener(name, (event) => (event.preventDefault(), this.drop.classList.add("over")));
+    for (const name of ["dragenter", "dragover"])
+      this.element.addEventListener(name, (event) => (event.preventDefault(), this.drop.classList.add("over")));
     for (const name of ["dragleave", "drop"]) this.element.addEventListener(name, () => this.drop.classList.remove("over"));
     this.element.addEventListener("drop", (event) => (event.preventDefault(), this.take([...event.dataTransfer.files])));
     this.element.addEventListener("keydown", (event) => this.key(event));
@@ -244,13 +262,19 @@ export class NewExport {
   marks() {
     const { type, params } = this.request;
     const bars = (list = [], kind) =>
-      list.map((one, index) => ({ from: one.start_time ?? 0, to: one.end_time ?? this.timeline.duration, label: one.name || one.text || `${kind} ${index + 1}` }));
+      list.map((one, index) => ({
+        from: one.start_time ?? 0,
+        to: one.end_time ?? this.timeline.duration,
+        label: one.name || one.text || `${kind} ${index + 1}`,
+      }));
     const here = params.clips?.filter((clip) => (clip.input_key ?? this.source.key) === this.source.key);
     const keys = hasCrop(type) ? params.crop_keyframes : params.highlight_regions?.[this.chosen]?.keyframes;
     return {
       from: isOneClip(type) ? (params.start_time ?? 0) : 0,
       to: isOneClip(type) ? params.end_time : undefined,
-      keys: (keys ?? []).filter((key) => key.time !== undefined).map((key) => ({ time: key.time, label: `Keyframe at ${clock(key.time)}` })),
+      keys: (keys ?? [])
+        .filter((key) => key.time !== undefined)
+        .map((key) => ({ time: key.time, label: `Keyframe at ${clock(key.time)}` })),
       bars: [...bars(params.highlight_regions, "Highlight"), ...bars(params.text_layers, "Text"), ...bars(here, "Clip")],
     };
   }
@@ -308,14 +332,24 @@ export class NewExport {
 
   showFiles() {
     const several = this.sources.length > 1;
-    fill(this.files, this.sources.map((source, index) =>
-      source.row(index, several ? index === this.shown : null, { show: () => this.open(index), remove: () => this.remove(source) })));
+    fill(
+      this.files,
+      this.sources.map((source, index) =>
+        source.row(index, several ? index === this.shown : null, { show: () => this.open(index), remove: () => this.remove(source) }),
+      ),
+    );
   }
 
   showButton() {
     const uploading = this.sources.some((source) => !source.isThere);
     this.button.disabled = Boolean(this.broken || this.sending || this.waiting || this.sources.some((source) => source.isLost));
-    this.button.textContent = this.waiting ? "Exports once uploaded …" : this.sending ? "Sending …" : uploading ? "Export when uploaded" : "Export";
+    this.button.textContent = this.waiting
+      ? "Exports once uploaded …"
+      : this.sending
+        ? "Sending …"
+        : uploading
+          ? "Export when uploaded"
+          : "Export";
   }
 
   async quote() {

@@ -5,8 +5,18 @@ import { bars, ranks } from "./chart.js";
 import { ago, dollars, fill, h, lasting, tell, time } from "./dom.js";
 
 const EVERY_MS = 5000;
-const ENDS = [{ name: "complete", className: "complete" }, { name: "failed", className: "error" }, { name: "cancelled", className: "cancelled" }];
-const WORKERS = [["running", "At work", "processing"], ["idle", "Idle", "complete"], ["starting", "Starting", "pending"], ["throttled", "Waiting for a GPU", "cancelled"], ["unhealthy", "Unhealthy", "error"]];
+const ENDS = [
+  { name: "complete", className: "complete" },
+  { name: "failed", className: "error" },
+  { name: "cancelled", className: "cancelled" },
+];
+const WORKERS = [
+  ["running", "At work", "processing"],
+  ["idle", "Idle", "complete"],
+  ["starting", "Starting", "pending"],
+  ["throttled", "Waiting for a GPU", "cancelled"],
+  ["unhealthy", "Unhealthy", "error"],
+];
 
 export async function operationsPage(main, { me, signal }) {
   const board = h("div", { class: "board" });
@@ -63,16 +73,45 @@ function shown(fleet, me) {
       "dl",
       { class: "tiles wide" },
       tile("Open jobs", open, `${open - waiting} at work`),
-      tile("Waiting", waiting, fleet.oldest_wait_seconds === null ? "nobody waits" : `the longest for ${lasting(fleet.oldest_wait_seconds)}`),
+      tile(
+        "Waiting",
+        waiting,
+        fleet.oldest_wait_seconds === null ? "nobody waits" : `the longest for ${lasting(fleet.oldest_wait_seconds)}`,
+      ),
       tile("Workers up", up ?? "?", provider ? `${provider.queued} queued at the provider` : "not known"),
       tile("GPU today", lasting(today.gpu_seconds), `${today.complete} complete, since 00:00 UTC`),
       tile("Cost today", dollars(today.cost_usd), today.cost_usd === null ? "no price is set" : "as billed by the second"),
       tile("Failed", failed, "in 24 hours", failed ? "bad" : ""),
     ),
-    bars("Jobs that ended, by the hour", hours.map((each) => ({ label: hour(each), values: [each.complete, each.error, each.cancelled], told: `${hour(each)}: ${each.complete} complete, ${each.error} failed, ${each.cancelled} cancelled` })), ENDS),
-    bars("GPU seconds, by the hour", hours.map((each) => ({ label: hour(each), values: [each.gpu_seconds], told: `${hour(each)}: ${each.gpu_seconds} s, ${dollars(each.cost_usd)}` })), [{ name: "GPU seconds", className: "processing" }], " s"),
-    provider && ranks("Workers by state", WORKERS.map(([state, name, className]) => ({ name, value: provider.workers[state], className }))),
-    ranks("Why jobs failed, in 24 hours", Object.entries(fleet.error_codes).map(([name, value]) => ({ name, value, className: "error" })), "Nothing failed."),
+    bars(
+      "Jobs that ended, by the hour",
+      hours.map((each) => ({
+        label: hour(each),
+        values: [each.complete, each.error, each.cancelled],
+        told: `${hour(each)}: ${each.complete} complete, ${each.error} failed, ${each.cancelled} cancelled`,
+      })),
+      ENDS,
+    ),
+    bars(
+      "GPU seconds, by the hour",
+      hours.map((each) => ({
+        label: hour(each),
+        values: [each.gpu_seconds],
+        told: `${hour(each)}: ${each.gpu_seconds} s, ${dollars(each.cost_usd)}`,
+      })),
+      [{ name: "GPU seconds", className: "processing" }],
+      " s",
+    ),
+    provider &&
+      ranks(
+        "Workers by state",
+        WORKERS.map(([state, name, className]) => ({ name, value: provider.workers[state], className })),
+      ),
+    ranks(
+      "Why jobs failed, in 24 hours",
+      Object.entries(fleet.error_codes).map(([name, value]) => ({ name, value, className: "error" })),
+      "Nothing failed.",
+    ),
     list("Stalled jobs", fleet.stalled, ["Job", "User", "Phase", "Since"], "No job is stuck.", (job) => [
       job.user_id === me.user_id ? h("a", { href: `#/jobs/${job.job_id}` }, job.job_id.slice(0, 8)) : h("code", {}, job.job_id),
       job.user_id,
@@ -88,10 +127,43 @@ function shown(fleet, me) {
   ];
 }
 
-const tile = (name, value, told, kind = "") => h("div", { class: `card tile ${kind}` }, h("dt", {}, name), h("dd", {}, h("strong", {}, String(value)), h("small", {}, told)));
+const tile = (name, value, told, kind = "") =>
+  h("div", { class: `card tile ${kind}` }, h("dt", {}, name), h("dd", {}, h("strong", {}, String(value)), h("small", {}, told)));
 
 function list(title, items, head, nothing, cells) {
   const table = () =>
-    h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": title }, h("table", {}, h("thead", {}, h("tr", {}, head.map((name) => h("th", { scope: "col" }, name)))), h("tbody", {}, items.map((item) => h("tr", {}, cells(item).map((cell) => h("td", {}, cell)))))));
-  return h("section", { class: "card", "aria-label": title }, h("h2", {}, title), items.length ? table() : h("p", { class: "quiet" }, nothing));
+    h(
+      "div",
+      { class: "scroll", tabindex: "0", role: "region", "aria-label": title },
+      h(
+        "table",
+        {},
+        h(
+          "thead",
+          {},
+          h(
+            "tr",
+            {},
+            head.map((name) => h("th", { scope: "col" }, name)),
+          ),
+        ),
+        h(
+          "tbody",
+          {},
+          items.map((item) =>
+            h(
+              "tr",
+              {},
+              cells(item).map((cell) => h("td", {}, cell)),
+            ),
+          ),
+        ),
+      ),
+    );
+  return h(
+    "section",
+    { class: "card", "aria-label": title },
+    h("h2", {}, title),
+    items.length ? table() : h("p", { class: "quiet" }, nothing),
+  );
 }

@@ -21,8 +21,24 @@ const group = (title, ...children) => h("fieldset", {}, h("legend", {}, title), 
 function types(screen) {
   const now = screen.request.type;
   const chip = ([type, name]) =>
-    h("label", { class: "chip" }, h("input", { type: "radio", name: "type", id: `type-${type}`, value: type, checked: now === type, onchange: () => screen.choose(type) }), name);
-  return group("What to make", h("div", { class: "chips" }, TYPES.map(chip)), h("p", { class: "quiet" }, TYPES.find(([type]) => type === now)[2]));
+    h(
+      "label",
+      { class: "chip" },
+      h("input", {
+        type: "radio",
+        name: "type",
+        id: `type-${type}`,
+        value: type,
+        checked: now === type,
+        onchange: () => screen.choose(type),
+      }),
+      name,
+    );
+  return group(
+    "What to make",
+    h("div", { class: "chips" }, TYPES.map(chip)),
+    h("p", { class: "quiet" }, TYPES.find(([type]) => type === now)[2]),
+  );
 }
 
 /** A number of an object that is part of the request; left empty it is left out. */
@@ -45,7 +61,12 @@ function span(screen, object, key) {
     "div",
     { class: "pair" },
     h("div", {}, number(screen, object, "start_time", "Start (s)", { id: `${key}-start`, min: 0 }), here("start_time", "Start here")),
-    h("div", {}, number(screen, object, "end_time", "End (s)", { id: `${key}-end`, min: 0, placeholder: "the end" }), here("end_time", "End here")),
+    h(
+      "div",
+      {},
+      number(screen, object, "end_time", "End (s)", { id: `${key}-end`, min: 0, placeholder: "the end" }),
+      here("end_time", "End here"),
+    ),
   );
 }
 
@@ -57,7 +78,13 @@ function crop(screen) {
   const index = keyAt(keys, screen.moment);
   const [item] = screen.items();
   const place = (name, label) => {
-    const control = h("input", { type: "number", step: "any", id: `crop-${name}`, value: item ? round(item.geometry[name], 1) : "", disabled: !item });
+    const control = h("input", {
+      type: "number",
+      step: "any",
+      id: `crop-${name}`,
+      value: item ? round(item.geometry[name], 1) : "",
+      disabled: !item,
+    });
     control.addEventListener("change", () => {
       const box = { ...item.geometry, [name]: Number(control.value) };
       if (name === "width") box.height = (box.width * item.geometry.height) / item.geometry.width;
@@ -67,7 +94,11 @@ function crop(screen) {
   };
   return group(
     "Crop",
-    h("p", { class: "quiet" }, "Drag the crop on the picture. Go to another moment and drag it again: it moves from one keyframe to the next."),
+    h(
+      "p",
+      { class: "quiet" },
+      "Drag the crop on the picture. Go to another moment and drag it again: it moves from one keyframe to the next.",
+    ),
     h("div", { class: "pair three" }, place("x", "Left"), place("y", "Top"), place("width", "Width")),
     h(
       "div",
@@ -77,11 +108,28 @@ function crop(screen) {
       h("small", {}, keys.length === 1 ? "1 keyframe" : `${keys.length} keyframes`),
     ),
     keys.length > 1 &&
-      field("Movement", select(params.interpolation ?? "linear", [["linear", "in straight lines"], ["catmull_rom", "smooth"]], (value) => screen.edit(() => (params.interpolation = value)), { id: "movement" })),
+      field(
+        "Movement",
+        select(
+          params.interpolation ?? "linear",
+          [
+            ["linear", "in straight lines"],
+            ["catmull_rom", "smooth"],
+          ],
+          (value) => screen.edit(() => (params.interpolation = value)),
+          { id: "movement" },
+        ),
+      ),
   );
 }
 
-const EFFECTS = [["spotlight", "Spotlight"], ["dark_overlay", "Darken the rest"], ["blur", "Blur the rest"], ["brightness_boost", "Brighten"], ["original", "Outline only"]];
+const EFFECTS = [
+  ["spotlight", "Spotlight"],
+  ["dark_overlay", "Darken the rest"],
+  ["blur", "Blur the rest"],
+  ["brightness_boost", "Brighten"],
+  ["original", "Outline only"],
+];
 
 function highlights(screen) {
   const { params } = screen.request;
@@ -92,16 +140,29 @@ function highlights(screen) {
       const radius = round(height / 6, 1);
       const start = round(screen.moment, 3);
       const ellipse = { time: start, x: width / 2, y: height / 2, radius_x: radius, radius_y: radius };
-      regions.push({ start_time: start, end_time: round(Math.min(start + 2, screen.timeline.duration || start + 2), 3), keyframes: [ellipse] });
+      regions.push({
+        start_time: start,
+        end_time: round(Math.min(start + 2, screen.timeline.duration || start + 2), 3),
+        keyframes: [ellipse],
+      });
       screen.chosen = regions.length - 1;
     });
   return group(
     "Highlights",
-    field("Effect", select(params.effect_type ?? "blur", EFFECTS, (value) => screen.edit(() => (params.effect_type = value)), { id: "effect" })),
-    regions.map((region, index) => part(screen, regions, index, `Highlight ${index + 1}`, "region", [
-      span(screen, region, `region-${index}`),
-      h("p", { class: "quiet" }, `${region.keyframes.length === 1 ? "It rests." : `It moves through ${region.keyframes.length} keyframes.`} Drag it at another moment, and it moves there.`),
-    ])),
+    field(
+      "Effect",
+      select(params.effect_type ?? "blur", EFFECTS, (value) => screen.edit(() => (params.effect_type = value)), { id: "effect" }),
+    ),
+    regions.map((region, index) =>
+      part(screen, regions, index, `Highlight ${index + 1}`, "region", [
+        span(screen, region, `region-${index}`),
+        h(
+          "p",
+          { class: "quiet" },
+          `${region.keyframes.length === 1 ? "It rests." : `It moves through ${region.keyframes.length} keyframes.`} Drag it at another moment, and it moves there.`,
+        ),
+      ]),
+    ),
     h("button", { id: "add-highlight", onclick: add }, "Add a highlight here"),
   );
 }
@@ -112,26 +173,60 @@ function texts(screen) {
   const add = () =>
     screen.edit(() => {
       const { width = 1280, height = 720 } = screen.source;
-      layers.push({ text: "Your text", start_time: round(screen.moment, 3), x: width / 2, y: round(height * 0.85, 1), anchor: "center", font_size: round(height / 12, 0), outline_width: 2 });
+      layers.push({
+        text: "Your text",
+        start_time: round(screen.moment, 3),
+        x: width / 2,
+        y: round(height * 0.85, 1),
+        anchor: "center",
+        font_size: round(height / 12, 0),
+        outline_width: 2,
+      });
     });
   return group(
     "Text",
-    layers.map((layer, index) => part(screen, layers, index, `Text ${index + 1}`, "text", [
-      field("Words", h("input", { id: `text-${index}-words`, value: layer.text ?? "", onchange: (event) => screen.edit(() => (layer.text = event.target.value)) })),
-      span(screen, layer, `text-${index}`),
-      field("Colour", h("input", { type: "color", id: `text-${index}-colour`, value: layer.color ?? "#ffffff", onchange: (event) => screen.edit(() => (layer.color = event.target.value)) })),
-    ])),
+    layers.map((layer, index) =>
+      part(screen, layers, index, `Text ${index + 1}`, "text", [
+        field(
+          "Words",
+          h("input", {
+            id: `text-${index}-words`,
+            value: layer.text ?? "",
+            onchange: (event) => screen.edit(() => (layer.text = event.target.value)),
+          }),
+        ),
+        span(screen, layer, `text-${index}`),
+        field(
+          "Colour",
+          h("input", {
+            type: "color",
+            id: `text-${index}-colour`,
+            value: layer.color ?? "#ffffff",
+            onchange: (event) => screen.edit(() => (layer.color = event.target.value)),
+          }),
+        ),
+      ]),
+    ),
     h("button", { id: "add-text", onclick: add }, "Add a text here"),
   );
 }
 
 /** One of several, which can be removed. */
 function part(screen, list, index, title, key, children) {
-  const remove = h("button", { id: `${key}-${index}-remove`, "aria-label": `Remove ${title}`, onclick: () => screen.edit(() => list.splice(index, 1)) }, "Remove");
+  const remove = h(
+    "button",
+    { id: `${key}-${index}-remove`, "aria-label": `Remove ${title}`, onclick: () => screen.edit(() => list.splice(index, 1)) },
+    "Remove",
+  );
   const chosen = () => {
     if (key === "region" && screen.chosen !== index) screen.edit(() => (screen.chosen = index));
   };
-  return h("div", { class: "part", onfocusin: chosen }, h("div", { class: "row" }, h("strong", { class: "grow" }, title), remove), children);
+  return h(
+    "div",
+    { class: "part", onfocusin: chosen },
+    h("div", { class: "row" }, h("strong", { class: "grow" }, title), remove),
+    children,
+  );
 }
 
 function clips(screen) {
@@ -143,29 +238,59 @@ function clips(screen) {
     screen.edit(() => {
       const start = round(screen.moment, 3);
       const end = round(Math.min(start + 5, screen.timeline.duration || start + 5), 3);
-      list.push({ ...(joins && { input_key: screen.source.key }), start_time: start, end_time: end > start ? end : start + 1, ...(!joins && { name: `Clip ${list.length + 1}` }) });
+      list.push({
+        ...(joins && { input_key: screen.source.key }),
+        start_time: start,
+        end_time: end > start ? end : start + 1,
+        ...(!joins && { name: `Clip ${list.length + 1}` }),
+      });
     });
   const earlier = (index) => screen.edit(() => list.splice(index - 1, 2, list[index], list[index - 1]));
   const told = (clip, index) => [
     joins && h("p", { class: "quiet" }, nameOf(clip) ?? clip.input_key),
-    !joins && field("Caption", h("input", { id: `clip-${index}-name`, value: clip.name ?? "", onchange: (event) => screen.edit(() => (clip.name = event.target.value)) })),
+    !joins &&
+      field(
+        "Caption",
+        h("input", {
+          id: `clip-${index}-name`,
+          value: clip.name ?? "",
+          onchange: (event) => screen.edit(() => (clip.name = event.target.value)),
+        }),
+      ),
     span(screen, clip, `clip-${index}`),
-    !joins && field("Rating", select(String(clip.rating ?? ""), [["", "none"], ...[1, 2, 3, 4, 5].map((stars) => [String(stars), "★".repeat(stars)])], (value) => screen.edit(() => (value ? (clip.rating = Number(value)) : delete clip.rating)), { id: `clip-${index}-rating` })),
+    !joins &&
+      field(
+        "Rating",
+        select(
+          String(clip.rating ?? ""),
+          [["", "none"], ...[1, 2, 3, 4, 5].map((stars) => [String(stars), "★".repeat(stars)])],
+          (value) => screen.edit(() => (value ? (clip.rating = Number(value)) : delete clip.rating)),
+          { id: `clip-${index}-rating` },
+        ),
+      ),
     index > 0 && h("button", { id: `clip-${index}-earlier`, onclick: () => earlier(index) }, "Earlier"),
   ];
   return group(
     "Clips",
     list.map((clip, index) => part(screen, list, index, `Clip ${index + 1}`, "clip", told(clip, index))),
-    h("div", { class: "row" },
+    h(
+      "div",
+      { class: "row" },
       h("button", { id: "add-clip", onclick: add }, "Add a clip here"),
-      joins && h("button", { id: "add-video", onclick: () => screen.picker.click() }, "Add a video")),
+      joins && h("button", { id: "add-video", onclick: () => screen.picker.click() }, "Add a video"),
+    ),
     list.length > 1 && transition(screen, params),
   );
 }
 
 function transition(screen, params) {
-  const kinds = [["cut", "Cut"], ["fade", "Fade through black"], ["dissolve", "Dissolve"]];
-  const change = (type) => screen.edit(() => (params.transition = type === "cut" ? undefined : { type, duration: params.transition?.duration ?? 0.5 }));
+  const kinds = [
+    ["cut", "Cut"],
+    ["fade", "Fade through black"],
+    ["dissolve", "Dissolve"],
+  ];
+  const change = (type) =>
+    screen.edit(() => (params.transition = type === "cut" ? undefined : { type, duration: params.transition?.duration ?? 0.5 }));
   return field("Between clips", select(params.transition?.type ?? "cut", kinds, change, { id: "transition" }));
 }
 
@@ -184,19 +309,40 @@ function output(screen) {
   };
   const side = (name, label) => {
     const control = h("input", { type: "number", id: name, min: 16, max: 7680, step: 2, value: params[name] ?? "" });
-    control.addEventListener("change", () => screen.resize(...["output_width", "output_height"].map((each) => (each === name ? Number(control.value) : params[each]))));
+    control.addEventListener("change", () =>
+      screen.resize(...["output_width", "output_height"].map((each) => (each === name ? Number(control.value) : params[each]))),
+    );
     return field(label, control);
   };
   const mode = params.export_mode ?? (type === "upscale" ? "QUALITY" : "FAST");
-  const modes = [["FAST", "Fast: resampled"], ["QUALITY", "Quality: Real-ESRGAN, slower"]];
+  const modes = [
+    ["FAST", "Fast: resampled"],
+    ["QUALITY", "Quality: Real-ESRGAN, slower"],
+  ];
   const rates = [["", "As the source"], ...[24, 25, 30, 50, 60].map((rate) => [String(rate), `${rate} frames a second`])];
-  const sound = h("input", { type: "checkbox", id: "sound", checked: params.include_audio !== false, onchange: () => screen.edit(() => (sound.checked ? delete params.include_audio : (params.include_audio = false))) });
+  const sound = h("input", {
+    type: "checkbox",
+    id: "sound",
+    checked: params.include_audio !== false,
+    onchange: () => screen.edit(() => (sound.checked ? delete params.include_audio : (params.include_audio = false))),
+  });
   return group(
     "Output",
     field("Size", select(custom ? "custom" : width === undefined ? "" : `${width}x${height}`, sizes, choose, { id: "size" })),
     custom && h("div", { class: "pair" }, side("output_width", "Width"), side("output_height", "Height")),
-    field("Mode", select(mode, modes, (value) => screen.edit(() => (params.export_mode = value)), { id: "mode" })),
-    field("Frame rate", select(String(params.target_fps ?? ""), rates, (value) => screen.edit(() => (value ? (params.target_fps = Number(value)) : delete params.target_fps)), { id: "rate" })),
+    field(
+      "Mode",
+      select(mode, modes, (value) => screen.edit(() => (params.export_mode = value)), { id: "mode" }),
+    ),
+    field(
+      "Frame rate",
+      select(
+        String(params.target_fps ?? ""),
+        rates,
+        (value) => screen.edit(() => (value ? (params.target_fps = Number(value)) : delete params.target_fps)),
+        { id: "rate" },
+      ),
+    ),
     h("label", { class: "check" }, sound, "Sound"),
   );
 }

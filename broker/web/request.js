@@ -24,18 +24,35 @@ export class RequestView {
   /** @param onchange told the request that was typed, or null where it is none */
   constructor(userId, onchange) {
     Object.assign(this, { userId, onchange, what: "json" });
-    this.text = h("textarea", { id: "json", rows: 14, spellcheck: "false", autocomplete: "off", "aria-label": "The request", oninput: () => this.typed() });
+    this.text = h("textarea", {
+      id: "json",
+      rows: 14,
+      spellcheck: "false",
+      autocomplete: "off",
+      "aria-label": "The request",
+      oninput: () => this.typed(),
+    });
     this.hint = h("p", { class: "quiet" }, HINTS.json);
     this.wrong = h("ul", { class: "wrong", "aria-live": "polite" });
     this.tabs = h(
       "div",
       { class: "tabs", role: "group", "aria-label": "Show the request as" },
-      [["json", "JSON"], ["curl", "curl"], ["console", "RunPod console"]].map(([what, text]) =>
+      [
+        ["json", "JSON"],
+        ["curl", "curl"],
+        ["console", "RunPod console"],
+      ].map(([what, text]) =>
         h("button", { "data-what": what, "aria-pressed": String(what === "json"), onclick: () => this.turn(what) }, text),
       ),
     );
     const copied = h("button", { onclick: () => copy(this.text.value, "Request") }, "Copy");
-    this.element = h("section", { class: "card request" }, h("div", { class: "row" }, h("h2", { class: "grow" }, "Request"), this.tabs, copied), this.text, this.hint);
+    this.element = h(
+      "section",
+      { class: "card request" },
+      h("div", { class: "row" }, h("h2", { class: "grow" }, "Request"), this.tabs, copied),
+      this.text,
+      this.hint,
+    );
   }
 
   turn(what) {
@@ -54,7 +71,8 @@ export class RequestView {
   typed() {
     try {
       const request = JSON.parse(this.text.value);
-      if (!TYPES.some(([type]) => type === request?.type)) throw new Error(`"type" must be one of ${TYPES.map(([type]) => type).join(", ")}`);
+      if (!TYPES.some(([type]) => type === request?.type))
+        throw new Error(`"type" must be one of ${TYPES.map(([type]) => type).join(", ")}`);
       if (typeof request.params !== "object" || request.params === null) throw new Error('"params" is missing');
       this.request = request;
       this.complain([]);
@@ -67,6 +85,9 @@ export class RequestView {
 
   /** Shows what is wrong with the request: {pointer, detail} each. */
   complain(errors) {
-    fill(this.wrong, errors.map(({ pointer, detail }) => h("li", {}, pointer && [h("code", {}, pointer.slice(1).replaceAll("/", " › ")), ": "], detail)));
+    fill(
+      this.wrong,
+      errors.map(({ pointer, detail }) => h("li", {}, pointer && [h("code", {}, pointer.slice(1).replaceAll("/", " › ")), ": "], detail)),
+    );
   }
 }

@@ -10,7 +10,12 @@ export class Source {
   /** A file, which is uploaded at once; until it has arrived, `key` is a stand-in. @param onchange called as the upload goes on */
   static from(file, onchange) {
     const source = new Source();
-    Object.assign(source, { name: file.name, size: file.size, url: URL.createObjectURL(file), key: `uploads/pending-${(count += 1)}/${file.name}` });
+    Object.assign(source, {
+      name: file.name,
+      size: file.size,
+      url: URL.createObjectURL(file),
+      key: `uploads/pending-${(count += 1)}/${file.name}`,
+    });
     source.upload = new Upload(file, () => onchange(source));
     return source;
   }
@@ -30,7 +35,12 @@ export class Source {
 
   /** Learns from the player what it is; a player that cannot show it says 0. */
   learn({ videoWidth, videoHeight, duration }) {
-    Object.assign(this, { width: videoWidth, height: videoHeight, duration: Number.isFinite(duration) ? duration : 0, playable: videoWidth > 0 });
+    Object.assign(this, {
+      width: videoWidth,
+      height: videoHeight,
+      duration: Number.isFinite(duration) ? duration : 0,
+      playable: videoWidth > 0,
+    });
   }
 
   /** Lets go of the file, and of what has arrived of it unless that is `kept`. */
@@ -56,8 +66,15 @@ export class Source {
       ),
       this.isThere ? null : this.progress(),
       this.isLost &&
-        h("p", { class: "alert", role: "alert" }, this.upload.error, " ", h("button", { id: `again-${index}`, onclick: () => this.upload.run() }, "Go on")),
-      this.playable === false && h("p", { class: "note" }, "This browser cannot play the file, so nothing can be drawn on it. It can be exported all the same."),
+        h(
+          "p",
+          { class: "alert", role: "alert" },
+          this.upload.error,
+          " ",
+          h("button", { id: `again-${index}`, onclick: () => this.upload.run() }, "Go on"),
+        ),
+      this.playable === false &&
+        h("p", { class: "note" }, "This browser cannot play the file, so nothing can be drawn on it. It can be exported all the same."),
     );
   }
 

@@ -20,19 +20,25 @@ const SHAPES = {
       const height = (width * g.height) / g.width;
       return inside({ x: g.x + (g.width - width) / 2, y: g.y + (g.height - height) / 2, width, height }, w, h);
     },
-    handles: (g) => [[0, 0], [1, 0], [0, 1], [1, 1]].map(([right, low]) => ({
-      x: g.x + right * g.width,
-      y: g.y + low * g.height,
-      cursor: right === low ? "nwse-resize" : "nesw-resize",
-      // The opposite corner stays where it is.
-      pulled(px, py, w, h) {
-        const [fx, fy] = [g.x + (1 - right) * g.width, g.y + (1 - low) * g.height];
-        const ratio = g.width / g.height;
-        const most = Math.min(right ? w - fx : fx, (low ? h - fy : fy) * ratio);
-        const width = clamp(Math.max(Math.abs(px - fx), Math.abs(py - fy) * ratio), Math.min(32, most), most);
-        return { x: right ? fx : fx - width, y: low ? fy : fy - width / ratio, width, height: width / ratio };
-      },
-    })),
+    handles: (g) =>
+      [
+        [0, 0],
+        [1, 0],
+        [0, 1],
+        [1, 1],
+      ].map(([right, low]) => ({
+        x: g.x + right * g.width,
+        y: g.y + low * g.height,
+        cursor: right === low ? "nwse-resize" : "nesw-resize",
+        // The opposite corner stays where it is.
+        pulled(px, py, w, h) {
+          const [fx, fy] = [g.x + (1 - right) * g.width, g.y + (1 - low) * g.height];
+          const ratio = g.width / g.height;
+          const most = Math.min(right ? w - fx : fx, (low ? h - fy : fy) * ratio);
+          const width = clamp(Math.max(Math.abs(px - fx), Math.abs(py - fy) * ratio), Math.min(32, most), most);
+          return { x: right ? fx : fx - width, y: low ? fy : fy - width / ratio, width, height: width / ratio };
+        },
+      })),
   },
   ellipse: {
     moved: (g, dx, dy, w, h) => ({ ...g, x: clamp(g.x + dx, 0, w), y: clamp(g.y + dy, 0, h) }),
@@ -108,8 +114,21 @@ export class Stage {
     drawn.shade = h("path", { class: "shade", "fill-rule": "evenodd" });
     drawn.handles = SHAPES[item.shape].handles(item.geometry).map(() => h("circle", { class: "handle" }));
     // A thing of our own that takes arrow keys: no role of HTML's fits, and a screen reader must let the keys through.
-    const props = { class: `item ${item.shape}`, tabindex: "0", role: "application", "aria-roledescription": "movable", "aria-label": item.label, "data-item": item.id };
-    drawn.group = h("g", { ...props, onkeydown: (event) => this.key(event, drawn) }, item.shape === "box" && drawn.shade, drawn.body, drawn.handles);
+    const props = {
+      class: `item ${item.shape}`,
+      tabindex: "0",
+      role: "application",
+      "aria-roledescription": "movable",
+      "aria-label": item.label,
+      "data-item": item.id,
+    };
+    drawn.group = h(
+      "g",
+      { ...props, onkeydown: (event) => this.key(event, drawn) },
+      item.shape === "box" && drawn.shade,
+      drawn.body,
+      drawn.handles,
+    );
     this.drag(drawn.body, drawn, (g, from, to) => SHAPES[g.shape].moved(g.geometry, to.x - from.x, to.y - from.y, ...this.size));
     drawn.handles.forEach((circle, index) => {
       this.drag(circle, drawn, (g, _, to) => SHAPES[g.shape].handles(g.geometry)[index].pulled(to.x, to.y, ...this.size));

@@ -14,7 +14,13 @@ export class Timeline {
     Object.assign(this, { video, marks, onmoment });
     this.button = h("button", { class: "round", "aria-label": "Play", onclick: () => this.toggle() }, "▶");
     this.now = h("output", { class: "moment" }, "0:00.0");
-    this.range = h("input", { type: "range", min: 0, step: FRAME, "aria-label": "Moment", oninput: () => this.seek(Number(this.range.value)) });
+    this.range = h("input", {
+      type: "range",
+      min: 0,
+      step: FRAME,
+      "aria-label": "Moment",
+      oninput: () => this.seek(Number(this.range.value)),
+    });
     this.track = h("div", { class: "track" });
     this.element = h(
       "div",
@@ -78,7 +84,14 @@ export class Timeline {
       h("span", { class: "kept", style: span(from, to ?? this.duration) }),
       bars.map((bar) => h("span", { class: "bar", style: span(bar.from, bar.to), title: bar.label })),
       keys.map((key, index) =>
-        h("button", { id: `key-${index}`, class: "key", style: { left: at(key.time) }, "aria-label": key.label, title: key.label, onclick: () => this.seek(key.time) }),
+        h("button", {
+          id: `key-${index}`,
+          class: "key",
+          style: { left: at(key.time) },
+          "aria-label": key.label,
+          title: key.label,
+          onclick: () => this.seek(key.time),
+        }),
       ),
     );
   }

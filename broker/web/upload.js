@@ -2,7 +2,15 @@
 
 import { ask, send, sleep } from "./api.js";
 
-const TYPES = { mp4: "video/mp4", m4v: "video/x-m4v", mov: "video/quicktime", webm: "video/webm", mkv: "video/x-matroska", avi: "video/x-msvideo", ts: "video/mp2t" };
+const TYPES = {
+  mp4: "video/mp4",
+  m4v: "video/x-m4v",
+  mov: "video/quicktime",
+  webm: "video/webm",
+  mkv: "video/x-matroska",
+  avi: "video/x-msvideo",
+  ts: "video/mp2t",
+};
 const AT_ONCE = 3;
 const TRIES = 5;
 const PARTS_AT_ONCE = 100; // as many as the broker names at once
@@ -66,7 +74,7 @@ export class Upload {
   }
 
   async transfer(ticket) {
-    for (let failures = 0; !ticket.completed; ) {
+    for (let failures = 0; !ticket.completed;) {
       const parts = ticket.upload_url ? [{ number: 0, offset: 0, bytes: this.file.size, upload_url: ticket.upload_url }] : ticket.parts;
       if (parts.length === 0) return;
       try {
@@ -129,7 +137,9 @@ function put(url, blob, headers, signal, told) {
       if (request.status >= 200 && request.status < 300) resolve(told(blob.size));
       else failed(`The bucket answered ${request.status}.`)();
     };
-    request.onerror = failed("The bucket cannot be reached. What has arrived is kept. (If it never can, its rules may not let this page in: reelbroker storage setup.)");
+    request.onerror = failed(
+      "The bucket cannot be reached. What has arrived is kept. (If it never can, its rules may not let this page in: reelbroker storage setup.)",
+    );
     request.onabort = failed("The upload was stopped.");
     signal.addEventListener("abort", () => request.abort(), { once: true });
     request.send(blob);

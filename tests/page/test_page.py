@@ -1,12 +1,20 @@
 """The page as people use it, in Chromium, against the whole embedded stack."""
 
 import hashlib
+import io
 import json
+import random
 import struct
 
 import httpx
+import numpy as np
 import pytest
+from PIL import Image
 
+from gpu_worker.edits.crop import CropPath
+from gpu_worker.edits.timeline import ClipTime
+from gpu_worker.frames import Box
+from schemas.edits import FramingParams
 from tests.page.conftest import PHONE
 from tests.page.screens import (
     choose,
@@ -94,11 +102,6 @@ def test_the_source_under_the_wipe_is_where_the_result_is(browser, stack, clip):
 
 def psnr(first, second):
     """Returns the PSNR in dB of two pictures' middles, where no label is."""
-    import io
-
-    import numpy as np
-    from PIL import Image
-
     a, b = (np.asarray(Image.open(io.BytesIO(data)).convert("L"), dtype=float) for data in (first, second))
     height, width = a.shape
     a, b = (x[height // 4 : -height // 4, width // 20 : -width // 20] for x in (a, b))
@@ -410,3 +413,63 @@ def test_who_signs_in_sees_ones_own(browser, stack):
     page.click("#sign-out")
     page.wait_for_selector(".signin")
     assert page.evaluate("localStorage.length") == 0
+
+
+def test_the_picture_shows_what_the_worker_makes(browser):
+    """The page's crop and times are the worker's, on random edits: to a millionth."""
+    draw = random.Random(11)
+    edits = [random_edit(draw) for _ in range(300)]
+    page = browser()
+    moments = [draw.uniform(0, 12) for _ in edits]
+    script = """async ([edits, moments]) => {
+      const {cropAt, pieces, sourceOf} = await import("/web/edit.js");
+      return edits.map((params, index) => {
+        const crop = cropAt(params, moments[index], 1280, 720);
+        const map = pieces("framing", params, 10);
+        const seconds = map.reduce((sum, piece) => sum + piece.seconds, 0);
+        return [crop.x, crop.y, crop.width, crop.height, seconds, sourceOf(map, (seconds * moments[index]) / 12).moment];
+      });
+    }"""
+    for found, params, moment in zip(page.evaluate(script, [edits, moments]), edits, moments, strict=True):
+        framing = FramingParams.model_validate(params)
+        box = crop_of(framing).at(moment)
+        clip = ClipTime.of(framing, 10.0)
+        source = clip.source_time(clip.output_seconds * moment / 12)
+        assert found == pytest.approx(
+            [box.x, box.y, box.width, box.height, clip.output_seconds, source], abs=1e-6
+        )
+
+
+def random_edit(draw):
+    """Returns params of keyframes that reach the picture's edges, a trim, and speeds."""
+    times = sorted(draw.sample(range(100), draw.randint(1, 6)))
+    keys = []
+    for time in times:
+        width = draw.uniform(50, 400)
+        keys.append(
+            {
+                "time": time / 10,
+                "x": draw.uniform(0, 1280 - width),
+                "y": draw.uniform(0, 720 - width),
+                "width": width,
+                "height": width,
+            }
+        )
+    start, middle, _ = sorted(draw.uniform(0, 10) for _ in range(3))
+    segments = [
+        {"start": start, "end": middle, "speed": draw.uniform(0.25, 4)},
+        {"start": middle, "speed": draw.uniform(0.25, 4)},
+    ]
+    trim = {"start_time": draw.uniform(0, 3), "end_time": draw.uniform(4, 12)}
+    return {
+        "crop_keyframes": keys,
+        "interpolation": draw.choice(["linear", "catmull_rom"]),
+        "segments": segments[: draw.randint(0, 2)],
+        **trim,
+    }
+
+
+def crop_of(framing):
+    keys = framing.crop_keyframes
+    boxes = tuple(Box(key.x, key.y, key.width, key.height) for key in keys)
+    return CropPath(tuple(key.time for key in keys), boxes, framing.interpolation, 1280, 720)

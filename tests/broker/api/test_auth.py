@@ -145,6 +145,8 @@ async def test_a_key_is_shown_once_and_can_be_revoked(client):
     """Only a hash is kept; a revoked one lets nobody in from then on."""
     made = (await client.post("/api/keys", json={"user_id": "carol", "name": "web"})).json()
     assert (await ask(client, made["key"])).status_code == 200
+    me = await client.get("/api/me", headers={"Authorization": f"Bearer {made['key']}"})
+    assert me.json() == {"user_id": "carol", "admin": False}
     listed = (await client.get("/api/keys")).text
     assert made["id"] in listed
     assert made["key"] not in listed

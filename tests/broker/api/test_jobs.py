@@ -348,3 +348,24 @@ async def test_a_crash_of_ours_tells_no_insides(settings, running, monkeypatch):
         reply = await client.get("/api/jobs/x")
     assert (reply.status_code, reply.json()["code"]) == (500, "internal")
     assert "secret" not in reply.text
+
+
+async def test_the_list_is_searched(client):
+    """In the id, the file's name and the metadata, whatever the case; a percent sign is only that."""
+    made = {}
+    for name, metadata in (("Final_100%.mp4", {}), ("b.mp4", {"match": "Final"}), ("c.mp4", {})):
+        made[name] = (
+            await client.post("/api/jobs", json=JOB | {"input_key": name, "metadata": metadata})
+        ).json()["job_id"]
+
+    async def found(text):
+        return {
+            job["input_key"]
+            for job in (await client.get("/api/jobs", params={"search": text})).json()["jobs"]
+        }
+
+    assert await found("final") == {"Final_100%.mp4", "b.mp4"}
+    assert await found("0%") == {"Final_100%.mp4"}
+    assert await found(made["c.mp4"][:8]) == {"c.mp4"}
+    assert await found("nothing") == set()
+    assert (await client.get("/api/jobs", params={"search": "\0"})).status_code == 422
