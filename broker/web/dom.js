@@ -30,7 +30,11 @@ export function set(element, props) {
 export function fill(element, ...children) {
   const focused = element.contains(document.activeElement) ? document.activeElement.id : "";
   element.replaceChildren(...flat(children));
-  if (focused) document.getElementById(focused)?.focus({ preventScroll: true });
+  const again = focused && document.getElementById(focused);
+  if (again) {
+    again.focus({ preventScroll: true });
+    again.select?.(); // as Tab does: what is typed next replaces what is there
+  }
   return element;
 }
 

@@ -27,7 +27,7 @@ export class NewExport {
       () => this.marks(),
       () => this.moved(),
     );
-    this.view = new RequestView(me.user_id, (request) => this.typed(request));
+    this.view = new RequestView(me.user_id, (request) => this.rewritten(request));
     this.stage.video.addEventListener("loadedmetadata", () => this.learned());
     this.stage.video.addEventListener("error", () => this.sources.length && this.learned());
     signal.addEventListener("abort", () => this.close());
@@ -47,6 +47,8 @@ export class NewExport {
     this.refused = h("p", { class: "alert", role: "alert", hidden: true });
     this.files = h("ul", { class: "files", "aria-label": "Videos" });
     this.settings = h("div", { class: "settings" });
+    this.settings.addEventListener("input", (event) => (this.typing = event.target));
+    for (const over of ["change", "focusout"]) this.settings.addEventListener(over, () => this.typed(), true);
     this.quoted = h("p", { class: "quote", "aria-live": "polite" });
     this.button = h("button", { class: "main", id: "export", onclick: () => this.send() }, "Export");
     this.editor = h(
@@ -311,15 +313,24 @@ export class NewExport {
     if (this.stage.video.paused && this.sources.length) this.showSettings();
   }
 
-  /** In the next frame: not for each of many moves of a pointer, and not while the focus is on its way from one control to another. */
+  /**
+   * In the next frame: not for each of many moves of a pointer, and not while the focus is on its way from one control to another. What
+   * somebody is typing is left alone until it is typed.
+   */
   showSettings() {
     this.frame ??= requestAnimationFrame(() => {
       this.frame = null;
-      if (this.sources.length) fill(this.settings, panel(this));
+      if (this.sources.length && !this.typing) fill(this.settings, panel(this));
     });
   }
 
-  typed(request) {
+  typed() {
+    if (!this.typing) return;
+    this.typing = null;
+    this.showSettings();
+  }
+
+  rewritten(request) {
     this.broken = request === null;
     if (request === null) {
       clearTimeout(this.quoting);

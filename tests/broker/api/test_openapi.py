@@ -59,11 +59,15 @@ async def test_every_answer_is_in_the_document(client):
 
 
 async def test_the_reference_page_needs_nothing_from_elsewhere(client):
-    """All that it loads is served here, and its policy forbids the rest."""
-    page = await client.get("/", follow_redirects=True)
-    assert "default-src 'none'" in page.headers["content-security-policy"]
-    loaded = re.findall(r'(?:src|href)="([^"]+)"', page.text)
-    assert len(loaded) == 4
+    """All that it loads is served here, and its policy forbids the rest; so it is with the page for people."""
+    pages = [await client.get(path) for path in ("/", "/docs")]
+    assert all("default-src 'none'" in page.headers["content-security-policy"] for page in pages)
+    loaded = [
+        path
+        for page in pages
+        for path in re.findall(r'<(?:script|link|img)[^>]+(?:src|href)="([^"]+)"', page.text)
+    ]
+    assert len(loaded) == 8
     for path in loaded:
         assert path.startswith(("/", "data:"))
         if path.startswith("/"):
