@@ -86,8 +86,8 @@ class Camera:
     def take(self, page: Page, name: str) -> None:
         page.wait_for_timeout(700)
         page.evaluate("document.activeElement.blur()")
-        page.screenshot(path=PICTURES / f"{name}.png")
-        print(f"docs/pictures/{name}.png")
+        page.screenshot(path=PICTURES / f"{name}.jpg", type="jpeg", quality=85)
+        print(f"docs/pictures/{name}.jpg")
 
 
 def edit(page: Page, clip: Path) -> None:
