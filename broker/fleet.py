@@ -71,9 +71,10 @@ class FleetService:
         now = self._clock()
         first = (now // HOUR_MS - HOURS + 1) * HOUR_MS
         with self._engine.begin() as connection:
-            phases = select(
-                JOBS.c.phase, func.count().label("jobs"), func.min(JOBS.c.created_at).label("oldest")
-            )
+            since = func.coalesce(
+                JOBS.c.progressed_at, JOBS.c.created_at
+            )  # of a later attempt: its own waiting
+            phases = select(JOBS.c.phase, func.count().label("jobs"), func.min(since).label("oldest"))
             waiting = connection.execute(phases.where(JOBS.c.status.in_(OPEN)).group_by(JOBS.c.phase)).all()
             ended = connection.execute(_ended_since(first)).mappings().all()
             stuck = select(JOBS).where(JOBS.c.status.in_(OPEN), JOBS.c.stalled_since.is_not(None))

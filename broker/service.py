@@ -86,7 +86,7 @@ class JobService:
             type=request.type,
             input_key=request.input_key,
             params=request.params.model_dump_json(exclude_none=True),
-            meta=json.dumps(request.metadata),
+            meta=json.dumps(request.metadata, ensure_ascii=False),  # as people search for it
             media_seconds=output_seconds(request.params),
             fingerprint=hashlib.sha256(request.model_dump_json(exclude_none=True).encode()).hexdigest(),
             max_attempts=self._settings.max_attempts,

@@ -16,6 +16,7 @@ from sqlalchemy import (
     Connection,
     Engine,
     RowMapping,
+    and_,
     bindparam,
     delete,
     func,
@@ -67,7 +68,7 @@ class JobFilter:
     status: Sequence[JobStatus] = ()
     type: Sequence[JobType] = ()
     project_id: int | None = None
-    search: str | None = None  #: in the id, the input's key or the metadata
+    search: str | None = None  #: in the id, the inputs' keys or the metadata
     before: tuple[int, str] | None = None
 
     def after(self, before: tuple[int, str]) -> "JobFilter":
@@ -176,8 +177,12 @@ class JobStore:
         if only.project_id is not None:
             query = query.where(JOBS.c.project_id == only.project_id)
         if only.search is not None:
-            named = (JOBS.c.id, JOBS.c.input_key, JOBS.c.meta)
-            query = query.where(or_(*(column.icontains(only.search, autoescape=True) for column in named)))
+            said = [
+                column.icontains(only.search, autoescape=True)
+                for column in (JOBS.c.id, JOBS.c.input_key, JOBS.c.meta, JOBS.c.params)
+            ]
+            said[-1] = and_(JOBS.c.input_key.is_(None), said[-1])  # each clip has its own key
+            query = query.where(or_(*said))
         if only.before is not None:
             query = query.where(tuple_(JOBS.c.created_at, JOBS.c.id) < only.before)
         query = query.order_by(JOBS.c.created_at.desc(), JOBS.c.id.desc()).limit(limit)

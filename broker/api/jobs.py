@@ -28,7 +28,7 @@ def _several(value: object) -> object:
 class ListQuery(BaseModel):
     """The query of `GET /api/jobs`; `status` and `type` may name several, with commas between.
 
-    `search` is looked for in the id, the input's key and the metadata, whatever the case.
+    `search` is looked for in the id, the inputs' keys and the metadata, whatever the case (on SQLite, of ASCII letters).
     """
 
     model_config = ConfigDict(extra="forbid")

@@ -3,6 +3,8 @@
 const KEY = "reelbroker-key";
 
 export const key = {
+  /** Whether something can be a key: what is pasted may have picked up what no header can carry. */
+  isOne: (value) => /^[\x21-\x7e]+$/.test(value),
   get: () => localStorage.getItem(KEY) ?? "",
   set: (value) => localStorage.setItem(KEY, value),
   forget: () => localStorage.removeItem(KEY),
@@ -63,43 +65,44 @@ const TRIES = 3;
 export async function follow(id, { onevent, onjob, online, signal }) {
   let seen = 0;
   let failures = 0;
-  const take = (event) => {
+  const heard = () => {
     failures = 0;
     online("live");
+  };
+  const take = (event) => {
     if (event.seq <= seen) return false;
     seen = event.seq;
     onevent(event);
     return ended(event.changes.status);
   };
-  while (!signal.aborted) {
-    try {
-      if (failures < TRIES) {
-        if (await stream(id, seen, take, signal)) return;
-      } else if (await poll(id, onjob, online, signal)) {
-        await stream(id, seen, take, signal).catch(() => {}); // for what happened meanwhile
-        return;
-      } else {
-        failures = 0; // and see whether streams come through by now
-      }
-    } catch (error) {
-      if (signal.aborted) return;
-      if ([401, 404].includes(error.status)) throw error;
-      failures += 1;
+  const passing = (error) => {
+    if (signal.aborted || [401, 404].includes(error.status)) throw error;
+    failures += 1;
+    return false;
+  };
+  const streamed = () => stream(id, seen, { take, heard, signal, patience: failures < TRIES ? FIRST_FRAME_MS : FIRST_FRAME_MS / 4 });
+  try {
+    while (!(await streamed().catch(passing))) {
+      const before = failures;
+      // Perhaps it is streams alone that do not come through. In the end, they are asked once more for what happened meanwhile.
+      if (failures >= TRIES && (await poll(id, onjob, online, signal).catch(passing))) return await streamed().catch(passing);
+      if (failures >= TRIES && failures === before) continue;
       online("away");
-      if (failures === TRIES) continue; // perhaps it is the stream alone that does not come through
-      await sleep(Math.min(8000, 300 * 2 ** failures) * (0.75 + Math.random() / 2), signal).catch(() => {});
+      await sleep(Math.min(8000, 300 * 2 ** failures) * (0.75 + Math.random() / 2), signal);
     }
+  } catch (error) {
+    if (!signal.aborted) throw error;
   }
 }
 
 export const ended = (status) => ["complete", "error", "cancelled"].includes(status);
 
 /** Reads server-sent events with `fetch`, which can send the key; returns whether the job has ended. */
-async function stream(id, after, take, signal) {
+async function stream(id, after, { take, heard, signal, patience }) {
   const quiet = new AbortController();
   const stop = () => quiet.abort();
   signal.addEventListener("abort", stop, { once: true });
-  let watchdog = setTimeout(stop, FIRST_FRAME_MS);
+  let watchdog = setTimeout(stop, patience);
   try {
     const reply = await send("GET", `/api/jobs/${id}/events?after=${after}`, { signal: quiet.signal });
     if (reply.status === 204) return true;
@@ -108,6 +111,7 @@ async function stream(id, after, take, signal) {
     for (;;) {
       const { done, value } = await reader.read();
       if (done) throw new Error("the stream ended before the job");
+      heard();
       clearTimeout(watchdog);
       watchdog = setTimeout(stop, SILENCE_MS);
       const frames = (rest + value).split("\n\n");

@@ -22,6 +22,11 @@ async function go() {
   leaving.abort();
   leaving = new AbortController();
   const { signal } = leaving;
+  const fail = (error) => {
+    if (signal.aborted) return;
+    if (error.status === 401) signIn();
+    else trouble(error);
+  };
   takeKey();
   const [path, query] = location.hash.replace(/^#\/?/, "").split("?");
   try {
@@ -30,21 +35,19 @@ async function go() {
     const [screen, entry, title] = screenOf(parts);
     menu(entry);
     document.title = `${title} · Reelbroker`;
-    await screen(main, { me, path: parts, query: new URLSearchParams(query), signal });
+    await screen(main, { me, path: parts, query: new URLSearchParams(query), signal, fail });
     if (go.moved && !signal.aborted) main.querySelector("h1")?.focus();
     go.moved = true;
   } catch (error) {
-    if (signal.aborted) return;
-    if (error.status === 401) signIn();
-    else trouble(error);
+    fail(error);
   }
 }
 
 /** `#key=…`, as `reelbroker up` prints it: signs in, and leaves nothing of it in the address. */
 function takeKey() {
-  const given = location.hash.match(/^#key=([^&]+)/);
-  if (!given) return;
-  key.set(decodeURIComponent(given[1]));
+  const given = new URLSearchParams(location.hash.slice(1)).get("key");
+  if (given === null) return;
+  if (key.isOne(given)) key.set(given);
   me = null;
   history.replaceState(null, "", "#/new");
 }
@@ -70,8 +73,8 @@ function signOut() {
   go();
 }
 
-function signIn() {
-  const refused = key.get() !== "";
+function signIn(refused = key.get() && "The broker does not know this key.") {
+  me = null;
   fill(document.getElementById("nav"));
   fill(document.getElementById("who"));
   const given = h("input", {
@@ -83,6 +86,7 @@ function signIn() {
   });
   const enter = (event) => {
     event.preventDefault();
+    if (!key.isOne(given.value.trim())) return signIn("This is no key: it has spaces or other characters that none has.");
     key.set(given.value.trim());
     me = null;
     go();
@@ -93,7 +97,7 @@ function signIn() {
       "form",
       { class: "card signin", onsubmit: enter },
       h("h1", { tabindex: "-1" }, "Sign in"),
-      refused && h("p", { class: "alert", role: "alert" }, "The broker does not know this key."),
+      refused && h("p", { class: "alert", role: "alert" }, refused),
       h("label", { for: "key" }, "Your key"),
       given,
       h(

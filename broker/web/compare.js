@@ -1,7 +1,8 @@
 // Before and after: the source as it was and the result, at the same moment, under one scrubber.
 
 import { h, set } from "./dom.js";
-import { cropAt, hasCrop, pieces, sourceOf } from "./edit.js";
+import { cropAt, hasCrop, pieces, sourceOf, timed } from "./edit.js";
+import { isCropped } from "./picture.js";
 import { Timeline } from "./timeline.js";
 
 const DRIFT = 0.08; // seconds that the two may be apart while they play
@@ -58,6 +59,7 @@ export class Compare {
 
   known() {
     const { type, params } = this.job;
+    this.params = { ...params, crop_keyframes: timed(params.crop_keyframes, params.target_fps ? null : this.job.result.fps) };
     this.map = pieces(type, params, this.before.duration);
     this.before.parentElement.style.setProperty("--whole", `${this.before.videoWidth} / ${this.before.videoHeight}`);
     this.sync();
@@ -82,9 +84,9 @@ export class Compare {
       if (Math.abs(this.before.currentTime - moment) > 0.001) this.before.currentTime = moment;
     }
     this.before.playbackRate = speed;
-    const { type, params } = this.job;
+    const { params } = this;
     const [width, height] = [this.before.videoWidth, this.before.videoHeight];
-    const box = hasCrop(type) ? cropAt(params, moment, width, height) : { x: 0, y: 0, width, height };
+    const box = hasCrop(this.job.type) || isCropped(params) ? cropAt(params, moment, width, height) : { x: 0, y: 0, width, height };
     const share = (part, whole) => `${(100 * part) / whole}%`;
     const beside = this.pair.className === "beside";
     set(this.before, {

@@ -95,9 +95,11 @@ export const clock = (seconds) => {
 
 /** 5400 → "1 h 30 min" */
 export const lasting = (seconds) => {
-  if (seconds < 60) return `${seconds < 10 ? seconds.toFixed(1) : Math.round(seconds)} s`;
-  if (seconds < 3600) return `${Math.floor(seconds / 60)} min ${Math.round(seconds % 60)} s`;
-  return `${Math.floor(seconds / 3600)} h ${Math.round((seconds % 3600) / 60)} min`;
+  if (seconds < 9.95) return `${seconds.toFixed(1)} s`;
+  const whole = Math.round(seconds);
+  if (whole < 60) return `${whole} s`;
+  if (whole < 3600) return `${Math.floor(whole / 60)} min ${whole % 60} s`;
+  return `${Math.floor(whole / 3600)} h ${Math.floor((whole % 3600) / 60)} min`;
 };
 
 export const dollars = (usd) => (usd === null ? "–" : `$${usd.toFixed(usd < 1 ? 4 : 2)}`);
@@ -115,7 +117,7 @@ export function ago(iso) {
   return h("time", { datetime: iso, title: new Date(iso).toLocaleString() }, text);
 }
 
-export const time = (iso) => new Date(iso).toLocaleTimeString([], { hour12: false });
+export const time = (iso) => new Date(iso).toLocaleTimeString([], { hourCycle: "h23" });
 
 /** The last part of a key, which is how people know their file. */
 export const nameOf = (key) => (key ? key.split("/").at(-1) : "several videos");

@@ -21,20 +21,17 @@ export const SIZES = [
 
 /** A new request of a type; what is common to all types is taken over from another one. */
 export function fresh(type, from = null) {
-  const { target_fps, include_audio, output_width, output_height, export_mode } = from?.params ?? {};
+  const { params: former = {}, type: before, input_key, ...about } = from ?? {};
+  const { target_fps, include_audio, output_width, output_height, export_mode } = former;
   const params = { target_fps, include_audio };
   if (!keepsSize(type)) Object.assign(params, { output_width: output_width ?? 1080, output_height: output_height ?? 1920 });
-  if (type !== "upscale") params.export_mode = from?.type === "upscale" ? "FAST" : (export_mode ?? "FAST");
-  if (hasCrop(type) && from && hasCrop(from.type)) {
-    for (const name of ["crop_keyframes", "interpolation"]) params[name] = from.params[name];
-  }
-  if (isOneClip(type) && from && isOneClip(from.type)) {
-    for (const name of ["start_time", "end_time"]) params[name] = from.params[name];
-  }
-  if (type === "overlay") Object.assign(params, { effect_type: "spotlight", highlight_regions: [] });
+  if (type !== "upscale") params.export_mode = before === "upscale" ? "FAST" : (export_mode ?? "FAST");
+  if (hasCrop(type) && hasCrop(before))
+    Object.assign(params, { crop_keyframes: former.crop_keyframes, interpolation: former.interpolation });
+  if (isOneClip(type) && isOneClip(before)) Object.assign(params, { start_time: former.start_time, end_time: former.end_time });
+  if (type === "overlay") Object.assign(params, { effect_type: "spotlight", highlight_regions: [], text_layers: [] });
   if (type === "annotate" || type === "multi_clip") params.clips = [];
-  const request = { type, input_key: from?.input_key, params: plain(params) };
-  return type === "multi_clip" ? { type, params: request.params } : request;
+  return { type, ...(input_key && type !== "multi_clip" && { input_key }), ...about, params: plain(params) };
 }
 
 const plain = (object) => Object.fromEntries(Object.entries(object).filter(([, value]) => value !== undefined && value !== null));
@@ -42,6 +39,12 @@ const plain = (object) => Object.fromEntries(Object.entries(object).filter(([, v
 export const hasCrop = (type) => type === "framing" || type === "upscale";
 export const isOneClip = (type) => hasCrop(type) || type === "overlay";
 export const keepsSize = (type) => type === "overlay" || type === "annotate";
+
+/** Crop keyframes with moments for frame numbers, as far as the rate is known. */
+export const timed = (keys, fps) =>
+  keys?.map(({ frame, ...key }) =>
+    frame === undefined || !fps ? { ...key, ...(frame !== undefined && { frame }) } : { ...key, time: round(frame / fps, 3) },
+  );
 
 export const round = (value, digits) => Math.round(value * 10 ** digits) / 10 ** digits;
 
@@ -126,10 +129,10 @@ export const rounded = (box) => Object.fromEntries(Object.entries(box).map(([nam
 
 /**
  * Which moment of the source each moment of the result shows: pieces of `seconds` of the result from `source` on, at a speed. Null
- * where the result is made of several videos, or has transitions.
+ * where the result is made of several videos, has transitions, or is not a part of the source's picture.
  */
 export function pieces(type, params, duration) {
-  if (type === "annotate" && (params.transition?.type ?? "cut") === "cut") {
+  if (type === "annotate" && !params.output_width && (params.transition?.type ?? "cut") === "cut") {
     return params.clips.map((clip) => ({ source: clip.start_time, seconds: clip.end_time - clip.start_time, speed: 1 }));
   }
   if (!isOneClip(type)) return null;

@@ -4,6 +4,7 @@ import { ask, ended, follow, objectUrl, Problem, send } from "./api.js";
 import { Compare } from "./compare.js";
 import { ago, bytes, dollars, fill, h, lasting, nameOf, tell, time } from "./dom.js";
 import { pieces, TYPES } from "./edit.js";
+import { byFrame } from "./picture.js";
 
 const STEPS = [
   ["Accepted", ["accepted", "submitting"]],
@@ -16,6 +17,7 @@ const LINES = {
   live: "Live",
   polling: "Polling: the live line does not come through",
   away: "The broker cannot be reached; trying again …",
+  gone: "The job is not there any more",
 };
 const KINDS = {
   accepted: "Accepted",
@@ -27,9 +29,10 @@ const KINDS = {
 
 export class JobScreen {
   constructor(job, signal) {
-    Object.assign(this, { job, signal, events: [], line: "live" });
+    Object.assign(this, { job, signal, events: [] });
     this.version = 0;
     this.head = h("header", { class: "jobhead" });
+    this.online = h("span", { class: "line", role: "status" });
     this.state = h("section", { class: "card state", "aria-label": "Progress" });
     this.result = h("section", { class: "card result", "aria-label": "Result", hidden: true });
     this.facts = h("section", { class: "card facts", "aria-label": "Facts" });
@@ -79,10 +82,12 @@ export class JobScreen {
     });
   }
 
-  online(line) {
+  /** How the line to the broker is; said only when that changes. */
+  isOnline(line) {
     if (this.line === line) return;
     this.line = line;
-    this.draw();
+    this.online.className = `line ${line}`;
+    this.online.textContent = LINES[line];
   }
 
   // ── what is shown ─────────────────────────────────────────────────────────────────────────────────────────────
@@ -90,11 +95,7 @@ export class JobScreen {
   draw() {
     const { job } = this;
     document.title = `${ended(job.status) ? WORDS[job.status] : `${job.progress} %`} · ${nameOf(job.input_key)} · Reelbroker`;
-    fill(
-      this.head,
-      h("p", { class: "quiet" }, h("a", { href: "#/jobs" }, "Jobs"), " / ", TYPES.find(([type]) => type === job.type)[1]),
-      h("div", { class: "row" }, h("h1", { class: "grow", tabindex: "-1" }, nameOf(job.input_key)), this.actions()),
-    );
+    this.drawHead();
     this.drawState();
     this.drawFacts();
     fill(
@@ -104,6 +105,19 @@ export class JobScreen {
       ),
     );
     if (job.status === "complete" && !this.compared) this.showResult();
+  }
+
+  /** Not at each event: somebody may be about to press a button. */
+  drawHead() {
+    const { job } = this;
+    const drawn = `${job.status} ${job.cancel_requested_at}`;
+    if (this.drawn === drawn) return;
+    this.drawn = drawn;
+    fill(
+      this.head,
+      h("p", { class: "quiet" }, h("a", { href: "#/jobs" }, "Jobs"), " / ", TYPES.find(([type]) => type === job.type)[1]),
+      h("div", { class: "row" }, h("h1", { id: "title", class: "grow", tabindex: "-1" }, nameOf(job.input_key)), this.actions()),
+    );
   }
 
   actions() {
@@ -134,7 +148,7 @@ export class JobScreen {
         { class: "row" },
         badge(job),
         h("span", { class: "grow message" }, job.status === "complete" ? summary(job.result) : job.message),
-        !over && h("span", { class: `line ${this.line}`, role: "status" }, LINES[this.line]),
+        !over && this.online,
       ),
       !failed && h("progress", { class: "wide", max: 100, value: job.progress, "aria-label": "Progress" }),
       !failed &&
@@ -197,7 +211,8 @@ export class JobScreen {
   async showResult() {
     this.compared = true;
     const { job } = this;
-    const comparable = pieces(job.type, job.params, Infinity) !== null && !job.params.rotation;
+    const placed = !byFrame(job.params) || !job.params.target_fps; // else nothing says how long a frame of the source is
+    const comparable = pieces(job.type, job.params, Infinity) !== null && !job.params.rotation && placed;
     const gone = () => null; // the source may have been removed since
     const [after, before] = await Promise.all([objectUrl(job.output_key), comparable ? objectUrl(job.input_key).catch(gone) : null]).catch(
       (error) => {
@@ -275,7 +290,7 @@ function told(events) {
 }
 
 /** Shows a job, and follows it until its end. */
-export async function jobPage(main, { path, signal }) {
+export async function jobPage(main, { path, signal, fail }) {
   const [, id] = path;
   const reply = await send("GET", `/api/jobs/${id}`, { signal });
   const screen = new JobScreen(await reply.json(), signal);
@@ -285,6 +300,6 @@ export async function jobPage(main, { path, signal }) {
     signal,
     onevent: (event) => screen.take(event),
     onjob: (job) => (Object.assign(screen.job, job), screen.draw()),
-    online: (line) => screen.online(line),
-  }).catch((error) => screen.refused(error));
+    online: (line) => screen.isOnline(line),
+  }).catch((error) => (error.status === 404 ? screen.isOnline("gone") : fail(error)));
 }

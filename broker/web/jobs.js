@@ -16,7 +16,7 @@ const FILTERS = [
 ];
 
 /** Shows the list, and asks again every two seconds while something moves and somebody looks. */
-export async function jobsPage(main, { query, signal }) {
+export async function jobsPage(main, { query, signal, fail }) {
   const asked = { status: query.get("status") ?? "", type: query.get("type") ?? "", search: query.get("search") ?? "" };
   let pages = 1;
   let timer;
@@ -71,6 +71,7 @@ export async function jobsPage(main, { query, signal }) {
   );
   fill(main, h("h1", { tabindex: "-1" }, "Jobs"), h("div", { class: "filters" }, filters, kinds, search), table, none, more);
 
+  const known = new Map();
   let turn = 0;
   async function load() {
     const mine = (turn += 1);
@@ -86,36 +87,47 @@ export async function jobsPage(main, { query, signal }) {
         if (cursor === null) break;
       }
     } catch (error) {
-      if (signal.aborted) return;
+      if (signal.aborted || mine !== turn) return;
+      if (error.status === 401) return fail(error);
       none.hidden = false;
       none.textContent = error.message;
       timer = setTimeout(load, BUSY_MS);
       return;
     }
     if (mine !== turn || signal.aborted) return;
-    fill(rows, jobs.map(row));
+    show(jobs);
     table.hidden = jobs.length === 0;
     none.hidden = jobs.length > 0;
     none.textContent = Object.values(asked).some(Boolean) ? "No job is like that." : "No jobs yet. Make the first one: New export.";
     more.hidden = cursor === null;
     timer = setTimeout(again, jobs.some((job) => !ended(job.status)) ? BUSY_MS : QUIET_MS);
   }
+  /** Rows stay, and change in place: somebody may be about to click. */
+  function show(jobs) {
+    for (const [id, row] of known) if (!jobs.some((job) => job.job_id === id)) (row.remove(), known.delete(id));
+    jobs.forEach((job, index) => {
+      if (!known.has(job.job_id)) known.set(job.job_id, h("tr", {}, head(job)));
+      const row = known.get(job.job_id);
+      row.replaceChildren(row.firstChild, ...cells(job));
+      if (rows.children[index] !== row) rows.insertBefore(row, rows.children[index] ?? null);
+    });
+  }
   const again = () => (document.hidden ? (timer = setTimeout(again, BUSY_MS)) : load());
-  signal.addEventListener("abort", () => clearTimeout(timer));
+  signal.addEventListener("abort", () => (clearTimeout(timer), clearTimeout(typing)));
   await load();
 }
 
-function row(job) {
+const head = (job) =>
+  h(
+    "th",
+    { scope: "row" },
+    h("a", { id: `job-${job.job_id}`, href: `#/jobs/${job.job_id}` }, nameOf(job.input_key)),
+    h("small", {}, job.job_id.slice(0, 8)),
+  );
+
+function cells(job) {
   const cell = (...children) => h("td", {}, children);
-  return h(
-    "tr",
-    {},
-    h(
-      "th",
-      { scope: "row" },
-      h("a", { id: `job-${job.job_id}`, href: `#/jobs/${job.job_id}` }, nameOf(job.input_key)),
-      h("small", {}, job.job_id.slice(0, 8)),
-    ),
+  return [
     cell(TYPES.find(([type]) => type === job.type)[1]),
     cell(badge(job), job.error && h("small", {}, job.error)),
     cell(
@@ -126,5 +138,5 @@ function row(job) {
     ),
     cell(ago(job.created_at)),
     cell(job.cost_usd !== null && dollars(job.cost_usd)),
-  );
+  ];
 }

@@ -1,9 +1,10 @@
 // New export: a video in, its edit on the picture, the request that comes of it, and off it goes.
 
 import { ask, Problem, uuid } from "./api.js";
-import { clock, dollars, fill, h, lasting, tell } from "./dom.js";
-import { cropAt, ellipseAt, fresh, hasCrop, isOneClip, keyAt, ratioOf, refitted, round, withKey } from "./edit.js";
+import { dollars, fill, h, lasting, tell } from "./dom.js";
+import { fresh, isOneClip, ratioOf, refitted, round, timed } from "./edit.js";
 import { panel } from "./panel.js";
+import { addKey, byFrame, items, marks, removeKey } from "./picture.js";
 import { RequestView } from "./request.js";
 import { Source } from "./source.js";
 import { Stage } from "./stage.js";
@@ -15,35 +16,29 @@ const QUOTE_MS = 500;
 
 /** What is edited is `request`, as it will be sent; all that is shown follows from it. */
 export class NewExport {
-  constructor(me, signal) {
-    this.signal = signal;
+  constructor(me) {
+    this.me = me;
     this.sources = [];
     this.shown = 0; // the source on the picture
     this.chosen = 0; // which of several highlights is being edited
     this.request = fresh("framing");
-    this.stage = new Stage(() => this.items());
+    this.former = new Map(); // what was edited of other types, for those who only look
+    this.stage = new Stage(() => items(this));
     this.timeline = new Timeline(
       this.stage.video,
-      () => this.marks(),
+      () => marks(this),
       () => this.moved(),
     );
     this.view = new RequestView(me.user_id, (request) => this.rewritten(request));
     this.stage.video.addEventListener("loadedmetadata", () => this.learned());
     this.stage.video.addEventListener("error", () => this.sources.length && this.learned());
-    signal.addEventListener("abort", () => this.close());
     this.build();
   }
 
   build() {
-    this.picker = h("input", {
-      type: "file",
-      accept: "video/*,.mkv",
-      multiple: true,
-      hidden: true,
-      id: "file",
-      "aria-label": "Videos",
-      onchange: () => this.take([...this.picker.files]),
-    });
+    const taken = () => this.take([...this.picker.files]);
+    const props = { type: "file", accept: "video/*,.mkv", multiple: true, hidden: true, id: "file" };
+    this.picker = h("input", { ...props, "aria-label": "Videos", onchange: taken });
     this.refused = h("p", { class: "alert", role: "alert", hidden: true });
     this.files = h("ul", { class: "files", "aria-label": "Videos" });
     this.settings = h("div", { class: "settings" });
@@ -51,31 +46,29 @@ export class NewExport {
     for (const over of ["change", "focusout"]) this.settings.addEventListener(over, () => this.typed(), true);
     this.quoted = h("p", { class: "quote", "aria-live": "polite" });
     this.button = h("button", { class: "main", id: "export", onclick: () => this.send() }, "Export");
+    const send = h("div", { class: "send" }, this.quoted, this.view.wrong, this.button);
     this.editor = h(
       "div",
       { class: "editor", hidden: true },
       h("section", { class: "picture", "aria-label": "Picture" }, this.stage.element, this.timeline.element, this.files),
-      h(
-        "section",
-        { class: "card side", "aria-label": "Settings" },
-        this.settings,
-        h("div", { class: "send" }, this.quoted, this.view.wrong, this.button),
-      ),
+      h("section", { class: "card side", "aria-label": "Settings" }, this.settings, send),
       this.view.element,
     );
+    this.chooser = h("button", { class: "main", id: "choose", onclick: () => this.picker.click() }, "Choose a file");
     this.drop = h(
       "section",
       { class: "drop", "aria-label": "Choose a video" },
       h("div", { class: "frame", "aria-hidden": "true" }),
       h("h2", {}, "Drop a video here"),
       h("p", { class: "quiet" }, "MP4, MOV, MKV or WebM. It goes straight into your bucket."),
-      h("button", { class: "main", id: "choose", onclick: () => this.picker.click() }, "Choose a file"),
+      this.chooser,
     );
-    this.element = h("div", { class: "new" }, h("h1", { tabindex: "-1" }, "New export"), this.refused, this.picker, this.drop, this.editor);
-    for (const name of ["dragenter", "dragover"])
-      this.element.addEventListener(name, (event) => (event.preventDefault(), this.drop.classList.add("over")));
-    for (const name of ["dragleave", "drop"]) this.element.addEventListener(name, () => this.drop.classList.remove("over"));
-    this.element.addEventListener("drop", (event) => (event.preventDefault(), this.take([...event.dataTransfer.files])));
+    const title = h("h1", { tabindex: "-1" }, "New export");
+    this.element = h("div", { class: "new" }, title, this.refused, this.picker, this.drop, this.editor);
+    const over = (is) => (event) => (event.preventDefault(), this.drop.classList.toggle("over", is));
+    for (const name of ["dragenter", "dragover"]) this.element.addEventListener(name, over(true));
+    for (const name of ["dragleave", "drop"]) this.element.addEventListener(name, over(false));
+    this.element.addEventListener("drop", (event) => this.take([...event.dataTransfer.files]));
     this.element.addEventListener("keydown", (event) => this.key(event));
   }
 
@@ -90,8 +83,8 @@ export class NewExport {
     const joins = this.request.type === "multi_clip";
     if (!joins) this.forget();
     for (const file of files) this.sources.push(Source.from(file, (source) => this.uploaded(source)));
-    if (joins || this.sources.length > 1) this.join(joins ? this.request : fresh("multi_clip", this.request));
-    else this.request = { ...fresh(this.request.type), input_key: this.sources[0].key };
+    if (joins || files.length > 1) this.join(joins ? this.request : fresh("multi_clip", this.request));
+    else this.request = fresh(this.request.type);
     this.open(joins ? this.sources.length - files.length : 0);
   }
 
@@ -100,25 +93,21 @@ export class NewExport {
     this.refused.hidden = reason === null;
   }
 
-  /** Opens an edit whose videos lie in the bucket. */
+  /** Opens an edit whose videos lie in the bucket; raises Problem where they do not. */
   async restore(request) {
-    try {
-      this.sources = await Promise.all(keysOf(request).map((key) => Source.at(key)));
-    } catch (error) {
-      if (!(error instanceof Problem)) throw error;
-      localStorage.removeItem(DRAFT);
-      this.refuse(`The source of that edit cannot be had. ${error.message}`);
-      return;
-    }
+    this.sources = await Promise.all(keysOf(request).map((key) => Source.at(key)));
+    if (this.sources.length === 0) return;
     this.request = request;
     this.open(0);
   }
 
+  /** Puts a source on the picture; what is made of one source is made of that one. */
   open(index) {
     this.shown = index;
     this.drop.hidden = true;
     this.editor.hidden = false;
-    this.stage.video.src = this.sources[index].url;
+    if (this.request.type !== "multi_clip") this.request.input_key = this.source.key;
+    this.stage.video.src = this.source.url;
     this.changed();
   }
 
@@ -131,23 +120,32 @@ export class NewExport {
     this.changed();
   }
 
+  /** An upload has come further: its bar grows, or it has its key, or it is over. */
   uploaded(source) {
-    if (source.isThere) {
-      const [standIn, key] = [source.key, source.upload.key].map((each) => JSON.stringify(each));
+    if (source.upload.key && source.key !== source.upload.key) {
       source.key = source.upload.key;
-      this.request = JSON.parse(JSON.stringify(this.request).replaceAll(standIn, key));
+      for (const request of [this.request, ...this.former.values()]) this.named(request);
       this.changed();
-      if (this.waiting) this.send();
-    } else {
+    } else if (!source.advanced()) {
       this.waiting &&= !source.isLost;
       this.showFiles();
       this.showButton();
+      this.keep();
+    }
+    if (source.isThere && this.waiting) this.send();
+  }
+
+  /** Gives every source that a request names by its stand-in the key that it has by now. */
+  named(request) {
+    for (const { standIn, key } of this.sources) {
+      for (const one of [request, ...(request.params.clips ?? [])]) if (one.input_key && one.input_key === standIn) one.input_key = key;
     }
   }
 
   forget() {
     for (const source of this.sources) source.close();
     this.sources = [];
+    this.former.clear();
     this.waiting = false;
     localStorage.removeItem(DRAFT);
   }
@@ -155,17 +153,21 @@ export class NewExport {
   remove(source) {
     source.close();
     this.sources = this.sources.filter((other) => other !== source);
-    if (this.sources.length > 0) {
-      this.request.params.clips = this.request.params.clips.filter((clip) => clip.input_key !== source.key);
-      this.open(0);
-      return;
+    if (this.sources.length === 0) return this.empty();
+    for (const { type, params } of [this.request, ...this.former.values()]) {
+      if (type === "multi_clip") params.clips = params.clips.filter((clip) => clip.input_key !== source.key);
     }
+    this.open(0);
+    if (this.waiting) this.send();
+  }
+
+  empty() {
     this.forget();
     this.stage.video.removeAttribute("src");
     this.request = fresh("framing");
     this.drop.hidden = false;
     this.editor.hidden = true;
-    document.getElementById("choose").focus();
+    this.chooser.focus();
   }
 
   // ── the edit ──────────────────────────────────────────────────────────────────────────────────────────────────
@@ -178,8 +180,11 @@ export class NewExport {
     return this.timeline.moment;
   }
 
+  /** Turns to another type, and to what was edited of it before. */
   choose(type) {
-    const request = fresh(type, this.request);
+    const { type: now } = this.request;
+    this.former.set(now, this.request);
+    const request = this.former.get(type) ?? fresh(type, this.request);
     this.chosen = 0;
     if (type === "multi_clip") this.join(request);
     else this.request = { ...request, input_key: this.source.key };
@@ -198,61 +203,10 @@ export class NewExport {
   resize(width, height) {
     const { params } = this.request;
     Object.assign(params, { output_width: width, output_height: height });
-    if (params.crop_keyframes && this.source.width) {
+    if (params.crop_keyframes && this.source.width && !byFrame(params)) {
       params.crop_keyframes = refitted(params.crop_keyframes, ratioOf(params), this.source.width, this.source.height);
     }
     this.changed();
-  }
-
-  /** What can be moved on the picture at this moment. */
-  items() {
-    const { type, params } = this.request;
-    if (!this.source?.width) return [];
-    if (hasCrop(type)) {
-      const geometry = cropAt(params, this.moment, this.source.width, this.source.height);
-      return [{ id: "crop", shape: "box", label: `Crop. ${MOVE}`, geometry, change: (box) => this.setCrop(box) }];
-    }
-    if (type !== "overlay") return [];
-    return [
-      ...this.there(params.highlight_regions).map(([region, index]) => ({
-        id: `region-${index}`,
-        shape: "ellipse",
-        label: `Highlight ${index + 1}. ${MOVE}`,
-        geometry: ellipseAt(region, this.moment),
-        change: (ellipse) => this.edit(() => (region.keyframes = withKey(region.keyframes, this.moment, ellipse))),
-      })),
-      ...this.there(params.text_layers).map(([layer, index]) => ({
-        id: `text-${index}`,
-        shape: "text",
-        text: layer.text,
-        label: `Text ${index + 1}. ${MOVE}`,
-        geometry: { x: layer.x ?? 0, y: layer.y ?? 0, font_size: layer.font_size ?? 48 },
-        change: (place) => this.edit(() => Object.assign(layer, place)),
-      })),
-    ];
-  }
-
-  /** Those of a list that are on the picture at this moment, with their numbers. */
-  there(list = []) {
-    const shown = ({ start_time: start = 0, end_time: end = Infinity }) => this.moment >= start - 0.001 && this.moment <= end + 0.001;
-    return list.map((each, index) => [each, index]).filter(([each]) => shown(each));
-  }
-
-  setCrop(box) {
-    const { params } = this.request;
-    this.edit(() => (params.crop_keyframes = withKey(params.crop_keyframes ?? [], this.moment, box)));
-  }
-
-  /** Sets a key where the crop is anyway, so that it stays there while others move. */
-  addKey() {
-    const [crop] = this.items();
-    if (crop?.id === "crop") crop.change(crop.geometry);
-  }
-
-  removeKey() {
-    const { params } = this.request;
-    const index = keyAt(params.crop_keyframes ?? [], this.moment);
-    if (index >= 0) this.edit(() => params.crop_keyframes.splice(index, 1));
   }
 
   edit(change) {
@@ -260,32 +214,11 @@ export class NewExport {
     this.changed();
   }
 
-  /** What lies on the time line. */
-  marks() {
-    const { type, params } = this.request;
-    const bars = (list = [], kind) =>
-      list.map((one, index) => ({
-        from: one.start_time ?? 0,
-        to: one.end_time ?? this.timeline.duration,
-        label: one.name || one.text || `${kind} ${index + 1}`,
-      }));
-    const here = params.clips?.filter((clip) => (clip.input_key ?? this.source.key) === this.source.key);
-    const keys = hasCrop(type) ? params.crop_keyframes : params.highlight_regions?.[this.chosen]?.keyframes;
-    return {
-      from: isOneClip(type) ? (params.start_time ?? 0) : 0,
-      to: isOneClip(type) ? params.end_time : undefined,
-      keys: (keys ?? [])
-        .filter((key) => key.time !== undefined)
-        .map((key) => ({ time: key.time, label: `Keyframe at ${clock(key.time)}` })),
-      bars: [...bars(params.highlight_regions, "Highlight"), ...bars(params.text_layers, "Text"), ...bars(here, "Clip")],
-    };
-  }
-
   key(event) {
     const typing = event.target.matches("textarea, select, input:not([type=range], [type=radio], [type=checkbox])");
     if (typing || event.ctrlKey || event.metaKey || event.altKey || this.sources.length === 0) return;
-    if (event.key === "k") this.addKey();
-    else if (event.key === "Delete" || event.key === "Backspace") this.removeKey();
+    if (event.key === "k") addKey(this);
+    else if (event.key === "Delete" || event.key === "Backspace") removeKey(this);
     else if (event.key === " " && !event.target.matches("button, a, summary, [type=radio], [type=checkbox]")) this.timeline.toggle();
     else return;
     event.preventDefault();
@@ -294,15 +227,18 @@ export class NewExport {
   // ── what is shown ─────────────────────────────────────────────────────────────────────────────────────────────
 
   /** After any change of the request: shows it everywhere, keeps it, and asks what it would take. */
-  changed({ typed = false } = {}) {
+  changed() {
     this.idempotency = uuid();
     this.stage.draw();
     this.timeline.draw();
     this.showSettings();
     this.showFiles();
+    if (document.activeElement !== this.view.text) {
+      this.broken = false;
+      this.view.show(this.request);
+    }
     this.showButton();
-    if (!typed) this.view.show(this.request);
-    if (this.sources.every((source) => source.isThere)) localStorage.setItem(DRAFT, JSON.stringify(this.request));
+    this.keep();
     clearTimeout(this.quoting);
     this.quoting = setTimeout(() => this.quote(), QUOTE_MS);
   }
@@ -310,7 +246,7 @@ export class NewExport {
   /** Another moment is shown: what is on the picture has moved, and the crop's numbers with it. */
   moved() {
     this.stage.draw();
-    if (this.stage.video.paused && this.sources.length) this.showSettings();
+    if (this.stage.video.paused) this.showSettings();
   }
 
   /**
@@ -330,25 +266,21 @@ export class NewExport {
     this.showSettings();
   }
 
+  /** The JSON was changed by hand; null: into something that is no request. */
   rewritten(request) {
     this.broken = request === null;
-    if (request === null) {
-      clearTimeout(this.quoting);
-      this.showButton();
-    } else {
-      this.request = request;
-      this.changed({ typed: true });
-    }
+    clearTimeout(this.quoting);
+    if (request === null) return this.showButton();
+    this.named(request);
+    this.request = request;
+    this.changed();
   }
 
   showFiles() {
     const several = this.sources.length > 1;
-    fill(
-      this.files,
-      this.sources.map((source, index) =>
-        source.row(index, several ? index === this.shown : null, { show: () => this.open(index), remove: () => this.remove(source) }),
-      ),
-    );
+    const row = (source, index) =>
+      source.row(index, several ? index === this.shown : null, { show: () => this.open(index), remove: () => this.remove(source) });
+    fill(this.files, this.sources.map(row));
   }
 
   showButton() {
@@ -364,11 +296,11 @@ export class NewExport {
   }
 
   async quote() {
-    if (this.sources.length === 0 || this.signal.aborted) return;
+    if (this.sources.length === 0 || this.broken) return;
     const asked = { ...this.request };
     if (isOneClip(asked.type) && this.source.duration) asked.source_seconds = round(this.source.duration, 3);
     const turn = (this.turn = (this.turn ?? 0) + 1);
-    const quote = await this.sure(ask("POST", "/api/jobs/quote", { body: asked, signal: this.signal }), () => turn === this.turn);
+    const quote = await this.sure(ask("POST", "/api/jobs/quote", { body: asked }), () => turn === this.turn);
     if (turn !== this.turn) return;
     fill(this.quoted, quote && said(quote));
     if (quote) this.view.complain([]);
@@ -379,11 +311,19 @@ export class NewExport {
     try {
       return await asked;
     } catch (error) {
-      if (error.name === "AbortError") return null;
       if (!(error instanceof Problem)) throw error;
       if (matters()) this.view.complain(error.errors.length ? error.errors : [{ pointer: "", detail: error.message }]);
       return null;
     }
+  }
+
+  /** Keeps the edit for a page that is loaded anew, as soon as its videos are in the bucket. */
+  keep() {
+    if (this.sources.length && this.sources.every((source) => source.isThere)) localStorage.setItem(DRAFT, JSON.stringify(this.request));
+  }
+
+  get isUploading() {
+    return this.sources.some((source) => !source.isThere && !source.isLost);
   }
 
   // ── off it goes ───────────────────────────────────────────────────────────────────────────────────────────────
@@ -393,24 +333,26 @@ export class NewExport {
     this.sending = !this.waiting;
     this.showButton();
     if (this.waiting) return;
-    const job = await this.sure(ask("POST", "/api/jobs", { body: this.request, headers: { "Idempotency-Key": this.idempotency } }));
+    const headers = { "Idempotency-Key": this.idempotency };
+    const job = await this.sure(ask("POST", "/api/jobs", { body: this.request, headers }));
     this.sending = false;
     this.showButton();
     if (job === null) return;
+    const looked = this.element.isConnected;
+    this.close();
     localStorage.removeItem(DRAFT);
-    tell("Sent");
-    location.hash = `#/jobs/${job.job_id}`;
+    tell(looked ? "Sent" : `${this.source.name} is uploaded and sent`);
+    if (looked) location.hash = `#/jobs/${job.job_id}`;
   }
 
-  /** What has arrived of an upload stays, so that it goes on when the file is chosen again. */
+  /** Lets go of everything; what has arrived of an upload stays, so that it goes on when the file is chosen again. */
   close() {
     clearTimeout(this.quoting);
+    this.isOver = true;
     this.stage.video.removeAttribute("src");
     for (const source of this.sources) source.close(true);
   }
 }
-
-const MOVE = "Drag it, or use the arrow keys, plus and minus";
 
 const keysOf = ({ input_key: key, params }) => [...new Set([key, ...(params.clips ?? []).map((clip) => clip.input_key)])].filter(Boolean);
 
@@ -421,16 +363,40 @@ function said(quote) {
   return [h("strong", {}, `${lasting(quote.output_seconds)} of video`), ` · ${gpu}${cost}`, h("small", {}, basis)];
 }
 
-/** Shows the screen: empty, with what was being edited, or with a job's edit to change it (`#/new?from=JOB`). */
+/** The editor stays, with its uploads, while other screens are looked at. */
+let screen = null;
+
+addEventListener("beforeunload", (event) => {
+  if (screen?.isUploading && !screen.isOver) event.preventDefault();
+});
+
+/** Shows the editor: as it was left, with the edit of a page that was closed, or with a job's (`#/new?from=JOB`). */
 export async function newExport(main, { me, query, signal }) {
-  const screen = new NewExport(me, signal);
-  fill(main, screen.element);
   const from = query.get("from");
-  const draft = localStorage.getItem(DRAFT);
-  if (from) {
-    const { type, input_key, params } = await ask("GET", `/api/jobs/${from}`, { signal });
-    await screen.restore({ type, ...(input_key && { input_key }), params });
-  } else if (draft) {
-    await screen.restore(JSON.parse(draft));
+  const goesOn = screen && !screen.isOver && screen.me.user_id === me.user_id && !from;
+  if (!goesOn) {
+    screen?.close();
+    screen = new NewExport(me);
   }
+  const editor = screen;
+  fill(main, editor.element);
+  signal.addEventListener("abort", () => editor.stage.video.pause());
+  if (goesOn) return;
+  try {
+    if (from) await editor.restore(requestOf(await ask("GET", `/api/jobs/${encodeURIComponent(from)}`, { signal })));
+    else await editor.restore(JSON.parse(localStorage.getItem(DRAFT) ?? '{"params": {}}'));
+    if (from) history.replaceState(null, "", "#/new"); // loaded anew, it is the edit that comes back, and not the job
+  } catch (error) {
+    if (signal.aborted || error.status === 401) throw error;
+    if (error.status === 404 && !from) localStorage.removeItem(DRAFT);
+    editor.refuse(`The edit cannot be opened. ${error.message}`);
+  }
+}
+
+/** What was asked for with a job; frame numbers become moments where its result says how long a frame is. */
+function requestOf({ type, input_key, params, project_id, game_id, metadata, result }) {
+  const given = Object.entries({ input_key, project_id, game_id }).filter(([, value]) => value !== null);
+  const about = Object.keys(metadata).length ? { metadata } : {};
+  const keys = timed(params.crop_keyframes, params.target_fps ? null : result?.fps);
+  return { type, ...Object.fromEntries(given), ...about, params: { ...params, ...(keys && { crop_keyframes: keys }) } };
 }

@@ -18,9 +18,9 @@ const WORKERS = [
   ["unhealthy", "Unhealthy", "error"],
 ];
 
-export async function operationsPage(main, { me, signal }) {
+export async function operationsPage(main, { me, signal, fail }) {
   const board = h("div", { class: "board" });
-  const fresh = h("p", { class: "quiet", role: "status" });
+  const fresh = h("p", { class: "quiet" });
   const switched = h("button", { id: "drain", onclick: () => drain() });
   let draining = false;
   let timer;
@@ -31,6 +31,7 @@ export async function operationsPage(main, { me, signal }) {
     if (!draining && !confirm("Take and send no new jobs? Those that run go on.")) return;
     try {
       await ask("POST", "/api/operations/drain", { body: { on: !draining } });
+      tell(draining ? "Jobs are taken again" : "No new jobs are taken or sent");
     } catch (error) {
       if (!(error instanceof Problem)) throw error;
       tell(error.message);
@@ -50,7 +51,7 @@ export async function operationsPage(main, { me, signal }) {
       board.querySelectorAll("details").forEach((details, index) => (details.open = open[index] ?? false));
     } catch (error) {
       if (signal.aborted) return;
-      if (error.status === 403) throw error;
+      if ([401, 403].includes(error.status)) return fail(error);
       fresh.textContent = error.message;
     }
     timer = setTimeout(again, EVERY_MS);
@@ -65,10 +66,10 @@ function shown(fleet, me) {
   const waiting = ["accepted", "submitting", "queued"].reduce((sum, phase) => sum + (fleet.open_jobs[phase] ?? 0), 0);
   const up = provider && provider.workers.running + provider.workers.idle;
   const failed = Object.values(fleet.error_codes).reduce((sum, count) => sum + count, 0);
-  const hour = (each) => new Date(each.at).toLocaleTimeString([], { hour: "2-digit", minute: "2-digit", hour12: false });
+  const hour = (each) => new Date(each.at).toLocaleTimeString([], { hour: "2-digit", minute: "2-digit", hourCycle: "h23" });
   return [
-    fleet.draining && h("p", { class: "note wide", role: "status" }, "The broker is being drained: no new jobs are taken or sent."),
-    !provider && h("p", { class: "alert wide", role: "status" }, `The GPU provider does not answer: ${fleet.provider_error}`),
+    fleet.draining && h("p", { class: "note wide" }, "The broker is being drained: no new jobs are taken or sent."),
+    !provider && h("p", { class: "alert wide" }, `The GPU provider does not answer: ${fleet.provider_error}`),
     h(
       "dl",
       { class: "tiles wide" },

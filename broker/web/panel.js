@@ -2,6 +2,7 @@
 
 import { field, h, select } from "./dom.js";
 import { hasCrop, isOneClip, keepsSize, keyAt, round, SIZES, TYPES } from "./edit.js";
+import { addKey, byFrame, isCropped, items, removeKey, setCrop } from "./picture.js";
 
 /** @param screen the NewExport whose request it is */
 export function panel(screen) {
@@ -76,7 +77,7 @@ function crop(screen) {
   const { params } = screen.request;
   const keys = params.crop_keyframes ?? [];
   const index = keyAt(keys, screen.moment);
-  const [item] = screen.items();
+  const [item] = items(screen);
   const place = (name, label) => {
     const control = h("input", {
       type: "number",
@@ -86,9 +87,11 @@ function crop(screen) {
       disabled: !item,
     });
     control.addEventListener("change", () => {
-      const box = { ...item.geometry, [name]: Number(control.value) };
-      if (name === "width") box.height = (box.width * item.geometry.height) / item.geometry.width;
-      screen.setCrop(box);
+      const value = Number(control.value);
+      if (control.value === "" || (name === "width" && value <= 0)) return screen.showSettings();
+      const box = { ...item.geometry, [name]: value };
+      if (name === "width") box.height = (value * item.geometry.height) / item.geometry.width;
+      setCrop(screen, box);
     });
     return field(label, control);
   };
@@ -97,14 +100,16 @@ function crop(screen) {
     h(
       "p",
       { class: "quiet" },
-      "Drag the crop on the picture. Go to another moment and drag it again: it moves from one keyframe to the next.",
+      byFrame(params)
+        ? "The keyframes of this edit are numbers of frames, which cannot be shown here; change them in the request below."
+        : "Drag the crop on the picture. Go to another moment and drag it again: it moves from one keyframe to the next.",
     ),
     h("div", { class: "pair three" }, place("x", "Left"), place("y", "Top"), place("width", "Width")),
     h(
       "div",
       { class: "row" },
-      h("button", { id: "add-key", disabled: !item, onclick: () => screen.addKey() }, "Add keyframe"),
-      h("button", { id: "remove-key", disabled: index < 0, onclick: () => screen.removeKey() }, "Remove keyframe"),
+      h("button", { id: "add-key", disabled: !item, onclick: () => addKey(screen) }, "Add keyframe"),
+      h("button", { id: "remove-key", disabled: index < 0, onclick: () => removeKey(screen) }, "Remove keyframe"),
       h("small", {}, keys.length === 1 ? "1 keyframe" : `${keys.length} keyframes`),
     ),
     keys.length > 1 &&
@@ -183,8 +188,11 @@ function texts(screen) {
         outline_width: 2,
       });
     });
+  const elsewhere =
+    isCropped(params) && layers.length > 0 && "This edit also crops: its texts are placed on the result, and not shown here.";
   return group(
     "Text",
+    elsewhere && h("p", { class: "quiet" }, elsewhere),
     layers.map((layer, index) =>
       part(screen, layers, index, `Text ${index + 1}`, "text", [
         field(
@@ -299,19 +307,22 @@ function output(screen) {
   const { output_width: width, output_height: height } = params;
   const known = SIZES.some(([w, h]) => w === width && h === height);
   const source = keepsSize(type) ? [["", "As the source"]] : [];
-  const sizes = [...source, ...SIZES.map(([w, h, name]) => [`${w}x${h}`, `${name} · ${w} × ${h}`]), ["custom", "Another size …"]];
+  // With a size, an overlay is cropped to it, and its texts are placed on the result: nothing that the picture shows.
+  const offered = type === "overlay" ? [] : SIZES.map(([w, h, name]) => [`${w}x${h}`, `${name} · ${w} × ${h}`]);
   const custom = screen.custom || (width !== undefined && !known);
+  const sizes = [...source, ...offered, ...(type !== "overlay" || custom ? [["custom", "Another size …"]] : [])];
   const choose = (value) => {
     screen.custom = value === "custom";
     if (value === "") screen.edit(() => (delete params.output_width, delete params.output_height));
-    else if (value === "custom") screen.changed();
+    else if (value === "custom") screen.resize(width ?? screen.source.width ?? 1080, height ?? screen.source.height ?? 1920);
     else screen.resize(...value.split("x").map(Number));
   };
   const side = (name, label) => {
     const control = h("input", { type: "number", id: name, min: 16, max: 7680, step: 2, value: params[name] ?? "" });
-    control.addEventListener("change", () =>
-      screen.resize(...["output_width", "output_height"].map((each) => (each === name ? Number(control.value) : params[each]))),
-    );
+    control.addEventListener("change", () => {
+      if (!(Number(control.value) > 0)) return screen.showSettings();
+      screen.resize(...["output_width", "output_height"].map((each) => (each === name ? Number(control.value) : params[each])));
+    });
     return field(label, control);
   };
   const mode = params.export_mode ?? (type === "upscale" ? "QUALITY" : "FAST");

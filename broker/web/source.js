@@ -7,15 +7,11 @@ import { Upload } from "./upload.js";
 let count = 0;
 
 export class Source {
-  /** A file, which is uploaded at once; until it has arrived, `key` is a stand-in. @param onchange called as the upload goes on */
+  /** A file, which is uploaded at once; until the broker has given it a key, it has a stand-in. @param onchange called as it goes on */
   static from(file, onchange) {
     const source = new Source();
-    Object.assign(source, {
-      name: file.name,
-      size: file.size,
-      url: URL.createObjectURL(file),
-      key: `uploads/pending-${(count += 1)}/${file.name}`,
-    });
+    const standIn = `uploads/pending-${(count += 1)}/${file.name}`;
+    Object.assign(source, { name: file.name, size: file.size, url: URL.createObjectURL(file), key: standIn, standIn });
     source.upload = new Upload(file, () => onchange(source));
     return source;
   }
@@ -46,13 +42,14 @@ export class Source {
   /** Lets go of the file, and of what has arrived of it unless that is `kept`. */
   close(kept) {
     if (!this.upload) return;
-    if (kept) this.upload.cut.abort();
+    if (kept) this.upload.stop();
     else this.upload.abandon();
     URL.revokeObjectURL(this.url);
   }
 
   /** Shows it in a list. @param shown whether it is the one on the picture; null where there is only one */
   row(index, shown, { show, remove }) {
+    this.shownState = this.upload?.state;
     const facts = [this.size && bytes(this.size), this.width && `${this.width} × ${this.height}`, this.duration && clock(this.duration)];
     return h(
       "li",
@@ -79,12 +76,18 @@ export class Source {
   }
 
   progress() {
+    this.bar = h("progress", { class: "grow", max: 1, "aria-label": `Upload of ${this.name}` });
+    this.percent = h("small", {});
+    this.advanced();
+    return h("div", { class: "row" }, this.bar, this.percent);
+  }
+
+  /** Shows how far the upload is where it is shown already; false where there is more to show than that. */
+  advanced() {
+    if (!this.bar || this.upload.state !== "sending") return false;
     const share = this.upload.sent / this.size;
-    return h(
-      "div",
-      { class: "row" },
-      h("progress", { class: "grow", value: share, max: 1, "aria-label": `Upload of ${this.name}` }),
-      h("small", {}, `${Math.floor(100 * share)} % of ${bytes(this.size)}`),
-    );
+    this.bar.value = share;
+    this.percent.textContent = `${Math.floor(100 * share)} % of ${bytes(this.size)}`;
+    return this.shownState === this.upload.state;
   }
 }

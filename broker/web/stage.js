@@ -83,7 +83,8 @@ export class Stage {
         this.drawn.delete(id);
       }
     }
-    for (const item of items) this.place(item, width / (this.layer.clientWidth || width));
+    const unit = Math.max(width / (this.layer.clientWidth || width), height / (this.layer.clientHeight || height));
+    for (const item of items) this.place(item, unit);
   }
 
   /** @param unit how many pixels of the video a pixel of the screen is */
@@ -101,7 +102,14 @@ export class Stage {
       set(drawn.body, { cx: g.x, cy: g.y, rx: g.radius_x, ry: g.radius_y });
     } else {
       drawn.body.textContent = item.text;
-      set(drawn.body, { x: g.x, y: g.y, "font-size": g.font_size });
+      const [, up, across] = item.anchor.match(/^(top|bottom)?_?(left|right)?/);
+      set(drawn.body, {
+        x: g.x,
+        y: g.y,
+        "font-size": g.font_size,
+        "text-anchor": { left: "start", right: "end" }[across] ?? "middle",
+        "dominant-baseline": { top: "text-before-edge", bottom: "text-after-edge" }[up] ?? "middle",
+      });
     }
     SHAPES[item.shape].handles(g).forEach((handle, index) => {
       set(drawn.handles[index], { cx: handle.x, cy: handle.y, r: HANDLE * unit, style: { cursor: handle.cursor } });

@@ -27,8 +27,11 @@ function typeOf(file) {
   return file.type ? undefined : TYPES[file.name.split(".").at(-1).toLowerCase()];
 }
 
+/** Uploads that go on in this page: the same file twice is two uploads. */
+const underWay = new Set();
+
 export class Upload {
-  /** @param onchange called whenever `state` ("sending", "done", "failed"), `sent` or `error` change */
+  /** @param onchange called whenever `state` ("sending", "done", "failed"), `key`, `sent` or `error` change */
   constructor(file, onchange) {
     Object.assign(this, { file, onchange, state: "sending", sent: 0, error: null, key: null });
     this.memory = `reelbroker-upload ${file.name} ${file.size} ${file.lastModified}`;
@@ -38,30 +41,47 @@ export class Upload {
 
   /** Sends what has not arrived yet. */
   async run() {
+    const { signal } = this.cut;
     this.change({ state: "sending", error: null });
     try {
       const ticket = await this.ticket();
       this.id = ticket.upload_id;
-      localStorage.setItem(this.memory, this.id);
+      underWay.add(this.id);
+      if (!signal.aborted) localStorage.setItem(this.memory, this.id);
+      signal.throwIfAborted();
+      this.change({ key: ticket.video_key });
       await this.transfer(ticket);
-      const { video_key: key } = await ask("POST", `/api/videos/uploads/${this.id}/complete`);
+      await ask("POST", `/api/videos/uploads/${this.id}/complete`, { signal });
       localStorage.removeItem(this.memory);
-      this.change({ state: "done", key, sent: this.file.size });
+      this.change({ state: "done", sent: this.file.size });
     } catch (error) {
-      if (!this.cut.signal.aborted) this.change({ state: "failed", error: error.message });
+      if (!signal.aborted) this.change({ state: "failed", error: error.message });
+      else if (this.isUnwanted) this.drop();
     }
   }
 
-  /** Gives it up, and has what arrived removed. */
-  async abandon() {
+  /** Stops; what has arrived stays, for when the same file is chosen again. */
+  stop() {
     this.cut.abort();
+    underWay.delete(this.id);
+  }
+
+  /** Stops, and has what arrived removed. */
+  abandon() {
+    this.isUnwanted = true;
+    this.stop();
     localStorage.removeItem(this.memory);
-    if (this.id && this.state !== "done") await send("DELETE", `/api/videos/uploads/${this.id}`).catch(() => {});
+    if (this.id && this.state !== "done") this.drop();
+  }
+
+  async drop() {
+    await send("DELETE", `/api/videos/uploads/${this.id}`).catch(() => {}); // else the broker's sweep has it
   }
 
   /** An upload of the same file that was begun before, also before the page was loaded anew, or a new one. */
   async ticket() {
-    const known = this.id ?? localStorage.getItem(this.memory);
+    const remembered = localStorage.getItem(this.memory);
+    const known = this.id ?? (underWay.has(remembered) ? null : remembered);
     if (known) {
       try {
         return await ask("GET", `/api/videos/uploads/${known}`);
@@ -74,20 +94,22 @@ export class Upload {
   }
 
   async transfer(ticket) {
+    const { signal } = this.cut;
     for (let failures = 0; !ticket.completed;) {
+      signal.throwIfAborted();
       const parts = ticket.upload_url ? [{ number: 0, offset: 0, bytes: this.file.size, upload_url: ticket.upload_url }] : ticket.parts;
       if (parts.length === 0) return;
+      this.arrived = 0;
       try {
         await this.send(parts, ticket);
         if (ticket.upload_url) return;
-        failures = 0;
       } catch (error) {
-        failures += 1;
-        if (this.cut.signal.aborted || failures >= TRIES || !navigator.onLine) throw error;
-        await sleep(300 * 2 ** failures, this.cut.signal);
+        failures = this.arrived ? 1 : failures + 1;
+        if (signal.aborted || failures >= TRIES || !navigator.onLine) throw error;
+        await sleep(300 * 2 ** failures, signal);
       }
       // What the bucket has counts, and URLs grow old.
-      ticket = await ask("GET", `/api/videos/uploads/${this.id}`);
+      ticket = await ask("GET", `/api/videos/uploads/${this.id}`, { signal });
     }
   }
 
@@ -96,7 +118,7 @@ export class Upload {
     const last = parts.at(-1);
     const behind = parts.length < PARTS_AT_ONCE ? 0 : this.file.size - last.offset - last.bytes;
     const arrived = this.file.size - behind - parts.reduce((sum, part) => sum + part.bytes, 0);
-    const underWay = new Map();
+    const sent = new Map();
     const waiting = [...parts];
     const round = new AbortController();
     const stop = () => round.abort();
@@ -105,10 +127,11 @@ export class Upload {
       while (waiting.length && !round.signal.aborted) {
         const part = waiting.shift();
         const blob = this.file.slice(part.offset, part.offset + part.bytes);
-        await put(part.upload_url, blob, whole ? headers : {}, round.signal, (sent) => {
-          underWay.set(part.number, sent);
-          this.change({ sent: [...underWay.values()].reduce((sum, one) => sum + one, arrived) });
+        await put(part.upload_url, blob, whole ? headers : {}, round.signal, (count) => {
+          sent.set(part.number, count);
+          this.change({ sent: [...sent.values()].reduce((sum, one) => sum + one, arrived) });
         });
+        this.arrived += 1;
       }
     };
     try {

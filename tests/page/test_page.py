@@ -268,6 +268,85 @@ def test_highlights_texts_and_clips(browser, stack, clip):
     assert [job["result"]["duration_seconds"] for job in ended] == pytest.approx([2, 1, 4], abs=0.1)
 
 
+def test_the_edit_survives_what_people_do(browser, clip, tmp_path):
+    """Looking at other types and other screens, a reload, nonsense in a field, a file with an odd name."""
+    browser.may_fail = True  # quotes of edits that are not whole yet
+    odd = tmp_path / "cash $& $$ 'x' ü.mp4"
+    odd.write_bytes(clip.read_bytes())
+    page = browser()
+    choose(page, odd)
+    uploaded(page)
+    assert request(page)["input_key"].endswith("/cash $& $$ 'x' ü.mp4")
+    drag(page, "[data-item=crop] .body", 80)
+    keys = request(page)["params"]["crop_keyframes"]
+    for other in ("overlay", "annotate", "framing"):
+        page.click(f"label:has(#type-{other})")
+    assert request(page)["params"]["crop_keyframes"] == keys
+    page.click("nav >> text=Jobs")
+    page.click("nav >> text=New export")
+    page.select_option("#size", "custom")
+    page.fill("#output_width", "")
+    page.press("#output_width", "Tab")
+    page.fill("#crop-width", "")
+    page.press("#crop-width", "Tab")
+    page.fill("#crop-x", "99999")
+    page.press("#crop-x", "Tab")
+    (key,) = request(page)["params"]["crop_keyframes"]
+    assert key["x"] + key["width"] == pytest.approx(640, abs=0.2)
+    page.fill("#json", "{")
+    page.click("#add-key")
+    assert request(page)["params"]["crop_keyframes"] == [key]
+    assert page.locator("#export").is_enabled()
+    page.reload()
+    page.wait_for_selector("[data-item=crop]")
+    assert request(page)["params"]["crop_keyframes"] == [key]
+    page.click("label:has(#type-multi_clip)")
+    page.click("#clip-0-remove")
+    page.reload()
+    page.wait_for_selector("#choose")
+
+
+def test_several_files_and_another_type(browser, clip, tmp_path):
+    """What is on the picture is what is edited; one that is removed is gone from the request."""
+    browser.may_fail = True
+    second = tmp_path / "second.mp4"
+    second.write_bytes(clip.read_bytes())
+    page = browser()
+    page.set_input_files("#file", [clip, second])
+    uploaded(page)
+    assert [one["input_key"].rpartition("/")[2] for one in request(page)["params"]["clips"]] == [
+        "bunny.mp4",
+        "second.mp4",
+    ]
+    page.click("label:has(#type-framing)")
+    assert request(page)["input_key"].endswith("bunny.mp4")
+    page.click("#show-1")
+    assert request(page)["input_key"].endswith("second.mp4")
+    page.click("#remove-1")
+    assert request(page)["input_key"].endswith("bunny.mp4")
+    page.click("label:has(#type-multi_clip)")
+    assert [one["input_key"].rpartition("/")[2] for one in request(page)["params"]["clips"]] == ["bunny.mp4"]
+
+
+def test_an_upload_goes_on_while_other_screens_are_looked_at(browser, stack, clip):
+    """And what waits for it is sent when it is over, without taking anybody away from where they are."""
+    page = browser()
+    held = []
+    page.route("**/uploads/*/bunny.mp4?*", lambda route: held.append(route))
+    choose(page, clip)
+    page.click("#export:text-is('Export when uploaded')")
+    page.click("nav >> text=Jobs")
+    page.wait_for_selector("h1:text('Jobs')")
+    before = {job["job_id"] for job in stack.client.get("/api/jobs").json()["jobs"]}
+    while not held:
+        page.wait_for_timeout(50)
+    held[0].continue_()
+    page.wait_for_selector("#told:text('is uploaded and sent')")
+    assert page.url.endswith("#/jobs")
+    (new,) = {job["job_id"] for job in stack.client.get("/api/jobs").json()["jobs"]} - before
+    assert stack.finished(f"/api/jobs/{new}")["status"] == "complete"
+
+
 def test_by_keyboard_alone(browser, clip, is_accessible):
     """Every step of the way has keys, in the order of the screen, and the focus is never lost."""
     page = browser()
