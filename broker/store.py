@@ -18,6 +18,7 @@ from sqlalchemy import (
     RowMapping,
     and_,
     bindparam,
+    case,
     delete,
     func,
     insert,
@@ -197,11 +198,13 @@ class JobStore:
     def hint(self, job_id: str, token: str, now: int) -> Attempt | None:
         """Has an open job looked at now; returns the attempt with that token, or None where there is none."""
         named = select(ATTEMPTS).where(ATTEMPTS.c.token == token, ATTEMPTS.c.job_id == job_id)
-        still = update(JOBS).where(JOBS.c.id == job_id, JOBS.c.status.in_(OPEN), JOBS.c.due_at > now)
+        # Changed also where it is due already: a look that is under way may have seen less, and must not put the next one off.
+        sooner = case((JOBS.c.due_at > now, now), else_=JOBS.c.due_at - 1)
+        still = update(JOBS).where(JOBS.c.id == job_id, JOBS.c.status.in_(OPEN)).values(due_at=sooner)
         with self._engine.begin() as connection:
             row = connection.execute(named).mappings().first()
             if row is not None:
-                connection.execute(still.values(due_at=now))
+                connection.execute(still)
         return _attempt(row) if row else None
 
     def orphans(self, before: int | None = None, limit: int = 1000) -> list[tuple[Job, Attempt]]:

@@ -412,6 +412,18 @@ async def test_a_hint_brings_the_next_look_forward(submitted):
     assert submitted.job.due_at == submitted.now
 
 
+async def test_a_hint_during_a_look_is_not_put_off_by_it(submitted):
+    """The look may have read the bucket before what the hint is about was there."""
+    reconciler = Reconciler(
+        submitted.settings, submitted.store, submitted.bucket, None, lambda: submitted.now
+    )
+    await reconciler.hint(submitted.id, submitted.attempt.token, None)
+    looking = submitted.job
+    await reconciler.hint(submitted.id, submitted.attempt.token, None)
+    assert submitted.store.touch(looking, submitted.now + 600_000) is None
+    assert submitted.job.due_at <= submitted.now
+
+
 async def test_an_idle_endpoint_does_not_have_the_job(scene):
     """Seen empty twice, some seconds apart: no need to sit out the grace period."""
     scene.provider.fault = lambda request: httpx.Response(502) if request.url.path.endswith("/run") else None
