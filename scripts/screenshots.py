@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, Literal
 
 from playwright.sync_api import Browser, Page, sync_playwright
 from sample import sample_clip
@@ -76,7 +77,7 @@ class Camera:
     def __init__(self, browser: Browser, url: str, key: str) -> None:
         self._browser, self._url, self._key = browser, url, key
 
-    def open(self, at: str, scheme: str, device: dict) -> Page:
+    def open(self, at: str, scheme: Literal["light", "dark"], device: dict[str, Any]) -> Page:
         page = self._browser.new_context(**device, color_scheme=scheme).new_page()
         page.goto(f"{self._url}/#key={self._key}")
         page.wait_for_selector("#nav a")

@@ -14,6 +14,21 @@ from broker.embedded.object_store import PORT_NAMES, ObjectStore
 from broker.embedded.ports import free_ports
 
 _MEASURED = pytest.StashKey[list[str]]()
+#: Modules of few and long tests: begun first, so that in the end no process waits for another's.
+_LONG = (
+    "test_page",
+    "test_demo",
+    "test_media",
+    "test_end_to_end",
+    "test_kills",
+    "test_openapi",
+    "test_promise",
+)
+
+
+def pytest_collection_modifyitems(items):
+    """Puts the long modules first."""
+    items.sort(key=lambda item: item.path.stem not in _LONG)
 
 
 @pytest.fixture(scope="session")

@@ -53,8 +53,16 @@ export class Compare {
     ])
       this.after.addEventListener(name, act);
     this.before.addEventListener("loadedmetadata", () => this.known());
-    this.before.addEventListener("error", () => this.element.classList.add("alone"));
+    this.before.addEventListener("error", () => this.before.src && this.element.classList.add("alone"));
     this.show();
+  }
+
+  /** Has the browser fetch no more of the videos. */
+  close() {
+    for (const video of [this.after, this.before].filter(Boolean)) {
+      video.removeAttribute("src");
+      video.load();
+    }
   }
 
   known() {

@@ -222,6 +222,7 @@ export class JobScreen {
     );
     if (!after || this.signal.aborted) return;
     this.compare = new Compare(job, { before, after });
+    this.signal.addEventListener("abort", () => this.compare.close());
     this.result.hidden = false;
     fill(this.result, this.compare.element);
   }

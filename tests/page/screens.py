@@ -40,6 +40,11 @@ def drag(page, selector, right, down=0):
 
 def seek(page, moment, where=".editor"):
     """Goes to a moment, and waits until the picture is there."""
+    loaded = """(where) => {
+      const videos = [...document.querySelectorAll(`${where} video`)];
+      return videos.length && videos.every((video) => video.readyState >= 2);
+    }"""
+    page.wait_for_function(loaded, arg=where)
     script = """([where, moment]) => {
       const range = document.querySelector(`${where} .timeline input`);
       range.value = moment;

@@ -26,7 +26,7 @@ def test_the_broker_does_what_its_document_says(served, tmp_path, measured):
     words = [
         "--config-file", CONFIG, "run", f"{served.url}/openapi.json", "--header", f"Authorization: Bearer {API_KEY}",
         "--exclude-path", "/api/operations/drain", "--phases", "examples,coverage,fuzzing,stateful",
-        "--max-examples", "8", "--generation-deterministic", "--no-shrink",
+        "--max-examples", "4", "--generation-deterministic", "--no-shrink",
         "--continue-on-failure", "--warnings", "off",
     ]  # fmt: skip
     command = [str(Path(sys.executable).with_name("schemathesis")), *map(str, words)]
