@@ -106,6 +106,10 @@ def edit(page: Page, clip: Path) -> None:
 
 
 def seek(page: Page, where: str, moment: float) -> None:
+    loaded = (
+        "(where) => [...document.querySelectorAll(`${where} video`)].every((video) => video.readyState >= 2)"
+    )
+    page.wait_for_function(loaded, arg=where)
     page.evaluate(
         """([where, moment]) => {
           const range = document.querySelector(`${where} .timeline input`);
@@ -155,6 +159,11 @@ def photograph(camera: Camera, client: Client, clip: Path) -> None:
     page.click("label:has(#type-overlay)")
     page.click("#add-highlight")
     page.wait_for_selector("[data-item=region-0]")
+    for _ in range(24):
+        page.press("[data-item=region-0]", "ArrowLeft")
+    for _ in range(4):
+        page.press("[data-item=region-0]", "ArrowDown")
+        page.press("[data-item=region-0]", "+")
     camera.take(page, "highlight")
     page = camera.open("new", "light", PHONE)
     edit(page, clip)

@@ -143,5 +143,5 @@ const short = (value) => (value >= 1000 ? `${Number((value / 1000).toFixed(1))}k
 function nice(value) {
   if (value <= 2) return 2;
   const power = 10 ** Math.floor(Math.log10(value));
-  return [1, 2, 4, 6, 8, 10].map((factor) => factor * power).find((round) => round >= value);
+  return (power < 10 ? [2, 4, 6, 8, 10] : [1, 2, 3, 4, 5, 6, 8, 10]).map((factor) => factor * power).find((round) => round >= value);
 }

@@ -1,7 +1,7 @@
 // Making and changing elements, and saying numbers the way people read them.
 
 const SVG = "http://www.w3.org/2000/svg";
-const SVG_TAGS = new Set(["svg", "g", "rect", "path", "circle", "ellipse", "line", "text", "title"]);
+const SVG_TAGS = new Set(["svg", "g", "rect", "path", "circle", "ellipse", "line", "text", "title", "mask"]);
 
 /**
  * Makes an element: `h("button", {class: "main", onclick: go}, "Export")`. `on…` listens, null and false leave an attribute

@@ -56,22 +56,23 @@ export class JobScreen {
   /** An event: the history grows by it; the job changes by what it does not know yet. */
   take(event) {
     this.events.push(event);
-    if (event.seq > this.version) {
+    const news = event.seq > this.version;
+    if (news) {
       Object.assign(this.job, event.changes);
       this.version = event.seq;
     }
-    if (ended(event.changes.status)) this.settle();
+    if (ended(event.changes.status)) this.settle(news);
     else this.drawSoon();
   }
 
   /** At the end: everything as the broker says it now. */
-  async settle() {
+  async settle(news) {
     try {
       this.job = await ask("GET", `/api/jobs/${this.job.job_id}`, { signal: this.signal });
     } catch (error) {
       if (error.name === "AbortError") return;
     }
-    tell(`${nameOf(this.job.input_key)}: ${WORDS[this.job.status].toLowerCase()}`);
+    if (news) tell(`${nameOf(this.job.input_key)}: ${WORDS[this.job.status].toLowerCase()}`);
     this.draw();
   }
 

@@ -4,7 +4,7 @@ import { ask, Problem, uuid } from "./api.js";
 import { dollars, fill, h, lasting, tell } from "./dom.js";
 import { fresh, isOneClip, ratioOf, refitted, round, timed } from "./edit.js";
 import { panel } from "./panel.js";
-import { addKey, byFrame, items, marks, removeKey } from "./picture.js";
+import { addKey, byFrame, items, marks, removeKey, veil } from "./picture.js";
 import { RequestView } from "./request.js";
 import { Source } from "./source.js";
 import { Stage } from "./stage.js";
@@ -23,7 +23,10 @@ export class NewExport {
     this.chosen = 0; // which of several highlights is being edited
     this.request = fresh("framing");
     this.former = new Map(); // what was edited of other types, for those who only look
-    this.stage = new Stage(() => items(this));
+    this.stage = new Stage(
+      () => items(this),
+      () => veil(this.request),
+    );
     this.timeline = new Timeline(
       this.stage.video,
       () => marks(this),

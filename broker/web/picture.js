@@ -22,6 +22,12 @@ export function items(screen) {
   return [...regions, ...texts.map(([layer, index]) => text(screen, layer, index))];
 }
 
+/** How much darker than the picture it is beside the highlights, by the effects that darken (docs/effects.md). */
+export function veil({ type, params }) {
+  const usual = { spotlight: 0.7, dark_overlay: 0.3 }[type === "overlay" && params.effect_type];
+  return usual === undefined ? 0 : (params.effect_strength ?? usual);
+}
+
 function crop(screen) {
   const { width, height } = screen.source;
   const geometry = cropAt(screen.request.params, screen.moment, width, height);

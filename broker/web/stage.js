@@ -56,11 +56,13 @@ const SHAPES = {
 };
 
 export class Stage {
-  /** @param items returns what is on the picture now */
-  constructor(items) {
-    this.items = items;
+  /** @param items returns what is on the picture now; @param veil returns how dark it is beside the ellipses: 0 to 1 */
+  constructor(items, veil) {
+    Object.assign(this, { items, veil });
+    this.holes = h("mask", { id: "holes" });
+    this.dark = h("rect", { class: "veil", mask: "url(#holes)", width: "100%", height: "100%" });
     this.video = h("video", { playsinline: true, preload: "auto", tabindex: "-1", "aria-label": "The source" });
-    this.layer = h("svg", { class: "layer", "aria-label": "What is on the picture", role: "group" });
+    this.layer = h("svg", { class: "layer", "aria-label": "What is on the picture", role: "group" }, this.holes, this.dark);
     this.element = h("div", { class: "stage" }, this.video, this.layer);
     this.drawn = new Map();
     new ResizeObserver(() => this.draw()).observe(this.element);
@@ -85,6 +87,11 @@ export class Stage {
     }
     const unit = Math.max(width / (this.layer.clientWidth || width), height / (this.layer.clientHeight || height));
     for (const item of items) this.place(item, unit);
+    const ellipses = items
+      .filter(({ shape }) => shape === "ellipse")
+      .map(({ geometry: g }) => h("ellipse", { cx: g.x, cy: g.y, rx: g.radius_x, ry: g.radius_y }));
+    this.holes.replaceChildren(h("rect", { width, height, fill: "#fff" }), ...ellipses);
+    set(this.dark, { "fill-opacity": ellipses.length ? this.veil() : 0 });
   }
 
   /** @param unit how many pixels of the video a pixel of the screen is */
