@@ -167,11 +167,12 @@ def photograph(camera: Camera, client: Client, clip: Path) -> None:
     camera.take(page, "highlight")
     page = camera.open("new", "light", PHONE)
     edit(page, clip)
+    page.evaluate("scrollTo(0, 0)")
     camera.take(page, "phone-new-export")
     page = camera.open(f"jobs/{job}", "dark", PHONE)
     page.wait_for_selector(".compare")
     seek(page, ".compare", 2.8)
-    page.evaluate("document.querySelector('.result').scrollIntoView({block: 'center'})")
+    page.evaluate("document.querySelector('.result').scrollIntoView({block: 'start'})")
     camera.take(page, "phone-job")
 
 
