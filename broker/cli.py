@@ -8,6 +8,7 @@ import contextlib
 import importlib.util
 import json
 import os
+import socket
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -57,15 +58,22 @@ WORKER_NEEDS = (
     "R2_BUCKET_NAME",
     "RUNPOD_WEBHOOK_GET_JOB",
 )
+#: How long those that were accepted last have to say what they want.
+LAST_WORDS_SECONDS = 0.3
+#: The first file descriptor behind the standard ones.
+FIRST_INHERITED = 3
 Folder = Annotated[Path, typer.Option(help="Where the stack keeps its data, keys and logs.")]
 
 
 @cli.command()
 def serve() -> None:
-    """Run the broker; settings come from the environment (see .env.example)."""
+    """Run the broker; settings come from the environment (see .env.example).
+
+    With systemd's socket activation, connections wait in the socket while the broker is restarted, and none is refused.
+    """
     log_to_stderr()
     settings = _settings()
-    uvicorn.run(
+    config = uvicorn.Config(
         create_app(settings),
         host=settings.host,
         port=settings.port,
@@ -74,6 +82,24 @@ def serve() -> None:
         timeout_graceful_shutdown=STOP_SECONDS,
         ws_max_size=MAX_SOCKET_BYTES,
     )
+    Server(config).run(_inherited_sockets())
+
+
+class Server(uvicorn.Server):
+    """uvicorn, which hangs up on a connection that it has accepted and not yet read when it is told to end."""
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        for server in self.servers:
+            server.close()  # no more are accepted
+        await asyncio.sleep(LAST_WORDS_SECONDS)
+        await super().shutdown(sockets)
+
+
+def _inherited_sockets() -> list[socket.socket] | None:
+    """Returns the listening socket that was handed to us, as sd_listen_fds(3) tells; None: listen by ourselves."""
+    if os.environ.get("LISTEN_PID") != str(os.getpid()) or os.environ.get("LISTEN_FDS") != "1":
+        return None
+    return [socket.socket(fileno=FIRST_INHERITED)]
 
 
 @cli.command()

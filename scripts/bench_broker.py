@@ -238,7 +238,7 @@ class Bench:
         keys = secrets.token_hex(10), secrets.token_hex(20)
         self.store = ObjectStore(folder / "store", dict(zip(PORT_NAMES, ports, strict=False)), *keys, "bench")
         self.provider, self.url = (f"http://127.0.0.1:{port}" for port in ports[-2:])
-        self._environment = {
+        self.environment = {
             "PYTHONPATH": str(Path(__file__).parent), "RUNPOD_API_KEY": RUNPOD_KEY, "RUNPOD_ENDPOINT_URL": f"{self.provider}/v2/bench",
             "R2_ENDPOINT": self.store.url, "R2_ACCESS_KEY_ID": self.store.access_key, "R2_SECRET_ACCESS_KEY": self.store.secret_key,
             "R2_BUCKET_NAME": "bench", "REELBROKER_API_KEY": KEY, "REELBROKER_USER_ID": USER, "REELBROKER_PORT": self.url[17:],
@@ -253,11 +253,11 @@ class Bench:
             while not self.store.prepare():
                 assert weed.poll() is None, "the object store ended"
                 await asyncio.sleep(0.1)
-            bucket = open_bucket(Settings(_env_file=None, **self._environment))  # type: ignore[arg-type]
+            bucket = open_bucket(Settings(_env_file=None, **self.environment))  # type: ignore[arg-type]
             bucket.write(f"{USER}/a.mp4", b"a video")
             with running(
                 [*UVICORN, self.provider[17:], "--factory", "bench_broker:provider"],
-                self._environment,
+                self.environment,
                 self.provider,
                 self._folder / "provider.log",
             ):
@@ -277,7 +277,7 @@ class Bench:
             if plain
             else [sys.executable, "-m", "broker.cli", "serve"]
         )
-        with running(command, self._environment | databases, self.url, file.with_suffix(".log")) as pid:
+        with running(command, self.environment | databases, self.url, file.with_suffix(".log")) as pid:
             yield pid
 
     def calls(self) -> int:
