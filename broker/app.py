@@ -10,10 +10,11 @@ from typing import Any
 import httpx
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
-from starlette.datastructures import MutableHeaders
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from structlog.contextvars import bound_contextvars
 
 from broker.api.problems import HANDLERS
 from broker.api.routes import routes
@@ -33,6 +34,7 @@ from broker.service import JobService
 from broker.settings import Settings
 from broker.storage import open_bucket
 from broker.store import JobStore
+from broker.trace import received, trace_id
 from broker.uploads import UploadService
 from broker.webhooks import WebhookService, open_caller
 
@@ -130,7 +132,7 @@ def _is_running(loop: asyncio.Task[None]) -> None:
 
 
 class RequestId:
-    """Gives each request an id and says it in the answer."""
+    """Gives each request an id, says it in the answer, and in each line that is logged meanwhile, with the trace."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -140,7 +142,8 @@ class RequestId:
             await self._app(scope, receive, send)
             return
         request_id = uuid.uuid4().hex
-        scope.setdefault("state", {})["request_id"] = request_id
+        traceparent = received(Headers(scope=scope).getlist("traceparent"))
+        scope.setdefault("state", {}).update(request_id=request_id, traceparent=traceparent)
 
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -149,4 +152,5 @@ class RequestId:
                 headers["X-Content-Type-Options"] = "nosniff"
             await send(message)
 
-        await self._app(scope, receive, send_with_id)
+        with bound_contextvars(request_id=request_id, trace_id=trace_id(traceparent)):
+            await self._app(scope, receive, send_with_id)
