@@ -26,6 +26,7 @@ from broker.events import EventHub
 from broker.fleet import FleetService
 from broker.limits import DiskSpace, RequestLimit
 from broker.loop import ReconcileLoop
+from broker.metrics import Metrics
 from broker.outbox import Outbox
 from broker.reconciler import Reconciler
 from broker.retention import Retention
@@ -48,6 +49,8 @@ def create_app(settings: Settings, *, transport: httpx.AsyncBaseTransport | None
         transport: what carries the calls to RunPod; tests put an ASGI app or a failing network here.
     """
 
+    metrics = Metrics()
+
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[dict[str, Any]]:
         engine = await run_in_threadpool(open_engine, settings.database_url)
@@ -64,14 +67,20 @@ def create_app(settings: Settings, *, transport: httpx.AsyncBaseTransport | None
                 bucket = await run_in_threadpool(open_bucket, settings)
                 hub = EventHub(store)
                 store.on_event = hub.publish
+                store.on_end = metrics.job_ended
+                bucket.on_error = metrics.storage_failed
+                runpod.on_call = metrics.provider_called
+                metrics.breaker_open.set_function(lambda: runpod.breaker_open)
                 reconciler = Reconciler(settings, store, bucket, runpod)
                 await reconciler.dispatch.look_at_flag()
                 looks = ReconcileLoop(store, reconciler, now_ms)
+                reconciler.on_look, looks.on_failure = metrics.looked, metrics.look_failed
                 path = sqlite_path(settings.database_url)
                 disk = DiskSpace(path.absolute().parent if path else None, settings.min_free_bytes)
                 service = JobService(settings, store, bucket, reconciler, hub, disk, looks.wake)
                 retention = Retention(settings, store, bucket)
                 webhooks = WebhookService(settings, Outbox(engine), outgoing)
+                webhooks.on_call = metrics.webhook_called
                 loop = asyncio.create_task(looks.run())
                 others = [asyncio.create_task(part.run()) for part in (retention, webhooks)]
                 # On SQLite this is the one process that moves jobs, and hears of each move by itself.
@@ -83,6 +92,7 @@ def create_app(settings: Settings, *, transport: httpx.AsyncBaseTransport | None
                     "webhooks": webhooks,
                     "credentials": Credentials(engine),
                     "fleet": FleetService(settings, engine, store, runpod),
+                    "metrics": metrics,
                     "limit": RequestLimit(settings.requests_per_minute),
                     "checks": {
                         "database": store.check,
@@ -102,7 +112,7 @@ def create_app(settings: Settings, *, transport: httpx.AsyncBaseTransport | None
 
     return Starlette(
         routes=routes(settings),
-        middleware=[Middleware(RequestId), *_cors(settings)],
+        middleware=[Middleware(RequestId, metrics=metrics), *_cors(settings)],
         exception_handlers=HANDLERS,
         lifespan=lifespan,
     )
@@ -132,10 +142,11 @@ def _is_running(loop: asyncio.Task[None]) -> None:
 
 
 class RequestId:
-    """Gives each request an id, says it in the answer, and in each line that is logged meanwhile, with the trace."""
+    """Gives each request an id, says it in the answer, and in each line that is logged meanwhile, with the trace; counts the answers."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self._app = app
+        self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] not in ("http", "websocket"):
@@ -147,6 +158,7 @@ class RequestId:
 
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
+                self._metrics.answered(message["status"])
                 headers = MutableHeaders(scope=message)
                 headers["X-Request-ID"] = request_id
                 headers["X-Content-Type-Options"] = "nosniff"
