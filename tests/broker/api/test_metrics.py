@@ -5,6 +5,9 @@ import json
 import math
 import platform
 import re
+import shutil
+import subprocess
+import sys
 from importlib.metadata import version
 from pathlib import Path
 
@@ -23,6 +26,7 @@ from tests.broker.api.calls import JOB, on_one_database, until
 from tests.broker.provider import Worker, refuse
 
 SCRAPER = "scraper-key-0123456789"
+PROMTOOL = shutil.which("promtool") or shutil.which("promtool", path=str(Path(sys.executable).parent))
 GUIDE = Path(__file__).parents[3] / "docs" / "observability"
 
 
@@ -252,6 +256,16 @@ def test_dashboard_and_alerts_ask_for_what_is_there():
     guide = (GUIDE / "README.md").read_text()
     alerts = [rule["alert"] for group in yaml.safe_load((GUIDE / "alerts.yml").read_text())["groups"] for rule in group["rules"]]  # fmt: skip
     assert re.findall(r"^### (\w+)", guide, flags=re.MULTILINE) == alerts
+
+
+@pytest.mark.skipif(PROMTOOL is None, reason="promtool is not here; scripts/test brings it")
+def test_prometheus_takes_the_alerts_and_they_come_when_they_should():
+    """What Prometheus itself says of the rules, of what we tell, and of days that went wrong (tests/broker/alerts.yml)."""
+    told = Metrics().exposition(False, None, None)
+    days = Path(__file__).parents[1] / "alerts.yml"
+    for words, given in ((["check", "rules", GUIDE / "alerts.yml"], None), (["test", "rules", days], None), (["check", "metrics"], told)):  # fmt: skip
+        run = subprocess.run([PROMTOOL, *words], input=given, capture_output=True, timeout=60, check=False)
+        assert run.returncode == 0, (run.stdout + run.stderr).decode()
 
 
 @on_one_database
