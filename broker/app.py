@@ -122,7 +122,15 @@ def _cors(settings: Settings) -> list[Middleware]:
     """Lets web pages of the settings' origins call the broker from a browser."""
     if not settings.cors_origins:
         return []
-    allowed = ["Authorization", "Content-Type", "Idempotency-Key", "If-None-Match", "Last-Event-ID", "Prefer"]
+    allowed = [
+        "Authorization",
+        "Content-Type",
+        "Idempotency-Key",
+        "If-None-Match",
+        "Last-Event-ID",
+        "Prefer",
+        "traceparent",
+    ]
     told = ["ETag", "Idempotent-Replayed", "Link", "Location", "RateLimit", "Retry-After", "X-Request-ID"]
     return [
         Middleware(
