@@ -10,10 +10,11 @@ from typing import Any
 import httpx
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
-from starlette.datastructures import MutableHeaders
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from structlog.contextvars import bound_contextvars
 
 from broker.api.problems import HANDLERS
 from broker.api.routes import routes
@@ -25,6 +26,7 @@ from broker.events import EventHub
 from broker.fleet import FleetService
 from broker.limits import DiskSpace, RequestLimit
 from broker.loop import ReconcileLoop
+from broker.metrics import Metrics
 from broker.outbox import Outbox
 from broker.reconciler import Reconciler
 from broker.retention import Retention
@@ -33,6 +35,7 @@ from broker.service import JobService
 from broker.settings import Settings
 from broker.storage import open_bucket
 from broker.store import JobStore
+from broker.trace import received, trace_id
 from broker.uploads import UploadService
 from broker.webhooks import WebhookService, open_caller
 
@@ -45,6 +48,8 @@ def create_app(settings: Settings, *, transport: httpx.AsyncBaseTransport | None
     Args:
         transport: what carries the calls to RunPod; tests put an ASGI app or a failing network here.
     """
+
+    metrics = Metrics()
 
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[dict[str, Any]]:
@@ -62,14 +67,20 @@ def create_app(settings: Settings, *, transport: httpx.AsyncBaseTransport | None
                 bucket = await run_in_threadpool(open_bucket, settings)
                 hub = EventHub(store)
                 store.on_event = hub.publish
+                store.on_end = metrics.job_ended
+                bucket.on_error = metrics.storage_failed
+                runpod.on_call = metrics.provider_called
+                metrics.breaker_open.set_function(lambda: runpod.breaker_open)
                 reconciler = Reconciler(settings, store, bucket, runpod)
                 await reconciler.dispatch.look_at_flag()
                 looks = ReconcileLoop(store, reconciler, now_ms)
+                reconciler.on_look, looks.on_failure = metrics.looked, metrics.look_failed
                 path = sqlite_path(settings.database_url)
                 disk = DiskSpace(path.absolute().parent if path else None, settings.min_free_bytes)
                 service = JobService(settings, store, bucket, reconciler, hub, disk, looks.wake)
                 retention = Retention(settings, store, bucket)
                 webhooks = WebhookService(settings, Outbox(engine), outgoing)
+                webhooks.on_call = metrics.webhook_called
                 loop = asyncio.create_task(looks.run())
                 others = [asyncio.create_task(part.run()) for part in (retention, webhooks)]
                 # On SQLite this is the one process that moves jobs, and hears of each move by itself.
@@ -81,6 +92,7 @@ def create_app(settings: Settings, *, transport: httpx.AsyncBaseTransport | None
                     "webhooks": webhooks,
                     "credentials": Credentials(engine),
                     "fleet": FleetService(settings, engine, store, runpod),
+                    "metrics": metrics,
                     "limit": RequestLimit(settings.requests_per_minute),
                     "checks": {
                         "database": store.check,
@@ -100,7 +112,7 @@ def create_app(settings: Settings, *, transport: httpx.AsyncBaseTransport | None
 
     return Starlette(
         routes=routes(settings),
-        middleware=[Middleware(RequestId), *_cors(settings)],
+        middleware=[Middleware(RequestId, metrics=metrics), *_cors(settings)],
         exception_handlers=HANDLERS,
         lifespan=lifespan,
     )
@@ -110,7 +122,15 @@ def _cors(settings: Settings) -> list[Middleware]:
     """Lets web pages of the settings' origins call the broker from a browser."""
     if not settings.cors_origins:
         return []
-    allowed = ["Authorization", "Content-Type", "Idempotency-Key", "If-None-Match", "Last-Event-ID", "Prefer"]
+    allowed = [
+        "Authorization",
+        "Content-Type",
+        "Idempotency-Key",
+        "If-None-Match",
+        "Last-Event-ID",
+        "Prefer",
+        "traceparent",
+    ]
     told = ["ETag", "Idempotent-Replayed", "Link", "Location", "RateLimit", "Retry-After", "X-Request-ID"]
     return [
         Middleware(
@@ -130,23 +150,27 @@ def _is_running(loop: asyncio.Task[None]) -> None:
 
 
 class RequestId:
-    """Gives each request an id and says it in the answer."""
+    """Gives each request an id, says it in the answer, and in each line that is logged meanwhile, with the trace; counts the answers."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self._app = app
+        self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] not in ("http", "websocket"):
             await self._app(scope, receive, send)
             return
         request_id = uuid.uuid4().hex
-        scope.setdefault("state", {})["request_id"] = request_id
+        traceparent = received(Headers(scope=scope).getlist("traceparent"))
+        scope.setdefault("state", {}).update(request_id=request_id, traceparent=traceparent)
 
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
+                self._metrics.answered(message["status"])
                 headers = MutableHeaders(scope=message)
                 headers["X-Request-ID"] = request_id
                 headers["X-Content-Type-Options"] = "nosniff"
             await send(message)
 
-        await self._app(scope, receive, send_with_id)
+        with bound_contextvars(request_id=request_id, trace_id=trace_id(traceparent)):
+            await self._app(scope, receive, send_with_id)

@@ -108,11 +108,11 @@ class Dispatch:
         except ProviderUnreachable as error:
             await self._hold(touched, attempt, error)
         except ProviderRefused as error:
-            log.error("submit_refused", job_id=job.id, error=str(error))
+            log.error("submit_refused", error=str(error))
             sentence = "The GPU provider refused the job."
             await self._moves.fail(touched, attempt, ErrorCode.PROVIDER_REFUSED, sentence, "runpod:/run")
         except ProviderUncertain as error:
-            log.warning("submit_unknown", job_id=job.id, error=str(error))
+            log.warning("submit_unknown", error=str(error))
             sentence = "Checking whether the GPU provider has the job"
             changes = {"status": JobStatus.PROCESSING, "message": sentence}
             await self._moves.move(touched, "submit_unknown", changes)
@@ -142,7 +142,7 @@ class Dispatch:
             "progressed_at": self._clock(),
             **phase(Phase.QUEUED),
         }
-        log.info("submitted", job_id=job.id, runpod_job_id=runpod_job_id)
+        log.info("submitted", runpod_job_id=runpod_job_id)
         if await self._moves.move(job, "submitted", changes, known, evidence) is None:
             # Somebody asked for a cancel meanwhile: the id is what that cancel needs.
             await run_in_threadpool(self._store.note, known)
@@ -172,7 +172,7 @@ class Dispatch:
 
     async def _hold(self, job: Job, attempt: Attempt, error: ProviderUnreachable) -> None:
         """Nothing reached the provider: the job waits, and the same attempt goes when the provider is back."""
-        log.warning("submit_held", job_id=job.id, error=str(error))
+        log.warning("submit_held", error=str(error))
         await run_in_threadpool(self._store.note, attempt)
         sentence = "The GPU provider cannot be reached; the job goes as soon as it is back"
         await self._moves.wait(job, sentence, self._moves.pause(attempt.created_at))
@@ -194,4 +194,5 @@ def _worker_input(job: Job, attempt: Attempt) -> WorkerInput:
         input_key=job.input_key,
         params=json.loads(job.params),
         attempt_token=attempt.token,
+        traceparent=job.traceparent,
     )

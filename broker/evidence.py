@@ -72,7 +72,7 @@ class Evidence:
             return model.model_validate_json(body)
         except ValidationError as error:
             # Written by a worker that speaks another protocol: as good as not there, but somebody must know.
-            log.error("document_unreadable", job_id=job.id, error=str(error))
+            log.error("document_unreadable", error=str(error))
             return None
 
 

@@ -3,27 +3,39 @@
 import asyncio
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Engine, RowMapping, Select, func, select
+from sqlalchemy import Connection, Engine, RowMapping, Select, func, select
 from starlette.concurrency import run_in_threadpool
 
 from broker.clock import DAY_MS, HOUR_MS, iso, now_ms
 from broker.errors import ProviderError
-from broker.models import table
 from broker.pricing import cost
 from broker.runpod import Health, RunPodClient
 from broker.settings import Settings
-from broker.store import OPEN, JobStore
+from broker.store import ATTEMPTS, JOBS, OPEN, JobStore
 from schemas.fleet import Fleet, Hour, Orphan, Provider, StalledJob, Tally, Workers
 from schemas.jobs import ErrorCode, JobStatus, Phase
 
-JOBS = table("export_jobs")
 HOURS = 24
 #: How old the provider's word may be: any number of operators who look cost it one call in so long.
 HEALTH_SECONDS = 5.0
 MOST_STALLED = 50
 _WAITING = [phase.value for phase in (Phase.ACCEPTED, Phase.SUBMITTING, Phase.QUEUED)]
+
+
+@dataclass(frozen=True)
+class Backlog:
+    """What is under way, as cheap to count as may be asked for every few seconds."""
+
+    open_jobs: dict[Phase, int]  #: a phase that no job is in is left out
+    oldest_wait_seconds: float | None  #: of those that wait for a worker
+    overdue_seconds: (
+        float  #: how long the job that should have been looked at longest ago has waited for that
+    )
+    stalled: int
+    orphans: int
 
 
 class FleetService:
@@ -48,10 +60,16 @@ class FleetService:
 
     async def look(self, draining: bool) -> Fleet:
         """Returns how all is going now; a provider that does not answer is a part of that."""
-        provider, error = await self._provider()
+        provider, error = await self.provider()
         return await run_in_threadpool(self._count, draining, provider, error)
 
-    async def _provider(self) -> tuple[Provider | None, str | None]:
+    def backlog(self) -> Backlog:
+        """Returns what is under way; blocks."""
+        with self._engine.begin() as connection:
+            return _backlog(connection, self._clock())
+
+    async def provider(self) -> tuple[Provider | None, str | None]:
+        """Returns what the provider says, as it was a few seconds ago; or None, and why."""
         async with self._asking:
             if self._clock() - self._asked_at >= HEALTH_SECONDS * 1000:
                 self._answer = await self._ask()
@@ -71,17 +89,12 @@ class FleetService:
         now = self._clock()
         first = (now // HOUR_MS - HOURS + 1) * HOUR_MS
         with self._engine.begin() as connection:
-            since = func.coalesce(
-                JOBS.c.progressed_at, JOBS.c.created_at
-            )  # of a later attempt: its own waiting
-            phases = select(JOBS.c.phase, func.count().label("jobs"), func.min(since).label("oldest"))
-            waiting = connection.execute(phases.where(JOBS.c.status.in_(OPEN)).group_by(JOBS.c.phase)).all()
+            backlog = _backlog(connection, now)
             ended = connection.execute(_ended_since(first)).mappings().all()
             stuck = select(JOBS).where(JOBS.c.status.in_(OPEN), JOBS.c.stalled_since.is_not(None))
             stalled = (
                 connection.execute(stuck.order_by(JOBS.c.stalled_since).limit(MOST_STALLED)).mappings().all()
             )
-        oldest = min((row.oldest for row in waiting if row.phase in _WAITING), default=None)
         codes = Counter[ErrorCode]()
         for row in ended:
             if row["error_code"] is not None:
@@ -89,8 +102,8 @@ class FleetService:
         return Fleet(
             at=iso(now),
             draining=draining,
-            open_jobs={Phase(row.phase): row.jobs for row in waiting},
-            oldest_wait_seconds=None if oldest is None else max(0.0, (now - oldest) / 1000),
+            open_jobs=backlog.open_jobs,
+            oldest_wait_seconds=backlog.oldest_wait_seconds,
             provider=provider,
             provider_error=error,
             today=_tally(row for row in ended if row["hour"] * HOUR_MS >= now - now % DAY_MS),
@@ -118,6 +131,27 @@ def orphans(store: JobStore, prices: Mapping[str, float], now: int) -> list[Orph
             )
         )
     return found
+
+
+def _backlog(connection: Connection, now: int) -> Backlog:
+    since = func.coalesce(JOBS.c.progressed_at, JOBS.c.created_at)  # of a later attempt: its own waiting
+    phases = select(
+        JOBS.c.phase,
+        func.count().label("jobs"),
+        func.min(since).label("oldest"),
+        func.min(JOBS.c.due_at).label("due"),
+        func.count(JOBS.c.stalled_since).label("stalled"),
+    )
+    rows = connection.execute(phases.where(JOBS.c.status.in_(OPEN)).group_by(JOBS.c.phase)).all()
+    given_up = select(func.count()).select_from(ATTEMPTS).where(ATTEMPTS.c.orphan_due_at.is_not(None))
+    oldest = min((row.oldest for row in rows if row.phase in _WAITING), default=None)
+    return Backlog(
+        open_jobs={Phase(row.phase): row.jobs for row in rows},
+        oldest_wait_seconds=None if oldest is None else max(0.0, (now - oldest) / 1000),
+        overdue_seconds=max([0.0, *((now - row.due) / 1000 for row in rows)]),
+        stalled=sum(row.stalled for row in rows),
+        orphans=connection.execute(given_up).scalar_one(),
+    )
 
 
 def _ended_since(moment: int) -> Select[Any]:

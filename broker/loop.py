@@ -28,6 +28,8 @@ class ReconcileLoop:
     """
 
     def __init__(self, store: JobStore, reconciler: Reconciler, clock: Callable[[], int]) -> None:
+        #: Told why a look came to nothing; whoever wants to hear of it sets it.
+        self.on_failure: Callable[[str], None] = lambda why: None
         self._store = store
         self._reconciler = reconciler
         self._clock = clock
@@ -92,15 +94,17 @@ class ReconcileLoop:
         try:
             await look(name)
         except Exception as error:
+            # Which job it was about is bound by then; the name of an orphan is a token, and nobody's business.
             if isinstance(error, BrokerError):
-                log.warning("look_failed", about=name, error=str(error))
+                log.warning("look_failed", error=str(error))
             else:
-                log.exception("look_crashed", about=name)
+                log.exception("look_crashed")
+            self.on_failure("unreachable" if isinstance(error, BrokerError) else "crashed")
             await self._postpone(name)
 
     async def _postpone(self, name: str) -> None:
         try:
             await self._reconciler.postpone(name)
         except Exception:
-            log.exception("store_failed", about=name)
+            log.exception("store_failed")
             await asyncio.sleep(IDLE_SECONDS)  # still due, and still failing: do not spin

@@ -73,6 +73,9 @@ class JobFields(SQLModel):
     cost_usd: float | None = Field(default=None, sa_type=Float64)
     media_seconds: float | None = Field(default=None, sa_type=Float64)  #: of output; None while not known
     retry_of: str | None = Field(default=None, sa_type=Text)
+    traceparent: str | None = Field(
+        default=None, sa_type=Text
+    )  #: of the request that it came with (trace.py)
     evidence_source: str | None = Field(default=None, sa_type=Text)
     evidence_at: int | None = Field(default=None, sa_type=Int64)
     created_at: int = Field(sa_type=Int64)

@@ -98,7 +98,7 @@ class Moves:
         if output_is_there:
             await self._complete(job, attempt, result)
             return True
-        log.error("result_without_output", job_id=job.id)
+        log.error("result_without_output")
         if attempt.state is AttemptState.SUPERSEDED:
             return False
         sentence = "The finished file is not in the bucket."
@@ -134,7 +134,7 @@ class Moves:
         try:
             await run_in_threadpool(self._bucket.delete, object_key(job.user_id, job.input_key))
         except StorageError as error:  # the sweep gets it
-            log.warning("temporary_left", job_id=job.id, error=str(error))
+            log.warning("temporary_left", error=str(error))
 
     async def _with_bill(self, attempt: Attempt, result: Result) -> Attempt:
         """Notes what the run took: as the provider bills it, while it still tells, else as the worker measured."""
@@ -176,7 +176,7 @@ class Moves:
             "stalled_since": None,
         }
         given_up = self._over(attempt, AttemptState.SUPERSEDED, gone).model_copy(update={"error_code": code})
-        log.warning("superseded", job_id=job.id, code=code, attempt=job.attempt)
+        log.warning("superseded", code=code, attempt=job.attempt)
         await self.move(job, "superseded", changes, given_up, wait=backoff_seconds(len(failures)))
 
     async def fail(
@@ -208,9 +208,9 @@ class Moves:
         ended = None
         if attempt is not None and attempt.state is not AttemptState.SUPERSEDED:
             ended = self._over(attempt, AttemptState.ENDED, gone)
-        log.info("ended", job_id=job.id, status=changes["status"])
         changes = {**changes, "completed_at": self._clock(), "stalled_since": None}
-        await self.move(job, kind, changes, ended, evidence)
+        if await self.move(job, kind, changes, ended, evidence) is not None:
+            log.info("ended", **{name: changes[name] for name in ("status", "error_code") if name in changes})
 
     async def _spent(self, job: Job, last: Attempt | None, gpu: str | None) -> dict[str, Any]:
         """Returns what all attempts together took and cost, as far as it is known."""

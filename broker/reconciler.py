@@ -28,6 +28,7 @@ from broker.runpod import Health, RemoteJob, RemoteState, RunPodClient
 from broker.settings import Settings
 from broker.storage import Bucket
 from broker.store import JobStore
+from broker.trace import follow
 from schemas.jobs import ErrorCode, JobStatus, Phase
 from schemas.worker import Failure, Progress
 
@@ -54,6 +55,8 @@ class Reconciler:
         runpod: RunPodClient,
         clock: Callable[[], int] = now_ms,
     ) -> None:
+        #: Told how late each look is, in seconds; whoever wants to hear of them sets it.
+        self.on_look: Callable[[float], None] = lambda late: None
         self._settings = settings
         self._store = store
         self._runpod = runpod
@@ -71,6 +74,8 @@ class Reconciler:
         job, attempt = await run_in_threadpool(self._store.load, job_id)
         if job.status.is_terminal:
             return
+        follow(job)
+        self.on_look((self._clock() - job.due_at) / 1000)
         if job.cancel_requested_at is not None:
             await self._stop(job, attempt)
         elif attempt is None or attempt.state is AttemptState.SUPERSEDED:
@@ -190,14 +195,14 @@ class Reconciler:
                 code = ErrorCode.EXECUTION_TIMEOUT
                 sentence = "The job ran longer than such an export may take, and was stopped."
             case RemoteState.FAILED if (failure := parsed(Failure, remote.output)) is not None:
-                log.info("worker_failed", job_id=job.id, detail=failure.detail)
+                log.info("worker_failed", detail=failure.detail)
                 code, sentence = failure.error_code, remote.error or "The worker could not do the job."
                 if (
                     code is ErrorCode.CANCELLED
                 ):  # by nobody: we fenced it, and then somebody else moved the job first
                     code, sentence = ErrorCode.WORKER_LOST, "The GPU worker was stopped."
             case RemoteState.FAILED:
-                log.error("provider_failed", job_id=job.id, error=remote.error)
+                log.error("provider_failed", error=remote.error)
                 code, sentence = ErrorCode.WORKER_LOST, "The GPU worker was lost."
             case _:
                 code, sentence = ErrorCode.RESULT_LOST, "The job ended without a result."
@@ -217,7 +222,7 @@ class Reconciler:
         try:
             stopped = await self._stopped_at_provider(attempt)
         except (ProviderUnreachable, ProviderUncertain) as error:
-            log.warning("cancel_unanswered", job_id=job.id, error=str(error))
+            log.warning("cancel_unanswered", error=str(error))
             stopped = False
         waited = self._moves.seconds_since(job.cancel_requested_at)
         if await self._moves.finish_from_bucket(job, attempt):
@@ -237,6 +242,7 @@ class Reconciler:
     async def release(self, token: str) -> None:
         """Sees to it that a given-up attempt no longer runs at the provider, where it would be paid for."""
         job, attempt = await run_in_threadpool(self._store.orphan, token)
+        follow(job)
         later = attempt.model_copy(update={"orphan_due_at": self._clock() + int(ORPHAN_SECONDS * 1000)})
         await run_in_threadpool(self._store.note, later)
         if attempt.runpod_job_id is None:
@@ -252,7 +258,7 @@ class Reconciler:
         elif self._moves.seconds_since(attempt.submitted_at) > (attempt.ttl_seconds or 0):
             gone = {"orphan_due_at": None}  # it cannot be there any more
         if gone:
-            log.info("orphan_gone", job_id=job.id, runpod_job_id=later.runpod_job_id)
+            log.info("orphan_gone", runpod_job_id=later.runpod_job_id)
         await run_in_threadpool(self._store.note, later.model_copy(update=gone))
 
 

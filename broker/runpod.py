@@ -5,15 +5,24 @@ means for a job is said in reconciler.py. Facts: RunPod documents no idempotency
 30 minutes, answers 404 for expired and for unknown ids alike, and shows progress as `output` while a job runs.
 """
 
+import time
 from collections import defaultdict
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Annotated, Any, TypeVar
+from functools import wraps
+from typing import Annotated, Any, Concatenate, ParamSpec, TypeVar
 
 import httpx
 from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
 
-from broker.errors import ProviderRefused, ProviderUncertain, ProviderUnreachable
+from broker.errors import (
+    ProviderError,
+    ProviderHeld,
+    ProviderRefused,
+    ProviderUncertain,
+    ProviderUnreachable,
+)
 from broker.policy import Deadlines
 from broker.throttle import Throttle
 from schemas.worker import WorkerInput
@@ -70,6 +79,8 @@ class Health:
 
 
 Model = TypeVar("Model", bound=BaseModel)
+T = TypeVar("T")
+P = ParamSpec("P")
 WEEK_SECONDS = 604_800
 #: No key, no money, no right, too many calls: the request was not looked at, and others fare no better.
 _AWAY = {401, 402, 403, 429}
@@ -98,6 +109,36 @@ class _HealthReply(_Reply):
     workers: dict[str, int] = {}
 
 
+def _told(
+    call: Callable[Concatenate["RunPodClient", P], Coroutine[Any, Any, T]],
+) -> Callable[Concatenate["RunPodClient", P], Coroutine[Any, Any, T]]:
+    """Has `on_call` hear of each call of a method: its name, what came of it, and how long it took."""
+
+    @wraps(call)
+    async def made(self: "RunPodClient", /, *args: P.args, **kwargs: P.kwargs) -> T:
+        began, outcome = time.monotonic(), "given_up"  # whoever asked did not wait
+        try:
+            answer = await call(self, *args, **kwargs)
+            outcome = "ok"
+            return answer
+        except ProviderError as error:
+            outcome = next(word for kind, word in _OUTCOMES.items() if isinstance(error, kind))
+            raise
+        finally:
+            self.on_call(call.__name__, outcome, time.monotonic() - began)
+
+    return made
+
+
+#: What to call what came of a call, the narrower kinds first.
+_OUTCOMES: dict[type[ProviderError], str] = {
+    ProviderHeld: "held",
+    ProviderUnreachable: "unreachable",
+    ProviderUncertain: "uncertain",
+    ProviderRefused: "refused",
+}
+
+
 class RunPodClient:
     """Talks to one account; each call says which endpoint, since a job is polled where it was sent.
 
@@ -105,11 +146,21 @@ class RunPodClient:
         ProviderUnreachable, ProviderUncertain, ProviderRefused: see errors.py.
     """
 
+    #: Told of each call, its outcome and its seconds; whoever wants to hear of them sets it.
+    on_call: Callable[[str, str, float], None]
+
     def __init__(self, http: httpx.AsyncClient, api_key: str, calls_per_second: float = 50.0) -> None:
+        self.on_call = lambda action, outcome, seconds: None
         self._http = http
         self._headers = {"Authorization": f"Bearer {api_key}"}
         self._throttles: dict[str, Throttle] = defaultdict(lambda: Throttle(calls_per_second))
 
+    @property
+    def breaker_open(self) -> bool:
+        """Whether calls to any endpoint are held back."""
+        return any(throttle.is_open for throttle in list(self._throttles.values()))
+
+    @_told
     async def submit(
         self, endpoint_url: str, job: WorkerInput, deadlines: Deadlines, webhook: str | None = None
     ) -> str:
@@ -126,6 +177,7 @@ class RunPodClient:
             body["webhook"] = webhook
         return _parsed(_RunReply, await self._send("POST", endpoint_url, "/run", json=body)).id
 
+    @_told
     async def status(self, endpoint_url: str, runpod_job_id: str) -> RemoteJob:
         """Returns what the provider says of a job now."""
         try:
@@ -139,6 +191,7 @@ class RunPodClient:
         seconds = told.executionTime / 1000 if told.executionTime is not None else None
         return RemoteJob(state, told.output, None if told.error is None else str(told.error), seconds)
 
+    @_told
     async def cancel(self, endpoint_url: str, runpod_job_id: str) -> None:
         """Asks the provider to stop a job; one that it does not know is as good as stopped."""
         try:
@@ -146,6 +199,7 @@ class RunPodClient:
         except _NotFound:
             return
 
+    @_told
     async def health(self, endpoint_url: str) -> Health:
         """Returns the endpoint's queue and workers."""
         told = _parsed(_HealthReply, await self._send("GET", endpoint_url, "/health"))

@@ -12,6 +12,7 @@ import json
 import uuid
 from collections.abc import AsyncGenerator, Callable
 
+import structlog
 from starlette.concurrency import run_in_threadpool
 
 from broker.clock import DAY_MS, now_ms
@@ -29,6 +30,8 @@ from broker.store import JobFilter, JobStore, Quota
 from broker.views import ends, event_view, view
 from schemas.jobs import EventView, JobList, JobRequest, JobStatus, JobView, Quote, QuoteRequest, Snapshot
 from schemas.keys import object_key
+
+log = structlog.get_logger(__name__)
 
 #: From how many jobs like it a quote is made.
 ALIKE = 50
@@ -60,13 +63,19 @@ class JobService:
     # ── submit ──────────────────────────────────────────────────────────────────────────────────────────────────
 
     async def submit(
-        self, user_id: str, request: JobRequest, key: str | None = None, job_id: str | None = None
+        self,
+        user_id: str,
+        request: JobRequest,
+        key: str | None = None,
+        job_id: str | None = None,
+        traceparent: str | None = None,
     ) -> tuple[Job, bool]:
         """Stores a job. Once this returns, the job is never lost.
 
         Args:
             key: the client's idempotency key.
             job_id: an id that the client has drawn.
+            traceparent: whose request it is (trace.py).
 
         Returns:
             The job as it is now, and whether it was there already.
@@ -89,13 +98,14 @@ class JobService:
             meta=json.dumps(request.metadata, ensure_ascii=False),  # as people search for it
             media_seconds=output_seconds(request.params),
             fingerprint=hashlib.sha256(request.model_dump_json(exclude_none=True).encode()).hexdigest(),
+            traceparent=traceparent,
             max_attempts=self._settings.max_attempts,
             created_at=now,
             due_at=now,
         )
         return await self._add(job, key)
 
-    async def retry(self, user_id: str, job_id: str) -> tuple[Job, bool]:
+    async def retry(self, user_id: str, job_id: str, traceparent: str | None = None) -> tuple[Job, bool]:
         """Sends a job that failed once more, as a new job; asking again returns the same one.
 
         Raises:
@@ -115,6 +125,7 @@ class JobService:
                 uuid.uuid5(uuid.NAMESPACE_URL, f"{job_id}/retry")
             ),  # so that there is one retry of each job
             retry_of=failed.id,
+            traceparent=traceparent,
             max_attempts=self._settings.max_attempts,
             created_at=now,
             due_at=now,
@@ -135,6 +146,8 @@ class JobService:
         if stored.fingerprint != job.fingerprint:
             raise KeyReused("This key or id was sent before, with another request.")
         self._wake()
+        if stored is job:
+            log.info("accepted", job_id=job.id, type=job.type)
         return stored, stored is not job
 
     def check_open(self) -> None:

@@ -32,6 +32,8 @@ class Settings(BaseSettings):
 
     #: The operator's own key: an admin, and the user `user_id`. Further keys: `reelbroker keys create`.
     api_key: SecretStr | None = Field(None, validation_alias="REELBROKER_API_KEY", min_length=16)
+    #: Opens `GET /metrics` and nothing else: for a Prometheus, which needs no admin's key.
+    metrics_key: SecretStr | None = Field(None, validation_alias="REELBROKER_METRICS_KEY", min_length=16)
     user_id: str = Field("local", validation_alias="REELBROKER_USER_ID", pattern=r"^[A-Za-z0-9_-]{1,64}$")
     database_url: str = Field("sqlite:///reelbroker.db", validation_alias="REELBROKER_DATABASE_URL")
     host: str = Field("127.0.0.1", validation_alias="REELBROKER_HOST")

@@ -4,7 +4,8 @@ The same boto3 code for Cloudflare R2 and for the embedded SeaweedFS. Media neve
 All methods but the presigning ones block on the network; callers run them in a thread.
 """
 
-from collections.abc import Iterator, Sequence
+import logging
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -54,7 +55,11 @@ class Bucket:
         StorageError: from every method, when the store fails or cannot be reached. A missing object is None.
     """
 
+    #: Told of each call that failed, by its method; whoever wants to hear of them sets it.
+    on_error: Callable[[str], None]
+
     def __init__(self, client: "S3Client", name: str) -> None:
+        self.on_error = lambda method: None
         self._client = client
         self._name = name
         # Each look at a job asks twice, and there may be thousands of jobs: a signed URL fetched by urllib3 costs 0.6 ms
@@ -85,7 +90,7 @@ class Bucket:
 
     def begin_parts(self, key: str, content_type: str) -> str:
         """Begins a multipart upload and returns the store's id for it."""
-        with _answers(f"POST {key}"):
+        with self._answers("POST", key):
             begun = self._client.create_multipart_upload(Bucket=self._name, Key=key, ContentType=content_type)
             return begun["UploadId"]
         raise StorageError(f"the bucket {self._name} does not exist")
@@ -99,7 +104,7 @@ class Bucket:
 
     def put_part(self, key: str, multipart_id: str, number: int, body: bytes) -> None:
         """Puts one part; all but the last must be of one size (R2)."""
-        with _answers(f"PUT {key}"):
+        with self._answers("PUT", key):
             self._client.upload_part(
                 Bucket=self._name, Key=key, UploadId=multipart_id, PartNumber=number, Body=body
             )
@@ -107,7 +112,7 @@ class Bucket:
     def parts(self, key: str, multipart_id: str) -> dict[int, ArrivedPart] | None:
         """Returns the parts that have arrived, by number; None where the upload is not there (any more)."""
         arrived: dict[int, ArrivedPart] = {}
-        with _answers(f"LIST {key}"):
+        with self._answers("LIST", key):
             pages = self._client.get_paginator("list_parts").paginate(
                 Bucket=self._name, Key=key, UploadId=multipart_id
             )
@@ -122,7 +127,7 @@ class Bucket:
         parts: list[CompletedPartTypeDef] = [
             {"PartNumber": number, "ETag": part.etag} for number, part in sorted(arrived.items())
         ]
-        with _answers(f"POST {key}"):
+        with self._answers("POST", key):
             self._client.complete_multipart_upload(
                 Bucket=self._name,
                 Key=key,
@@ -132,7 +137,7 @@ class Bucket:
 
     def drop_parts(self, key: str, multipart_id: str) -> None:
         """Forgets a multipart upload and what has arrived of it."""
-        with _answers(f"DELETE {key}"):
+        with self._answers("DELETE", key):
             self._client.abort_multipart_upload(Bucket=self._name, Key=key, UploadId=multipart_id)
 
     def set_up(self, origins: Sequence[str]) -> None:
@@ -146,7 +151,7 @@ class Bucket:
             "Filter": {"Prefix": ""},
             "AbortIncompleteMultipartUpload": {"DaysAfterInitiation": 1},
         }
-        with _answers("the bucket's rules"):
+        with self._answers("PUT", "the bucket's rules"):
             if origins:
                 rules = [rule for rule in self._cors() if rule.get("ID") != RULE]
                 self._client.put_bucket_cors(
@@ -159,12 +164,12 @@ class Bucket:
             )
 
     def _cors(self) -> list[Any]:
-        with _answers("the bucket's rules"):
+        with self._answers("GET", "the bucket's rules"):
             return [*self._client.get_bucket_cors(Bucket=self._name)["CORSRules"]]
         return []
 
     def _lifecycle(self) -> list[Any]:
-        with _answers("the bucket's rules"):
+        with self._answers("GET", "the bucket's rules"):
             return [*self._client.get_bucket_lifecycle_configuration(Bucket=self._name)["Rules"]]
         return []
 
@@ -180,17 +185,17 @@ class Bucket:
 
     def write(self, key: str, body: bytes) -> None:
         """Puts a small JSON document."""
-        with _answers(f"PUT {key}"):
+        with self._answers("PUT", key):
             self._client.put_object(Bucket=self._name, Key=key, Body=body, ContentType="application/json")
 
     def delete(self, key: str) -> None:
         """Removes an object; one that is not there is as good as removed."""
-        with _answers(f"DELETE {key}"):
+        with self._answers("DELETE", key):
             self._client.delete_object(Bucket=self._name, Key=key)
 
     def listed(self, prefix: str) -> Iterator[Found]:
         """Yields all objects below a prefix, in the order of their keys."""
-        with _answers(f"LIST {prefix}"):
+        with self._answers("LIST", prefix):
             for page in self._client.get_paginator("list_objects_v2").paginate(
                 Bucket=self._name, Prefix=prefix
             ):
@@ -203,16 +208,31 @@ class Bucket:
         try:
             reply = self._http.request(method, url)
         except urllib3.exceptions.HTTPError as error:  # its text has the URL in it, and that the signature
-            raise StorageError(f"{method} {key}: {type(error).__name__}") from None
+            raise self._failed(method, key, type(error).__name__) from None
         if reply.status == HTTPStatus.OK:
             return reply
         if reply.status == HTTPStatus.NOT_FOUND and b"NoSuchBucket" not in reply.data:
             return None
-        raise StorageError(f"{method} {key}: {reply.status} {reply.data[:200].decode(errors='replace')}")
+        raise self._failed(method, key, f"{reply.status} {reply.data[:200].decode(errors='replace')}")
+
+    @contextmanager
+    def _answers(self, method: str, key: str) -> Iterator[None]:
+        """Swallows "no such object", so that the caller goes on behind the `with`; anything else is a StorageError."""
+        try:
+            yield
+        except ClientError as error:
+            if error.response.get("Error", {}).get("Code") not in _MISSING:
+                raise self._failed(method, key, error) from error
+        except BotoCoreError as error:
+            raise self._failed(method, key, error) from error
+
+    def _failed(self, method: str, key: str, why: object) -> StorageError:
+        self.on_error(method)
+        return StorageError(f"{method} {key}: {why}")
 
     def check(self) -> None:
         """Raises StorageError unless the bucket is there and may be used."""
-        with _answers("the bucket"):
+        with self._answers("HEAD", "the bucket"):
             self._client.head_bucket(Bucket=self._name)
             return
         raise StorageError(f"the bucket {self._name} does not exist")
@@ -231,6 +251,8 @@ def cors_rule(origins: Sequence[str]) -> "CORSRuleTypeDef":
 
 def open_bucket(settings: Settings) -> Bucket:
     """Makes the client; nothing is sent yet."""
+    # It warns of each retry, with the URL, and that has the signature.
+    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
     client = boto3.client(
         "s3",
         endpoint_url=settings.r2_endpoint,
@@ -250,15 +272,3 @@ def open_bucket(settings: Settings) -> Bucket:
         ),
     )
     return Bucket(client, settings.r2_bucket_name)
-
-
-@contextmanager
-def _answers(what: str) -> Iterator[None]:
-    """Swallows "no such object", so that the caller goes on behind the `with`; anything else is a StorageError."""
-    try:
-        yield
-    except ClientError as error:
-        if error.response.get("Error", {}).get("Code") not in _MISSING:
-            raise StorageError(f"{what}: {error}") from error
-    except BotoCoreError as error:
-        raise StorageError(f"{what}: {error}") from error

@@ -89,12 +89,14 @@ class Quota:
 class JobStore:
     """Jobs on disk. Hands out and takes frozen values; rows stay in here."""
 
-    #: Told of each event once it is committed; whoever wants to hear of them sets it.
+    #: Told of each event once it is committed, and of each job that has ended; whoever wants to hear of them sets it.
     on_event: Callable[[Event], None]
+    on_end: Callable[[Job], None]
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self.on_event = lambda event: None
+        self.on_end = lambda job: None
 
     def close(self) -> None:
         self._engine.dispose()
@@ -283,6 +285,8 @@ class JobStore:
             if moved.status.is_terminal:
                 enqueue(connection, moved, event.at)
         self.on_event(event)
+        if moved.status.is_terminal:
+            self.on_end(moved)
         return moved
 
     def touch(

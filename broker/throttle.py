@@ -8,7 +8,7 @@ import asyncio
 import time
 from collections.abc import Callable
 
-from broker.errors import ProviderUnreachable
+from broker.errors import ProviderHeld
 
 #: So many failures in a row open the breaker; then one call after 2, 4, 8 … up to 60 seconds is let through.
 FAILURES, FIRST_PAUSE, LONGEST_PAUSE = 5, 2.0, 60.0
@@ -28,18 +28,21 @@ class Throttle:
         self._failures = 0
         self._closed_at = 0.0
 
+    @property
+    def is_open(self) -> bool:
+        """Whether the last calls have failed, all of them: until one succeeds, hardly any is sent."""
+        return self._failures >= FAILURES
+
     async def turn(self) -> None:
         """Waits for its turn.
 
         Raises:
-            ProviderUnreachable: the breaker is open; do not send.
+            ProviderHeld: the breaker is open; do not send.
         """
         now = self._clock()
-        if self._failures >= FAILURES:
+        if self.is_open:
             if now < self._closed_at:
-                raise ProviderUnreachable(
-                    f"the provider is down; trying again in {self._closed_at - now:.0f} s"
-                )
+                raise ProviderHeld(f"the provider is down; trying again in {self._closed_at - now:.0f} s")
             self._pause()  # for all but this one
         self._next = max(self._next, now) + self._gap
         await asyncio.sleep(self._next - self._gap - now)
@@ -51,7 +54,7 @@ class Throttle:
     def failed(self) -> None:
         """It did not answer, or said that it cannot."""
         self._failures += 1
-        if self._failures >= FAILURES:
+        if self.is_open:
             self._pause()
 
     def _pause(self) -> None:

@@ -89,6 +89,8 @@ class WebhookService:
         resolve: Resolve = resolve,
         clock: Callable[[], int] = now_ms,
     ) -> None:
+        #: Told what came of each call; whoever wants to hear of them sets it.
+        self.on_call: Callable[[str], None] = lambda outcome: None
         self._private = settings.webhooks_to_private
         self._outbox = outbox
         self._http = http
@@ -223,7 +225,7 @@ class WebhookService:
             made = HookTry(at=iso(at), status=status, detail=detail)
             await run_in_threadpool(self._conclude, webhook, row, claimed, made)
         except Exception:
-            log.exception("delivery_failed", delivery_id=row.id)
+            log.exception("delivery_failed", delivery_id=row.id, job_id=row.job_id)
 
     def _conclude(self, webhook: WebhookRow, row: DeliveryRow, claimed: int, made: HookTry) -> None:
         done = made.status is not None and 200 <= made.status < 300
@@ -231,14 +233,19 @@ class WebhookService:
         if gone:
             self._outbox.change(webhook.id, {"disabled_at": self._clock()})
 
+        outcome = "delivered" if done else "failed"
+
         def follows(tries: int) -> dict[str, int | None]:
+            nonlocal outcome
             if done or gone or tries > len(AGAIN_SECONDS):
+                outcome = "delivered" if done else "given_up"
                 return {"due_at": None, "delivered_at": self._clock() if done else None}
             wait = AGAIN_SECONDS[tries - 1] * random.uniform(0.9, 1.1)  # noqa: S311  # jitter, not a secret
             return {"due_at": self._clock() + int(wait * 1000), "delivered_at": None}
 
         self._outbox.conclude(row.id, claimed, made.model_dump(), follows)
-        log.info("webhook_called", delivery_id=row.id, status=made.status)
+        self.on_call(outcome)
+        log.info("webhook_called", delivery_id=row.id, job_id=row.job_id, status=made.status)
 
     async def _call(self, webhook: WebhookRow, row: DeliveryRow) -> tuple[int | None, str]:
         """Makes one call; returns the answer's status, if there was one, and a sentence."""

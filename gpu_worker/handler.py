@@ -21,6 +21,7 @@ import torch
 from pydantic import ValidationError
 from runpod.http_client import AsyncClientSession
 from runpod.serverless.modules.rp_http import send_result
+from structlog.contextvars import bound_contextvars
 
 from gpu_worker.errors import Cancelled, HandedBack, InvalidParams, WorkerError
 from gpu_worker.fitness import check_fitness
@@ -55,14 +56,16 @@ def make_handler(
     starts = [cold_start_seconds]  # told once, with the first job
 
     async def handler(job: dict[str, Any]) -> dict[str, Any]:
-        with structlog.contextvars.bound_contextvars(runpod_job_id=job["id"]):
+        with contextlib.ExitStack() as about:
+            about.enter_context(bound_contextvars(runpod_job_id=job["id"]))
             try:
                 asked = _validated(job["input"])
+                about.enter_context(bound_contextvars(**_named(asked)))
                 guard, progress = Guard(settings.max_cpu_seconds), _Latest()
                 start = starts.pop() if starts else 0.0
                 execution = Execution(asked, job["id"], bucket, settings, models, progress.put, guard, start)
                 async with _sender(settings, job) as send:
-                    return await _run(execution, asked.job_id, guard, progress, send, settings.drain_seconds)
+                    return await _run(execution, guard, progress, send, settings.drain_seconds)
             except WorkerError as error:
                 log.warning("job_failed", code=error.code, error=str(error), detail=error.detail)
                 return _failure(error.code, str(error), error.detail)
@@ -78,20 +81,20 @@ def make_handler(
 
 
 async def _run(
-    execution: Execution, job_id: str, guard: Guard, progress: "_Latest", send: Send, drain_seconds: float
+    execution: Execution, guard: Guard, progress: "_Latest", send: Send, drain_seconds: float
 ) -> dict[str, Any]:
     work = asyncio.create_task(asyncio.to_thread(execution.run))
     drain = _Drain(guard, drain_seconds)
     teller = asyncio.create_task(_tell(progress, send))
     fence = asyncio.create_task(_watch_fence(execution, guard))
-    log.info("job_started", job_id=job_id)
+    log.info("job_started")
     try:
         result = await asyncio.shield(work)
     except asyncio.CancelledError:
         guard.stop(Cancelled("The job was cancelled."))
         with contextlib.suppress(WorkerError, TimeoutError):
             await asyncio.wait_for(work, STOP_SECONDS)
-        log.info("job_stopped", job_id=job_id)
+        log.info("job_stopped")
         raise
     finally:
         drain.close()
@@ -99,7 +102,7 @@ async def _run(
         # Awaited to its end, and not cut off, so that no progress can overtake the result.
         progress.close()
         await teller
-    log.info("job_done", job_id=job_id, output_key=result.output_key)
+    log.info("job_done", output_key=result.output_key)
     return result.model_dump(mode="json")
 
 
@@ -213,6 +216,12 @@ def _validated(raw: Any) -> WorkerInput:
         found = error.errors(include_url=False)
         told = "; ".join(f"{'.'.join(map(str, one['loc'])) or 'input'}: {one['msg']}" for one in found)
         raise InvalidParams(f"The job's input is wrong: {told}.") from error
+
+
+def _named(asked: WorkerInput) -> dict[str, str]:
+    """Returns what every line about a job says: its id, and that of the trace that it is a part of."""
+    trace = {} if asked.traceparent is None else {"trace_id": asked.traceparent.split("-")[1]}
+    return {"job_id": asked.job_id, **trace}
 
 
 def _failure(code: ErrorCode, sentence: str, detail: str) -> dict[str, Any]:

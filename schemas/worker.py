@@ -12,6 +12,8 @@ from pydantic_core import PydanticCustomError
 from schemas.jobs import Edited, ErrorCode, OutputFacts, Phase, Wire
 from schemas.keys import ObjectKey, UserId
 
+#: As W3C Trace Context has it, version 00.
+Traceparent = Annotated[str, StringConstraints(pattern=r"^00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$")]
 AttemptToken = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{32}$")]
 JobId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
 
@@ -19,12 +21,16 @@ JobId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
 class WorkerInput(Edited):
     """The `input` of a provider job. Without `attempt_token` (a job pasted into the RunPod console) the worker writes
     exactly `output_key` and no control documents; with one, the worker draws the output key itself.
+
+    A worker refuses fields that it does not know, since what it left out might be part of the edit. So workers are brought up to date
+    before brokers: an older one ends every job as `invalid_params`, and names the field.
     """
 
     job_id: JobId
     user_id: UserId
     attempt_token: AttemptToken | None = None
     output_key: ObjectKey | None = None
+    traceparent: Traceparent | None = None  #: for the log alone
 
     @model_validator(mode="after")
     def _knows_where_to_write(self) -> Self:

@@ -48,7 +48,9 @@ async def start(request: Request) -> Response:
     user, service = reading.user(request), reading.service(request)
     key = asked.input_key or await _working_video(service, user, asked.project_id, job_type, asked.params)
     job = reading.validated(JobRequest, json.dumps({**asked.job_fields, "type": job_type, "input_key": key}))
-    stored, _ = await service.submit(user, job, reading.idempotency_key(request))
+    stored, _ = await service.submit(
+        user, job, reading.idempotency_key(request), traceparent=reading.traceparent(request)
+    )
     return reading.json(ExportStarted(job_id=stored.id, status=JobStatus.PROCESSING))
 
 
@@ -96,7 +98,9 @@ async def upscale(request: Request) -> Response:
         asked = reading.validated(UpscaleFields, json.dumps(fields))
         job_id = as_job_id(user, asked.export_id) if asked.export_id else str(uuid.uuid4())
         job = reading.validated(JobRequest, json.dumps(asked.job_fields(file.key)))
-        stored = await _known(service, user, job_id) or (await service.submit(user, job, None, job_id))[0]
+        stored = await _known(service, user, job_id)
+        if stored is None:
+            stored, _ = await service.submit(user, job, None, job_id, reading.traceparent(request))
     except BaseException:
         with anyio.CancelScope(shield=True):
             await file.discard()

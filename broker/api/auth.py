@@ -3,6 +3,7 @@
 import hmac
 
 from anyio import CapacityLimiter, to_thread
+from pydantic import SecretStr
 from starlette.authentication import AuthCredentials, AuthenticationBackend, AuthenticationError, SimpleUser
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import URL
@@ -26,10 +27,13 @@ class Authentication(AuthenticationBackend):
 
     Where the settings say nothing of who may ask, the broker listens to this machine alone, and everybody on it is the one user;
     web pages of elsewhere are not, even if a browser on this machine brings them here.
+
+    Args:
+        also: one more key that counts as an admin's, on the routes that this stands in front of.
     """
 
-    def __init__(self, settings: Settings) -> None:
-        self._key = settings.api_key.get_secret_value().encode() if settings.api_key else None
+    def __init__(self, settings: Settings, also: SecretStr | None = None) -> None:
+        self._keys = [key.get_secret_value().encode() for key in (settings.api_key, also) if key]
         self._user_id = settings.user_id
         self._open = not settings.has_auth
         self._tokens = TokenVerifier(settings)
@@ -57,7 +61,7 @@ class Authentication(AuthenticationBackend):
         return principal
 
     async def _bearer(self, credentials: Credentials, secret: str) -> Principal | None:
-        if self._key is not None and hmac.compare_digest(secret.encode(), self._key):
+        if any(hmac.compare_digest(secret.encode(), key) for key in self._keys):
             return Principal(self._user_id, admin=True)
         if secret.count(".") == 2:
             try:

@@ -58,13 +58,15 @@ async def submit(request: Request) -> Response:
         job_id = reading.as_uuid(job_id)
     key = reading.idempotency_key(request)
     asked = await reading.body(request, JobRequest)
-    job, replayed = await reading.service(request).submit(reading.user(request), asked, key, job_id)
+    user, trace = reading.user(request), reading.traceparent(request)
+    job, replayed = await reading.service(request).submit(user, asked, key, job_id, trace)
     return await _accepted(request, job, replayed)
 
 
 async def retry(request: Request) -> Response:
     """Send a job that failed or was cancelled once more: a new job, with `retry_of`. Asking again returns the same one."""
-    job, replayed = await reading.service(request).retry(reading.user(request), request.path_params["job_id"])
+    user, trace = reading.user(request), reading.traceparent(request)
+    job, replayed = await reading.service(request).retry(user, request.path_params["job_id"], trace)
     return await _accepted(request, job, replayed)
 
 

@@ -16,6 +16,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from broker.api import reading
 from broker.api.aliases import as_job_id
 from broker.errors import NotFound
+from broker.metrics import Metrics
 from broker.service import JobService
 from broker.views import view
 from schemas.aliases import ExportProgress
@@ -61,16 +62,21 @@ async def events(request: Request) -> Response:
     if request.method == "HEAD":  # it would never end
         return Response(media_type="text/event-stream")
     return EventSourceResponse(
-        _sse(service.watch(user, job_id, after)), headers={"Cache-Control": "no-cache"}, sep="\n"
+        _sse(service.watch(user, job_id, after), request.state.metrics),
+        headers={"Cache-Control": "no-cache"},
+        sep="\n",
     )
 
 
-async def _sse(frames: AsyncGenerator[Snapshot | EventView]) -> AsyncIterator[ServerSentEvent]:
+async def _sse(
+    frames: AsyncGenerator[Snapshot | EventView], metrics: Metrics
+) -> AsyncIterator[ServerSentEvent]:
     # Jittered, so that after a restart of the broker not all come back in the same moment.
     yield ServerSentEvent(retry=random.randint(2000, 4000), comment="hello", sep="\n")  # noqa: S311
-    async with aclosing(frames):
-        async for frame in frames:
-            yield ServerSentEvent(data=_data(frame), event=_name(frame), id=str(frame.seq), sep="\n")
+    with metrics.stream("sse"):
+        async with aclosing(frames):
+            async for frame in frames:
+                yield ServerSentEvent(data=_data(frame), event=_name(frame), id=str(frame.seq), sep="\n")
 
 
 async def socket(websocket: WebSocket) -> None:
@@ -139,21 +145,23 @@ async def _tell(
 
 
 async def _listen(websocket: WebSocket, resumed: asyncio.Queue[int] | None = None) -> None:
-    """Answers pings until the client has gone."""
+    """Answers pings until the client has gone, and counts it for as long."""
+    metrics: Metrics = websocket.state.metrics
     try:
-        while True:
-            said = await websocket.receive_text()
-            if said == "ping":
-                await websocket.send_text("pong")
-                continue
-            try:
-                message = json.loads(said)
-                if isinstance(message, dict) and message.get("type") == "ping":
-                    await websocket.send_text('{"type":"pong"}')
-                elif resumed is not None:
-                    resumed.put_nowait(Resume.model_validate(message).resume_after)
-            except ValueError:  # nothing that we understand
-                continue
+        with metrics.stream("websocket"):
+            while True:
+                said = await websocket.receive_text()
+                if said == "ping":
+                    await websocket.send_text("pong")
+                    continue
+                try:
+                    message = json.loads(said)
+                    if isinstance(message, dict) and message.get("type") == "ping":
+                        await websocket.send_text('{"type":"pong"}')
+                    elif resumed is not None:
+                        resumed.put_nowait(Resume.model_validate(message).resume_after)
+                except ValueError:  # nothing that we understand
+                    continue
     except (WebSocketDisconnect, KeyError):  # KeyError: bytes instead of text
         return
 

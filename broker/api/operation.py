@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import BaseModel
 from starlette.authentication import requires
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -74,9 +75,11 @@ class Resource:
         await response(scope, receive, send)
 
 
-def resources(operations: Sequence[Operation], below: str = "") -> list[Route]:
-    """Returns a route for each path, within a mount."""
+def resources(
+    operations: Sequence[Operation], below: str = "", behind: Sequence[Middleware] = ()
+) -> list[Route]:
+    """Returns a route for each path, within a mount, behind middleware."""
     by_path: dict[str, list[Operation]] = {}
     for operation in operations:
         by_path.setdefault(operation.path.removeprefix(below), []).append(operation)
-    return [Route(path, Resource(on_it)) for path, on_it in by_path.items()]
+    return [Route(path, Resource(on_it), middleware=behind) for path, on_it in by_path.items()]

@@ -3,13 +3,19 @@
 from collections.abc import Callable
 
 import anyio
+import structlog
 from pydantic import BaseModel, ConfigDict, StrictBool
+from sqlalchemy.exc import SQLAlchemyError
+from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
 
 from broker.api import reading
 from broker.api.problems import problem
 from broker.fleet import FleetService
+from broker.metrics import CONTENT_TYPE, Metrics
+
+log = structlog.get_logger(__name__)
 
 #: Threads of their own: whoever asks for the readiness of a broker whose bucket hangs must not use up all others'.
 _checks = anyio.CapacityLimiter(4)
@@ -39,6 +45,20 @@ async def fleet(request: Request) -> Response:
     """See how all is going: the queue, the workers, what was done and what it cost, what needs a look."""
     looks: FleetService = request.state.fleet
     return reading.json(await looks.look(reading.service(request).draining))
+
+
+async def metrics(request: Request) -> Response:
+    """Read what is counted, in the text format of Prometheus. An admin's key opens it, or `REELBROKER_METRICS_KEY`, which opens nothing else."""
+    looks: FleetService = request.state.fleet
+    counted: Metrics = request.state.metrics
+    try:
+        backlog = await run_in_threadpool(looks.backlog)
+    except SQLAlchemyError as error:  # what this process knows by itself is worth the more now
+        log.error("backlog_unknown", error=str(error))
+        backlog = None
+    provider, _ = await looks.provider()
+    told = counted.exposition(reading.service(request).draining, backlog, provider)
+    return Response(told, media_type=CONTENT_TYPE)
 
 
 async def drain(request: Request) -> Response:

@@ -95,6 +95,11 @@ def user(connection: HTTPConnection) -> str:
     return str(connection.user.username)
 
 
+def traceparent(request: Request) -> str:
+    """Returns whose trace the request is a part of."""
+    return str(request.state.traceparent)
+
+
 def json(model: BaseModel, status: int = 200, headers: dict[str, str] | None = None) -> Response:
     """Answers with a model."""
     return Response(model.model_dump_json(), status, headers, media_type="application/json")

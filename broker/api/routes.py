@@ -30,6 +30,7 @@ JOB, LATER = "/api/jobs/{job_id}", ("Prefer",)
 HOOK = "/api/webhooks/{webhook_id}"
 UPLOAD = "/api/videos/uploads/{upload_id}"
 EXPORT = "/api/exports/{job_id}"
+METRICS = "/metrics"
 SEEN = ("If-None-Match", "Prefer")
 
 OPERATIONS = (
@@ -69,21 +70,23 @@ OPERATIONS = (
     Operation("DELETE", EXPORT, aliases.cancel, {200: ExportCancelled}, "older clients", problems=(400, 404)),
     Operation("GET", "/api/storage/presigned-url", aliases.presigned_url, {200: DownloadUrl}, "older clients", query=DownloadQuery, problems=(404, 422, 503)),
     Operation("POST", "/hooks/runpod/{job_id}/{token}", jobs.runpod_hook, {200: operations.Health}, "operations", Access.PUBLIC, problems=(404, 408, 413)),
+    Operation("GET", METRICS, operations.metrics, {200: "text/plain"}, "operations", Access.ADMIN),
     Operation("GET", "/healthz", operations.healthz, {200: operations.Health}, "operations", Access.PUBLIC),
     Operation("GET", "/readyz", operations.readyz, {200: operations.Readiness}, "operations", Access.PUBLIC, problems=(503,)),
 )  # fmt: skip
 
 
 def routes(settings: Settings) -> list[BaseRoute]:
-    """Returns every route. All below `/api` and `/ws` ask who is there; the provider's call carries a token in its path."""
-    guarded = [
-        Middleware(AuthenticationMiddleware, backend=Authentication(settings), on_error=unauthenticated),
-        Middleware(Limited),
-    ]
+    """Returns every route. All below `/api` and `/ws` ask who is there, and so does `/metrics`, which has a key of its own as well;
+    the provider's call carries a token in its path.
+    """
+    guarded = _guard(Authentication(settings))
     below_api = [operation for operation in OPERATIONS if operation.path.startswith("/api/")]
-    others = [operation for operation in OPERATIONS if not operation.path.startswith("/api/")]
+    scraped = [operation for operation in OPERATIONS if operation.path == METRICS]
+    others = [operation for operation in OPERATIONS if operation not in (*below_api, *scraped)]
     return [
         *resources(others),
+        *resources(scraped, behind=_guard(Authentication(settings, also=settings.metrics_key))),
         *page.routes(settings),
         *reference.routes(OPERATIONS),
         Mount(
@@ -92,4 +95,11 @@ def routes(settings: Settings) -> list[BaseRoute]:
             middleware=guarded,
         ),
         Mount("/ws", routes=[WebSocketRoute("/export/{export_id}", live.export_socket)], middleware=guarded),
+    ]
+
+
+def _guard(asking: Authentication) -> list[Middleware]:
+    return [
+        Middleware(AuthenticationMiddleware, backend=asking, on_error=unauthenticated),
+        Middleware(Limited),
     ]

@@ -7,7 +7,7 @@ import pytest
 
 from broker.clock import DAY_MS, HOUR_MS
 from broker.database import open_engine
-from broker.fleet import HEALTH_SECONDS, FleetService
+from broker.fleet import HEALTH_SECONDS, Backlog, FleetService
 from broker.models import Attempt, AttemptState
 from broker.runpod import RunPodClient
 from broker.store import JobStore
@@ -144,3 +144,16 @@ async def test_a_provider_that_hangs_holds_up_nobody(board, monkeypatch):
     monkeypatch.setattr(board.service._runpod, "health", hang)
     fleet = await asyncio.wait_for(board.look(), 10)
     assert "did not answer" in fleet.provider_error
+
+
+async def test_the_backlog_is_what_is_under_way(board):
+    """The same counts, without a day of jobs: for whoever asks every few seconds, and how late the looks are."""
+    assert board.service.backlog() == Backlog({}, None, 0.0, 0, 0)
+    board.store.add(board.make_job(created_at=NOW - 90_000, due_at=NOW - 4_000))
+    working = {"phase": "processing", "status": "processing"}
+    board.store.add(board.make_job(stalled_since=NOW - 60_000, due_at=NOW + 9_000, **working))
+    lost = board.ended(0.1, status="error", output_key=None, error_code="worker_lost", due_at=0)
+    board.store.note(
+        Attempt(token="2" * 32, job_id=lost.id, number=1, endpoint_url="", created_at=NOW, orphan_due_at=1)
+    )
+    assert board.service.backlog() == Backlog({"accepted": 1, "processing": 1}, 90.0, 4.0, 1, 1)

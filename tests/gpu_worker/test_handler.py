@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+import structlog
 import torch
 import uvicorn
 from starlette.applications import Starlette
@@ -19,6 +20,7 @@ from starlette.routing import Route
 from broker.embedded.ports import free_ports
 from gpu_worker import handler as module
 from gpu_worker.handler import make_handler
+from gpu_worker.storage import open_bucket
 from tests.gpu_worker.footage import make
 
 TOKEN = "0" * 32
@@ -53,6 +55,8 @@ async def test_a_job_returns_its_result(settings, bucket, job_input):
         pytest.param({"params": {"output_width": 3}}, "params.output_width", id="bad-param"),
         pytest.param({"attempt_token": None}, "attempt_token or output_key", id="nowhere-to-write"),
         pytest.param({"user_id": "../x"}, "user_id", id="another-folder"),
+        pytest.param({"new_field": 1}, "new_field", id="a-broker-that-is-newer"),
+        pytest.param({"traceparent": "x"}, "traceparent", id="no-trace"),
     ],
 )
 async def test_a_wrong_input_is_named_and_not_retryable(settings, bucket, job_input, wrong, words):
@@ -60,6 +64,45 @@ async def test_a_wrong_input_is_named_and_not_retryable(settings, bucket, job_in
     output = await make_handler(settings(), bucket)({"id": "rp-1", "input": job_input() | wrong})
     assert words in output["error"]
     assert (output["error_code"], output["retryable"]) == ("invalid_params", False)
+
+
+@pytest.fixture
+def logged():
+    """What is logged, as the worker's log has it."""
+    captured = structlog.testing.LogCapture()
+    structlog.configure(processors=[structlog.contextvars.merge_contextvars, captured])
+    yield captured.entries
+    structlog.reset_defaults()
+
+
+async def test_each_line_says_which_job_and_whose_trace(settings, bucket, job_input, logged):
+    """Of a job that goes well, and then of one that fails; one without a trace has none of the one before."""
+    trace = "4bf92f3577b34da6a3ce929d0e0e4736"
+    handler = make_handler(settings(), bucket)
+    await handler({"id": "rp-1", "input": job_input(traceparent=f"00-{trace}-00f067aa0ba902b7-01")})
+    assert {"job_started", "job_done"} <= {line["event"] for line in logged}
+    ids = {(line["runpod_job_id"], line["job_id"], line["trace_id"]) for line in logged}
+    assert ids == {("rp-1", "j1", trace)}
+    logged.clear()
+    await handler({"id": "rp-2", "input": job_input(job_id="j2", input_key="none.mp4")})
+    (failed,) = [line for line in logged if line["event"] == "job_failed"]
+    assert (failed["runpod_job_id"], failed["job_id"], failed["code"]) == ("rp-2", "j2", "source_not_found")
+    assert not any("trace_id" in line for line in logged)
+    logged.clear()
+    await handler({"id": "rp-3", "input": {}})
+    assert [("job_id" in line, line["runpod_job_id"]) for line in logged] == [(False, "rp-3")]
+
+
+async def test_no_secret_is_logged_or_told(settings, bucket, job_input, logged):
+    """Also where the bucket refuses us, and where it cannot be reached."""
+    secret = "secret-that-nobody-may-see"
+    for wrong in ({"R2_SECRET_ACCESS_KEY": secret}, {"R2_SECRET_ACCESS_KEY": secret, "R2_ENDPOINT": "http://127.0.0.1:9"}):  # fmt: skip
+        made = settings(**wrong)
+        output = await make_handler(made, open_bucket(made))({"id": "rp-1", "input": job_input()})
+        assert output["error_code"] == "storage_unavailable"
+        told = f"{output} {logged}"
+        assert "job_failed" in told
+        assert [word for word in (secret, "X-Amz-Signature", "Signature=") if word in told] == []
 
 
 async def test_a_failure_has_a_code_and_a_sentence(settings, bucket, job_input, tmp_path):

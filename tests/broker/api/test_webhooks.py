@@ -397,3 +397,17 @@ def test_what_is_told_is_committed_with_the_move(database_url, make_job):
     store.move(job, "end", {"status": JobStatus.CANCELLED})
     assert [row.job_id for row in outbox.due(now_ms(), 9)] == [job.id]
     engine.dispose()
+
+
+async def test_what_came_of_each_call_is_told(office):
+    """Delivered, failed and to be made again, or given up: by us, or because the receiver never wants another."""
+    outcomes = []
+    office.service.on_call = outcomes.append
+    await office.add()
+    office.receiver.answers = [httpx.Response(500), httpx.Response(204), httpx.Response(410)]
+    office.finish()
+    await office.send()
+    await office.send(after=AGAIN_SECONDS[0] * 1.2)
+    office.finish()
+    await office.send()
+    assert outcomes == ["failed", "delivered", "given_up"]
