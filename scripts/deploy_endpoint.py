@@ -20,6 +20,8 @@ API = "https://rest.runpod.io/v1"
 BUCKET = ("R2_ENDPOINT", "R2_ACCESS_KEY_ID", "R2_SECRET_ACCESS_KEY", "R2_BUCKET_NAME")
 #: 24 GB each, with NVENC and NVDEC; RunPod takes whichever is free.
 GPUS = ("NVIDIA L4", "NVIDIA RTX A5000", "NVIDIA GeForce RTX 4090")
+#: That of PyPI's torch (Dockerfile.gpu).
+CUDA = "13.0"
 #: What says, in a name, that the value is nobody's to read.
 _SECRET = re.compile("KEY|SECRET|TOKEN|PASSWORD")
 #: RunPod marks the names of endpoints with FlashBoot.
@@ -29,8 +31,8 @@ idle timeout      for so long a worker without a job stays, and is paid, before 
                   seldom; where they come in a row, longer than the pause between two saves a cold start each.
 max workers       the most that RunPod starts, so the most that an hour can cost. It starts one more when a job has waited 4 s.
 execution timeout for jobs that bring none. The broker sends one with each job, computed from what is to be made.
-FlashBoot         RunPod keeps a stopped worker's state for a while, and the next start takes a second or so instead of a cold
-                  one's. It costs nothing, and helps the more, the more often jobs come.
+FlashBoot         RunPod keeps a stopped worker's state for a while, so that the next start is shorter than a cold one. It costs
+                  nothing, and helps the more, the more often jobs come.
 
 The trap: RunPod cuts an endpoint without any job for 3 days to 2 workers at most, and after 7 days to 0, FOR GOOD. Jobs are
 then taken and wait for ever. The broker shows such jobs as `stalled`, `reelbroker doctor` names the cause, and running this
@@ -145,7 +147,7 @@ def _endpoint(chosen: argparse.Namespace) -> dict[str, Any]:
         "computeType": "GPU",
         "gpuTypeIds": chosen.gpu or list(GPUS),
         "gpuCount": 1,
-        "allowedCudaVersions": chosen.cuda,
+        "allowedCudaVersions": chosen.cuda or [CUDA],
         "workersMin": chosen.min_workers,
         "workersMax": chosen.max_workers,
         "idleTimeout": chosen.idle_timeout,
@@ -184,10 +186,9 @@ def _parsed() -> argparse.Namespace:
     add("--gpu", action="append", metavar="NAME", help=f"may be given several times ({', '.join(GPUS)})")
     add(
         "--cuda",
-        nargs="+",
-        default=["13.0"],
+        action="append",
         metavar="VERSION",
-        help="of hosts whose driver has it (%(default)s)",
+        help="of the host's driver, exactly; may be given several times (13.0, as torch is)",
     )
     add("--max-workers", type=int, default=3, metavar="N", help="(%(default)s)")
     add(
