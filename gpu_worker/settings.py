@@ -10,7 +10,8 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
 class Settings(BaseSettings):
-    model_config = SettingsConfigDict(extra="ignore", frozen=True)
+    # A form in a console sends the fields that were left empty as well.
+    model_config = SettingsConfigDict(extra="ignore", frozen=True, env_ignore_empty=True)
 
     r2_endpoint: str = Field(validation_alias="R2_ENDPOINT")
     r2_access_key_id: str = Field(validation_alias="R2_ACCESS_KEY_ID")

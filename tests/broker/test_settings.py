@@ -48,3 +48,11 @@ def test_the_example_names_every_setting():
     fields = [*Settings.model_fields.values(), *WorkerSettings.model_fields.values()]
     known = {field.validation_alias for field in fields} - {"RUNPOD_POD_ID", "RUNPOD_WEBHOOK_POST_OUTPUT"}
     assert named == known
+
+
+def test_what_is_left_empty_in_a_console_counts_as_not_set(monkeypatch):
+    """RunPod's forms send a worker's empty fields along."""
+    for name in ("R2_ENDPOINT", "R2_ACCESS_KEY_ID", "R2_SECRET_ACCESS_KEY", "R2_BUCKET_NAME"):
+        monkeypatch.setenv(name, "x")
+    monkeypatch.setenv("REELBROKER_QUALITY_MODEL", "")
+    assert WorkerSettings().quality_model is None
