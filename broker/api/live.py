@@ -57,8 +57,12 @@ async def events(request: Request) -> Response:
     if last.isascii() and last.isdecimal() and len(last) < 10:
         after = int(last)
     # The whole job is read where it is told, and here only for a client that has seen all there is.
-    if after == await service.version(user, job_id) and (await service.job(user, job_id)).status.is_terminal:
-        return Response(status_code=204)
+    if after == await service.version(user, job_id):
+        job = await service.job(user, job_id)
+        if (
+            job.status.is_terminal and job.version == after
+        ):  # it may have ended just now, which is not told yet
+            return Response(status_code=204)
     if request.method == "HEAD":  # it would never end
         return Response(media_type="text/event-stream")
     return EventSourceResponse(

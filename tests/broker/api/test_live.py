@@ -282,3 +282,25 @@ async def test_watchers_hear_what_another_broker_moves(settings, running, provid
         kinds = [data["kind"] for data in await asyncio.wait_for(hearing, 15)]
         assert kinds[0] == "accepted"
         assert kinds[-1] in ("cancelled", "error")
+
+
+@on_one_database
+async def test_an_end_that_comes_while_one_asks_is_told(served, monkeypatch):
+    """Between the look at how far the job is and the look at the job itself, it ends: that is no reason to say that all is told."""
+    store = JobStore.opened
+    async with served.async_client(timeout=20) as client:
+        url = (await client.post("/api/jobs", json=JOB)).headers["location"]
+        await until(client, url, lambda job: job["status"] == "processing")
+        version = JobStore.version
+
+        def ends_behind_our_back(self, job_id, user_id):
+            seen = version(self, job_id, user_id)
+            monkeypatch.undo()
+            job, attempt = store.load(job_id)
+            store.move(job, "ended", {"status": "cancelled"}, attempt)
+            return seen
+
+        after = version(store, url.rpartition("/")[2], store.load(url.rpartition("/")[2])[0].user_id)
+        monkeypatch.setattr(JobStore, "version", ends_behind_our_back)
+        told = [data async for _, _, data in frames(client, url, headers={"Last-Event-ID": str(after)})]
+    assert told[-1]["changes"]["status"] == "cancelled"
