@@ -91,7 +91,8 @@ class FleetService:
         with self._engine.begin() as connection:
             backlog = _backlog(connection, now)
             ended = connection.execute(_ended_since(first)).mappings().all()
-            stuck = select(JOBS).where(JOBS.c.status.in_(OPEN), JOBS.c.stalled_since.is_not(None))
+            told = [JOBS.c[name] for name in ("id", "user_id", "type", "phase", "progress", "stalled_since")]
+            stuck = select(*told).where(JOBS.c.status.in_(OPEN), JOBS.c.stalled_since.is_not(None))
             stalled = (
                 connection.execute(stuck.order_by(JOBS.c.stalled_since).limit(MOST_STALLED)).mappings().all()
             )

@@ -1,16 +1,16 @@
 // Before and after: the source as it was and the result, at the same moment, under one scrubber.
 
 import { h, set } from "./dom.js";
-import { cropAt, hasCrop, pieces, sourceOf, timed } from "./edit.js";
+import { cropAt, hasCrop, pieces, sourceOf } from "./edit.js";
 import { isCropped } from "./picture.js";
 import { Timeline } from "./timeline.js";
 
 const DRIFT = 0.08; // seconds that the two may be apart while they play
 
 export class Compare {
-  /** @param urls {before, after}; `before` is null where the source cannot be shown beside the result */
-  constructor(job, urls) {
-    this.job = job;
+  /** @param params the job's, with moments; @param urls {before, after}; `before` is null where it cannot be shown beside the result */
+  constructor(job, params, urls) {
+    Object.assign(this, { job, params });
     this.after = h("video", { playsinline: true, preload: "auto", src: urls.after, tabindex: "-1", "aria-label": "The result" });
     this.timeline = new Timeline(
       this.after,
@@ -26,7 +26,7 @@ export class Compare {
   }
 
   addBefore(url) {
-    this.before = h("video", { playsinline: true, preload: "auto", src: url, muted: true, tabindex: "-1", "aria-label": "The source" });
+    this.before = h("video", { playsinline: true, preload: "auto", src: url, tabindex: "-1", "aria-label": "The source" });
     this.before.muted = true;
     this.outline = h("div", { class: "outline" });
     this.pair.prepend(h("div", { class: "before" }, this.before, this.outline, h("span", { class: "tag" }, "Source")));
@@ -66,9 +66,7 @@ export class Compare {
   }
 
   known() {
-    const { type, params } = this.job;
-    this.params = { ...params, crop_keyframes: timed(params.crop_keyframes, params.target_fps ? null : this.job.result.fps) };
-    this.map = pieces(type, params, this.before.duration);
+    this.map = pieces(this.job.type, this.params, this.before.duration);
     this.before.parentElement.style.setProperty("--whole", `${this.before.videoWidth} / ${this.before.videoHeight}`);
     this.sync();
   }

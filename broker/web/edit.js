@@ -40,11 +40,12 @@ export const hasCrop = (type) => type === "framing" || type === "upscale";
 export const isOneClip = (type) => hasCrop(type) || type === "overlay";
 export const keepsSize = (type) => type === "overlay" || type === "annotate";
 
-/** Crop keyframes with moments for frame numbers, as far as the rate is known. */
-export const timed = (keys, fps) =>
-  keys?.map(({ frame, ...key }) =>
-    frame === undefined || !fps ? { ...key, ...(frame !== undefined && { frame }) } : { ...key, time: round(frame / fps, 3) },
-  );
+/** A job's params with moments for the frame numbers of its crop, where its result says how long a frame of the source is. */
+export function timed(params, result) {
+  if (!result || params.target_fps || !params.crop_keyframes) return params;
+  const moment = ({ frame, ...key }) => (frame === undefined ? key : { ...key, time: round(frame / result.fps, 3) });
+  return { ...params, crop_keyframes: params.crop_keyframes.map(moment) };
+}
 
 export const round = (value, digits) => Math.round(value * 10 ** digits) / 10 ** digits;
 

@@ -3,7 +3,7 @@
 import { ask, ended, follow, objectUrl, Problem, send } from "./api.js";
 import { Compare } from "./compare.js";
 import { ago, bytes, dollars, fill, h, lasting, nameOf, tell, time } from "./dom.js";
-import { pieces, TYPES } from "./edit.js";
+import { pieces, timed, TYPES } from "./edit.js";
 import { byFrame } from "./picture.js";
 
 const STEPS = [
@@ -28,9 +28,9 @@ const KINDS = {
 };
 
 export class JobScreen {
-  constructor(job, signal) {
-    Object.assign(this, { job, signal, events: [] });
-    this.version = 0;
+  /** @param version of the job: the number of the last event that is in it */
+  constructor(job, version, signal) {
+    Object.assign(this, { job, version, signal, events: [] });
     this.head = h("header", { class: "jobhead" });
     this.online = h("span", { class: "line", role: "status" });
     this.state = h("section", { class: "card state", "aria-label": "Progress" });
@@ -212,8 +212,8 @@ export class JobScreen {
   async showResult() {
     this.compared = true;
     const { job } = this;
-    const placed = !byFrame(job.params) || !job.params.target_fps; // else nothing says how long a frame of the source is
-    const comparable = pieces(job.type, job.params, Infinity) !== null && !job.params.rotation && placed;
+    const params = timed(job.params, job.result);
+    const comparable = pieces(job.type, params, Infinity) !== null && !params.rotation && !byFrame(params);
     const gone = () => null; // the source may have been removed since
     const [after, before] = await Promise.all([objectUrl(job.output_key), comparable ? objectUrl(job.input_key).catch(gone) : null]).catch(
       (error) => {
@@ -222,7 +222,7 @@ export class JobScreen {
       },
     );
     if (!after || this.signal.aborted) return;
-    this.compare = new Compare(job, { before, after });
+    this.compare = new Compare(job, params, { before, after });
     this.signal.addEventListener("abort", () => this.compare.close());
     this.result.hidden = false;
     fill(this.result, this.compare.element);
@@ -295,8 +295,8 @@ function told(events) {
 export async function jobPage(main, { path, signal, fail }) {
   const [, id] = path;
   const reply = await send("GET", `/api/jobs/${id}`, { signal });
-  const screen = new JobScreen(await reply.json(), signal);
-  screen.version = Number(reply.headers.get("ETag")?.replace(/\D/g, "") ?? 0);
+  const version = Number(reply.headers.get("ETag")?.replace(/\D/g, "") ?? 0);
+  const screen = new JobScreen(await reply.json(), version, signal);
   fill(main, screen.element);
   follow(id, {
     signal,

@@ -111,6 +111,7 @@ export class NewExport {
     this.editor.hidden = false;
     if (this.request.type !== "multi_clip") this.request.input_key = this.source.key;
     this.stage.video.src = this.source.url;
+    this.showFiles();
     this.changed();
   }
 
@@ -120,6 +121,7 @@ export class NewExport {
     for (const clip of this.request.type === "multi_clip" ? this.request.params.clips : []) {
       if (clip.input_key === this.source.key && this.source.playable) clip.end_time ??= round(this.source.duration, 3);
     }
+    this.showFiles();
     this.changed();
   }
 
@@ -235,7 +237,6 @@ export class NewExport {
     this.stage.draw();
     this.timeline.draw();
     this.showSettings();
-    this.showFiles();
     if (document.activeElement !== this.view.text) {
       this.broken = false;
       this.view.show(this.request);
@@ -287,15 +288,14 @@ export class NewExport {
   }
 
   showButton() {
-    const uploading = this.sources.some((source) => !source.isThere);
     this.button.disabled = Boolean(this.broken || this.sending || this.waiting || this.sources.some((source) => source.isLost));
     this.button.textContent = this.waiting
       ? "Exports once uploaded …"
       : this.sending
         ? "Sending …"
-        : uploading
-          ? "Export when uploaded"
-          : "Export";
+        : this.isThere
+          ? "Export"
+          : "Export when uploaded";
   }
 
   async quote() {
@@ -322,7 +322,12 @@ export class NewExport {
 
   /** Keeps the edit for a page that is loaded anew, as soon as its videos are in the bucket. */
   keep() {
-    if (this.sources.length && this.sources.every((source) => source.isThere)) localStorage.setItem(DRAFT, JSON.stringify(this.request));
+    if (this.sources.length && this.isThere) localStorage.setItem(DRAFT, JSON.stringify(this.request));
+  }
+
+  /** Whether every video is in the bucket. */
+  get isThere() {
+    return this.sources.every((source) => source.isThere);
   }
 
   get isUploading() {
@@ -332,7 +337,7 @@ export class NewExport {
   // ── off it goes ───────────────────────────────────────────────────────────────────────────────────────────────
 
   async send() {
-    this.waiting = this.sources.some((source) => !source.isThere);
+    this.waiting = !this.isThere;
     this.sending = !this.waiting;
     this.showButton();
     if (this.waiting) return;
@@ -400,6 +405,5 @@ export async function newExport(main, { me, query, signal }) {
 function requestOf({ type, input_key, params, project_id, game_id, metadata, result }) {
   const given = Object.entries({ input_key, project_id, game_id }).filter(([, value]) => value !== null);
   const about = Object.keys(metadata).length ? { metadata } : {};
-  const keys = timed(params.crop_keyframes, params.target_fps ? null : result?.fps);
-  return { type, ...Object.fromEntries(given), ...about, params: { ...params, ...(keys && { crop_keyframes: keys }) } };
+  return { type, ...Object.fromEntries(given), ...about, params: timed(params, result) };
 }

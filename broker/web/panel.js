@@ -54,6 +54,12 @@ function number(screen, object, name, label, props = {}) {
   return field(label, control);
 }
 
+/** A word, or a colour, of an object that is part of the request. */
+function words(screen, object, name, label, props, otherwise = "") {
+  const change = (event) => screen.edit(() => (object[name] = event.target.value));
+  return field(label, h("input", { ...props, value: object[name] ?? otherwise, onchange: change }));
+}
+
 /** Two moments, each to be typed or taken from the picture. */
 function span(screen, object, key) {
   const here = (name, text) =>
@@ -195,24 +201,9 @@ function texts(screen) {
     elsewhere && h("p", { class: "quiet" }, elsewhere),
     layers.map((layer, index) =>
       part(screen, layers, index, `Text ${index + 1}`, "text", [
-        field(
-          "Words",
-          h("input", {
-            id: `text-${index}-words`,
-            value: layer.text ?? "",
-            onchange: (event) => screen.edit(() => (layer.text = event.target.value)),
-          }),
-        ),
+        words(screen, layer, "text", "Words", { id: `text-${index}-words` }),
         span(screen, layer, `text-${index}`),
-        field(
-          "Colour",
-          h("input", {
-            type: "color",
-            id: `text-${index}-colour`,
-            value: layer.color ?? "#ffffff",
-            onchange: (event) => screen.edit(() => (layer.color = event.target.value)),
-          }),
-        ),
+        words(screen, layer, "color", "Colour", { type: "color", id: `text-${index}-colour` }, "#ffffff"),
       ]),
     ),
     h("button", { id: "add-text", onclick: add }, "Add a text here"),
@@ -256,15 +247,7 @@ function clips(screen) {
   const earlier = (index) => screen.edit(() => list.splice(index - 1, 2, list[index], list[index - 1]));
   const told = (clip, index) => [
     joins && h("p", { class: "quiet" }, nameOf(clip) ?? clip.input_key),
-    !joins &&
-      field(
-        "Caption",
-        h("input", {
-          id: `clip-${index}-name`,
-          value: clip.name ?? "",
-          onchange: (event) => screen.edit(() => (clip.name = event.target.value)),
-        }),
-      ),
+    !joins && words(screen, clip, "name", "Caption", { id: `clip-${index}-name` }),
     span(screen, clip, `clip-${index}`),
     !joins &&
       field(
