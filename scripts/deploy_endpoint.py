@@ -1,7 +1,7 @@
-"""Makes a RunPod serverless endpoint for the worker's image, through RunPod's REST API, or brings the one of that name up to date.
+"""Makes a RunPod serverless endpoint for the worker's image, or brings the one of that name up to date.
 
-What is asked, in which order, is written once, as a generator that yields a call and is sent its answer: a dry run prints the
-calls where the real one makes them. Nothing is made twice: a template or endpoint of the name is looked for first.
+It speaks RunPod's REST API v2, which refuses fields that it does not know (https://docs.runpod.io/api-reference-v2/overview);
+v1 is retired in 2026. Nothing is made twice: an endpoint of the name is looked for first. A dry run prints the calls.
 """
 
 import argparse
@@ -9,22 +9,21 @@ import json
 import os
 import re
 import sys
-from collections.abc import Generator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from typing import Any, NoReturn
 
 import httpx
 from dotenv import dotenv_values
 
-API = "https://rest.runpod.io/v1"
+API = "https://api.runpod.io/v2"
 BUCKET = ("R2_ENDPOINT", "R2_ACCESS_KEY_ID", "R2_SECRET_ACCESS_KEY", "R2_BUCKET_NAME")
-#: 24 GB each, with NVENC and NVDEC; RunPod takes whichever is free.
-GPUS = ("NVIDIA L4", "NVIDIA RTX A5000", "NVIDIA GeForce RTX 4090")
-#: That of PyPI's torch (Dockerfile.gpu).
+#: L4, A5000 and 3090; 4090. 24 GB each, with NVENC and NVDEC; RunPod takes whichever has one free.
+POOLS = ("AMPERE_24", "ADA_24")
+#: That of PyPI's torch (Dockerfile.gpu): what a host's driver must know at least.
 CUDA = "13.0"
 #: What says, in a name, that the value is nobody's to read.
 _SECRET = re.compile("KEY|SECRET|TOKEN|PASSWORD")
-#: RunPod marks the names of endpoints with FlashBoot.
+#: RunPod has marked the names of endpoints with FlashBoot so, and lists them so.
 _FLASHBOOT = " -fb"
 HELP = """
 idle timeout      for so long a worker without a job stays, and is paid, before it is stopped. Short is cheap where jobs come
@@ -42,120 +41,76 @@ RUNPOD_API_KEY and the four R2_* are read from the environment or from .env, as 
 """
 
 
-@dataclass(frozen=True)
-class Call:
-    """One request to RunPod."""
-
-    method: str
-    path: str
-    body: dict[str, Any] = field(default_factory=dict)
-    query: dict[str, str] = field(default_factory=dict)
-
-
-Steps = Generator[Call, Any, str]
-
-
-def deploy(template: dict[str, Any], endpoint: dict[str, Any]) -> Steps:
-    """Asks for a template and an endpoint of it; returns the endpoint's id."""
-    # Without this, RunPod lists only templates that no endpoint uses.
-    bound = {"includeEndpointBoundTemplates": "true"}
-    template_id = yield from _put("templates", template, ("category", "isServerless"), bound)
-    return (yield from _put("endpoints", endpoint | {"templateId": template_id}, ("computeType",), {}))
-
-
-def _put(kind: str, wanted: dict[str, Any], only_new: tuple[str, ...], query: dict[str, str]) -> Steps:
-    """Makes one, or changes the one of that name; `only_new` are the fields that never change."""
-    listed = yield Call("GET", f"/{kind}", query=query)
+def deploy(http: httpx.Client, wanted: dict[str, Any]) -> str:
+    """Makes the endpoint, or changes the one of that name; returns its id."""
     names = (wanted["name"], wanted["name"] + _FLASHBOOT)
-    found = [one for one in listed if one.get("name") in names]
+    found = [one for one in _ask(http, "GET", "/serverless")["endpoints"] if one["name"] in names]
     if len(found) > 1:
         raise SystemExit(
-            f"RunPod has {len(found)} {kind} named {wanted['name']}; delete all but one, or choose another --name"
+            f"RunPod has {len(found)} endpoints named {wanted['name']}; delete all but one, or choose another --name"
         )
     if not found:
-        return str((yield Call("POST", f"/{kind}", wanted))["id"])
-    if found[0].get("workersMax", wanted.get("workersMax", 0)) < wanted.get("workersMax", 0):
-        _tell(
-            f"It had {found[0]['workersMax']} workers at most: set that low, or idle for days (see --help). Now {wanted['workersMax']}."
-        )
-    changes = {name: value for name, value in wanted.items() if name not in only_new}
-    yield Call("PATCH", f"/{kind}/{found[0]['id']}", changes)
+        return str(_ask(http, "POST", "/serverless", wanted)["id"])
+    had, most = found[0]["workers"]["max"], wanted["workers"]["max"]
+    if had < most:
+        _tell(f"It had {had} workers at most: set that low, or idle for days (see --help). Now {most}.")
+    _ask(http, "PATCH", f"/serverless/{found[0]['id']}", changes(wanted))
     return str(found[0]["id"])
 
 
-def run(steps: Steps, http: httpx.Client) -> str:
-    """Makes the calls, one after the other."""
-    answer = None
-    while True:
-        try:
-            call = steps.send(answer)
-        except StopIteration as end:
-            return str(end.value)
-        answer = _answer(http, call)
+def changes(wanted: dict[str, Any]) -> dict[str, Any]:
+    """What an endpoint that is there is told: all but its type, which never changes."""
+    return {name: value for name, value in wanted.items() if name != "type"}
 
 
-def _answer(http: httpx.Client, call: Call) -> Any:
+def _ask(http: httpx.Client, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
     try:
-        reply = http.request(call.method, call.path, params=call.query, json=call.body or None)
+        reply = http.request(method, path, json=body)
         if reply.is_success:
             return reply.json()
         why = f"{reply.status_code} {reply.text[:500]}"
     except (httpx.HTTPError, ValueError) as error:
         why = repr(error)
-    raise SystemExit(f"{call.method} {call.path}: {why}\nNothing is made twice: mend it and run this again.")
+    raise SystemExit(f"{method} {path}: {why}\nNothing is made twice: mend it and run this again.")
 
 
-def show(steps: Steps) -> None:
-    """Prints the calls as they are where RunPod knows nothing of that name yet, as one JSON document a line."""
-    answer: Any = None
-    while True:
-        try:
-            call = steps.send(answer)
-        except StopIteration:
-            return
-        print(
-            json.dumps(
-                {"method": call.method, "path": call.path, "query": call.query, "body": _masked(call.body)}
-            )
-        )
-        answer = [] if call.method == "GET" else {"id": f"ID_OF_{call.path[1:].upper()}"}
+def show(wanted: dict[str, Any]) -> None:
+    """Prints what would be asked, without secrets, as one JSON document a line: the look, and what makes or changes it."""
+    shown = _masked(wanted)
+    for method, path, body in (
+        ("GET", "/serverless", None),
+        ("POST", "/serverless", shown),
+        ("PATCH", "/serverless/ID", changes(shown)),
+    ):
+        print(json.dumps({"method": method, "path": path, "body": body}))
 
 
-def _masked(body: dict[str, Any]) -> dict[str, Any]:
+def _masked(wanted: dict[str, Any]) -> dict[str, Any]:
     hidden = {
-        name: "***" if _SECRET.search(name) and value else value
-        for name, value in body.get("env", {}).items()
+        name: "***" if _SECRET.search(name) and value else value for name, value in wanted["env"].items()
     }
-    return body | ({"env": hidden} if hidden else {})
+    return wanted | {"env": hidden}
 
 
-def _template(chosen: argparse.Namespace, known: Mapping[str, str | None]) -> dict[str, Any]:
-    env = {name: known.get(name) or "" for name in BUCKET} | dict(chosen.env)
+def _endpoint(chosen: argparse.Namespace, known: Mapping[str, str | None]) -> dict[str, Any]:
     return {
         "name": chosen.name,
-        "imageName": chosen.image,
-        "category": "NVIDIA",
-        "isServerless": True,
-        "containerDiskInGb": chosen.disk,
-        "env": env,
-    } | ({"containerRegistryAuthId": chosen.registry_auth} if chosen.registry_auth else {})
-
-
-def _endpoint(chosen: argparse.Namespace) -> dict[str, Any]:
-    return {
-        "name": chosen.name,
-        "computeType": "GPU",
-        "gpuTypeIds": chosen.gpu or list(GPUS),
-        "gpuCount": 1,
-        "allowedCudaVersions": chosen.cuda or [CUDA],
-        "workersMin": chosen.min_workers,
-        "workersMax": chosen.max_workers,
-        "idleTimeout": chosen.idle_timeout,
-        "executionTimeoutMs": chosen.execution_timeout * 1000,
-        "flashboot": chosen.flashboot,
-        "scalerType": "QUEUE_DELAY",
-        "scalerValue": 4,
-    }
+        "type": "QUEUE",
+        "image": chosen.image,
+        "disk": chosen.disk,
+        "env": {name: known.get(name) or "" for name in BUCKET} | dict(chosen.env),
+        # The empty set is said, too: an endpoint that had one would refuse the floor.
+        "gpu": {
+            "pools": chosen.gpu or list(POOLS),
+            "count": 1,
+            "minCudaVersion": chosen.cuda,
+            "allowedCudaVersions": [],
+        },
+        "workers": {"min": chosen.min_workers, "max": chosen.max_workers, "idleTimeout": chosen.idle_timeout},
+        "scaling": {"type": "QUEUE_DELAY", "queueDelay": 4},
+        "timeout": chosen.execution_timeout * 1000,
+        "flashboot": "FLASHBOOT" if chosen.flashboot else "OFF",
+    } | ({"registry": chosen.registry_auth} if chosen.registry_auth else {})
 
 
 def _setting(text: str) -> tuple[str, str]:
@@ -182,13 +137,18 @@ def _parsed() -> argparse.Namespace:
         action="store_true",
         help="print the calls, without secrets; so it is also without a RUNPOD_API_KEY",
     )
-    add("--name", default="reelbroker", help="of template and endpoint (%(default)s)")
-    add("--gpu", action="append", metavar="NAME", help=f"may be given several times ({', '.join(GPUS)})")
+    add("--name", default="reelbroker", help="of the endpoint (%(default)s)")
+    add(
+        "--gpu",
+        action="append",
+        metavar="POOL",
+        help=f"RunPod's name of a pool of GPUs; may be given several times ({', '.join(POOLS)}: 24 GB, with NVENC)",
+    )
     add(
         "--cuda",
-        action="append",
+        default=CUDA,
         metavar="VERSION",
-        help="of the host's driver, exactly; may be given several times (13.0, as torch is)",
+        help="the least that a host's driver must know (%(default)s, as torch is)",
     )
     add("--max-workers", type=int, default=3, metavar="N", help="(%(default)s)")
     add(
@@ -233,17 +193,17 @@ def _refuse(text: str) -> NoReturn:
 def main() -> None:
     chosen = _parsed()
     known = dotenv_values(".env") | dict(os.environ)
-    steps = deploy(_template(chosen, known), _endpoint(chosen))
+    wanted = _endpoint(chosen, known)
     key = known.get("RUNPOD_API_KEY")
     if chosen.dry_run or not key:
-        show(steps)
+        show(wanted)
         if not key:
             _tell("A dry run: RUNPOD_API_KEY is not set.")
         return
     if missing := [name for name in BUCKET if not known.get(name)]:
         _refuse(f"The worker needs {', '.join(missing)}: set them in the environment or in .env.")
     with httpx.Client(base_url=chosen.api, headers={"Authorization": f"Bearer {key}"}, timeout=60) as http:
-        endpoint_id = run(steps, http)
+        endpoint_id = deploy(http, wanted)
     print(f"RUNPOD_ENDPOINT_URL=https://api.runpod.ai/v2/{endpoint_id}")
     _tell("Idle for 3 days it is cut to 2 workers at most, for 7 to none: see --help.")
 

@@ -9,7 +9,6 @@ import threading
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
@@ -24,47 +23,68 @@ BUCKET = {
     "R2_SECRET_ACCESS_KEY": SECRET,
     "R2_BUCKET_NAME": "videos",
 }
-TEMPLATE = {"name", "imageName", "containerDiskInGb", "env", "containerRegistryAuthId"}
-ENDPOINT = {
-    "name", "templateId", "gpuTypeIds", "gpuCount", "allowedCudaVersions", "workersMin", "workersMax", "idleTimeout",
-    "executionTimeoutMs", "flashboot", "scalerType", "scalerValue",
-}  # fmt: skip
-#: By kind: the fields that may be sent at any time, and those that only a new one takes.
-FIELDS = {"templates": (TEMPLATE, {"category", "isServerless"}), "endpoints": (ENDPOINT, {"computeType"})}
+#: The fields of RunPod's REST API v2, by what they are in (its openapi.json, November 2026); it refuses others with 422.
+FIELDS = {
+    "": {
+        "name",
+        "type",
+        "image",
+        "disk",
+        "env",
+        "registry",
+        "gpu",
+        "workers",
+        "scaling",
+        "timeout",
+        "flashboot",
+    },
+    "gpu": {"pools", "count", "minCudaVersion", "allowedCudaVersions"},
+    "workers": {"min", "max", "idleTimeout"},
+    "scaling": {"type", "queueDelay"},
+}
+NEEDED = {"name", "type", "image", "gpu", "scaling"}
+
+
+def objections(body, method):
+    """What RunPod has against a body: fields that it does not know or miss, and values beyond its sets."""
+    known = FIELDS | ({"": FIELDS[""] - {"type"}} if method == "PATCH" else {})
+    wrong = {
+        f"{part} {name}"
+        for part, names in known.items()
+        for name in set(body.get(part, {}) if part else body) - names
+    }
+    if method == "POST":
+        wrong |= NEEDED - set(body) | ({"type"} if body.get("type") != "QUEUE" else set())
+    gpu = body.get("gpu", {})
+    if gpu.get("minCudaVersion") and gpu.get("allowedCudaVersions"):
+        wrong.add("gpu: a floor and a set")
+    if body.get("flashboot") not in ("OFF", "FLASHBOOT", "PRIORITY_FLASHBOOT"):
+        wrong.add("flashboot")
+    return wrong
 
 
 class RunPod:
-    """RunPod's REST API as far as it is needed here: it knows its fields, and refuses others."""
+    """RunPod's REST API v2 as far as it is needed here."""
 
     def __init__(self):
-        self.kept = {"templates": {}, "endpoints": {}}
+        self.kept = {}
         self.calls = []
 
-    def answer(self, method, path, key, query, body):
+    def answer(self, method, path, key, body):
         self.calls.append(f"{method} {path}")
         if key != f"Bearer {KEY}":
-            return 401, {"error": "unauthorized"}
-        kind, _, name = path.removeprefix("/v1/").partition("/")
-        always, only_new = FIELDS[kind]
-        if unknown := set(body) - always - (only_new if method == "POST" else set()):
-            return 400, {"error": f"unknown: {unknown}"}
-        return self._kept(method, kind, name, query, body)
-
-    def _kept(self, method, kind, name, query, body):
-        kept = self.kept[kind]
+            return 401, {"title": "Unauthorized", "status": 401, "detail": "invalid bearer token"}
+        assert path.startswith("/v2/serverless")
         if method == "GET":
-            used = {one["templateId"] for one in self.kept["endpoints"].values()}
-            hides = kind == "templates" and query.get("includeEndpointBoundTemplates") != ["true"]
-            return 200, [one for one in kept.values() if not (hides and one["id"] in used)]
+            return 200, {"endpoints": list(self.kept.values())}
+        if wrong := objections(body, method):
+            return 422, {"title": "Unprocessable Entity", "status": 422, "errors": sorted(wrong)}
+        name = path.removeprefix("/v2/serverless").strip("/")
         if method == "POST":
-            name = f"{kind[0]}{len(kept) + 1}"
-            mark = " -fb" if body.get("flashboot") else ""
-            kept[name] = body | {"id": name, "name": body["name"] + mark}
-            return 201, kept[name]
-        if name not in kept:
-            return 404, {"error": "no such id"}
-        kept[name] |= body
-        return 200, kept[name]
+            name = f"e{len(self.kept) + 1}"
+            self.kept[name] = {"id": name}
+        self.kept[name] |= body
+        return 201 if method == "POST" else 200, self.kept[name]
 
 
 @contextmanager
@@ -72,10 +92,9 @@ def served(runpod):
     class Handler(BaseHTTPRequestHandler):
         def handle_any(self):
             length = int(self.headers.get("content-length") or 0)
-            url = urlsplit(self.path)
             body = json.loads(self.rfile.read(length)) if length else {}
             key = self.headers.get("authorization")
-            status, told = runpod.answer(self.command, url.path, key, parse_qs(url.query), body)
+            status, told = runpod.answer(self.command, self.path, key, body)
             self.send_response(status)
             self.end_headers()
             self.wfile.write(json.dumps(told).encode())
@@ -87,7 +106,7 @@ def served(runpod):
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}/v1"
+        yield f"http://127.0.0.1:{server.server_port}/v2"
         server.shutdown()
 
 
@@ -104,50 +123,77 @@ def deploy(folder, *words, **environment):
 
 
 def test_a_second_deployment_changes_the_first_and_adds_nothing(runpod, tmp_path):
-    """Template and endpoint are found again by name, also where RunPod has marked it, and what it cut is set right."""
+    """The endpoint is found again by its name, also where RunPod has marked it, and what RunPod cut is set right."""
     with served(runpod) as url:
         run = {"RUNPOD_API_KEY": KEY} | BUCKET
         first = deploy(tmp_path, "you/worker:1", "--api", url, "--max-workers", "5", **run)
         assert first.stdout == "RUNPOD_ENDPOINT_URL=https://api.runpod.ai/v2/e1\n", first.stderr
-        runpod.kept["endpoints"]["e1"]["workersMax"] = 0  # as after seven idle days
-        second = deploy(tmp_path, "you/worker:2", "--api", url, "--env", "REELBROKER_X264_CRF=20", **run)
+        made = runpod.kept["e1"].copy()
+        runpod.kept["e1"] |= {
+            "name": "reelbroker -fb",
+            "workers": {"min": 0, "max": 0},
+        }  # as after seven idle days
+        second = deploy(
+            tmp_path,
+            "you/worker:2",
+            "--api",
+            url,
+            "--env",
+            "REELBROKER_X264_CRF=20",
+            "--gpu",
+            "ADA_24",
+            **run,
+        )
     assert second.stdout == first.stdout, second.stderr
     assert "It had 0 workers at most" in second.stderr
-    made = ["GET /v1/templates", "POST /v1/templates", "GET /v1/endpoints", "POST /v1/endpoints"]
-    changed = ["GET /v1/templates", "PATCH /v1/templates/t1", "GET /v1/endpoints", "PATCH /v1/endpoints/e1"]
-    assert runpod.calls == made + changed
-    (template,), (endpoint,) = runpod.kept["templates"].values(), runpod.kept["endpoints"].values()
-    assert template["imageName"] == "you/worker:2"
-    assert template["env"] == BUCKET | {"REELBROKER_X264_CRF": "20"}
-    assert (endpoint["templateId"], endpoint["workersMax"], endpoint["executionTimeoutMs"]) == (
-        "t1",
+    assert runpod.calls == [
+        "GET /v2/serverless", "POST /v2/serverless", "GET /v2/serverless", "PATCH /v2/serverless/e1",
+    ]  # fmt: skip
+    assert (made["type"], made["image"], made["env"], made["workers"]["max"]) == (
+        "QUEUE",
+        "you/worker:1",
+        BUCKET,
+        5,
+    )
+    changed = runpod.kept["e1"]
+    assert (changed["image"], changed["env"]) == ("you/worker:2", BUCKET | {"REELBROKER_X264_CRF": "20"})
+    assert changed["gpu"] == {
+        "pools": ["ADA_24"],
+        "count": 1,
+        "minCudaVersion": "13.0",
+        "allowedCudaVersions": [],
+    }
+    assert (changed["workers"]["max"], changed["timeout"], changed["flashboot"]) == (
         3,
         7_200_000,
+        "FLASHBOOT",
     )
 
 
 def test_without_a_key_the_calls_are_printed_and_no_secret(tmp_path):
-    """A dry run needs no account; it says what a first deployment would ask."""
-    run = deploy(tmp_path, "you/worker:1", **BUCKET)
+    """A dry run needs no account; it says what would be asked, and RunPod would take it."""
+    run = deploy(tmp_path, "you/worker:1", "--registry-auth", "r1", "--no-flashboot", **BUCKET)
     calls = [json.loads(line) for line in run.stdout.splitlines()]
-    assert [call["method"] for call in calls] == ["GET", "POST", "GET", "POST"]
-    for call in calls[1::2]:
-        always, only_new = FIELDS[call["path"][1:]]
-        assert set(call["body"]) <= always | only_new
+    assert [call["method"] for call in calls] == ["GET", "POST", "PATCH"]
+    assert [objections(call["body"], call["method"]) for call in calls[1:]] == [set(), set()]
     assert calls[1]["body"]["env"]["R2_BUCKET_NAME"] == "videos"
     assert SECRET not in run.stdout
     assert "an-access-key" not in run.stdout
 
 
 def test_what_stands_in_the_way_is_said(runpod, tmp_path):
-    """A missing setting before anything is asked; RunPod's own words for what it refuses."""
+    """A missing setting before anything is asked; RunPod's own words for what it refuses; two of one name."""
+    run = {"RUNPOD_API_KEY": KEY} | BUCKET
     with served(runpod) as url:
         missing = deploy(tmp_path, "you/worker:1", "--api", url, RUNPOD_API_KEY=KEY)
-        refused = deploy(tmp_path, "you/worker:1", "--api", url, RUNPOD_API_KEY="wrong", **BUCKET)
-    assert (missing.returncode, refused.returncode) == (2, 1)
+        refused = deploy(tmp_path, "you/worker:1", "--api", url, **(run | {"RUNPOD_API_KEY": "wrong"}))
+        runpod.kept = {name: {"id": name, "name": "reelbroker"} for name in ("e1", "e2")}
+        double = deploy(tmp_path, "you/worker:1", "--api", url, **run)
+    assert (missing.returncode, refused.returncode, double.returncode) == (2, 1, 1)
     assert "R2_ENDPOINT, R2_ACCESS_KEY_ID" in missing.stderr
-    assert "GET /templates: 401" in refused.stderr
-    assert runpod.calls == ["GET /v1/templates"]
+    assert "GET /serverless: 401" in refused.stderr
+    assert "2 endpoints named reelbroker" in double.stderr
+    assert runpod.calls == ["GET /v2/serverless", "GET /v2/serverless"]
 
 
 # ── the Hub ─────────────────────────────────────────────────────────────────────────────────────────────────────────
