@@ -73,6 +73,8 @@ def serve() -> None:
     """
     log_to_stderr()
     settings = _settings()
+    with _told(), _writing(settings):
+        pass  # what is wrong with it is better said in a sentence than by the traceback of a server that ends
     config = uvicorn.Config(
         create_app(settings),
         host=settings.host,
@@ -107,18 +109,21 @@ def up(
     folder: Folder = Path(".reelbroker"),
     workers: Annotated[int, typer.Option(min=1, max=16)] = 1,
     port: Annotated[int | None, typer.Option(help="The broker's port; a free one by default.")] = None,
+    origin: Annotated[
+        list[str] | None, typer.Option(help="Of a web page that may call the broker: http://localhost:5173.")
+    ] = None,
 ) -> None:
     """Run store, endpoint, workers and broker on this machine until Ctrl-C."""
     log_to_stderr()
     try:
-        asyncio.run(run_until_signalled(_up(folder, workers, port)))
+        asyncio.run(run_until_signalled(_up(Stack(folder, workers, port, origin or ()))))
     except StackError as error:
         console.print(f"[red]The stack could not start:[/red] {error}", highlight=False)
         raise typer.Exit(1) from None
 
 
-async def _up(folder: Path, workers: int, port: int | None) -> None:
-    async with Stack(folder, workers, port) as stack:
+async def _up(stack: Stack) -> None:
+    async with stack:
         console.print(f"Reelbroker is up at {stack.broker_url}", soft_wrap=True)
         console.print(f"  Open {stack.broker_url}/#key={stack.api_key}", soft_wrap=True)
         console.print(

@@ -14,7 +14,9 @@ from typing import Any
 
 from alembic import command
 from alembic.config import Config
+from alembic.util import CommandError
 from sqlalchemy import URL, Engine, create_engine, event, make_url
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.pool import NullPool
 
 from broker.errors import DatabaseError, DatabaseInUse
@@ -36,6 +38,7 @@ def open_engine(database_url: str) -> Engine:
 
     Raises:
         DatabaseInUse: another process has the SQLite file.
+        DatabaseError: it cannot be opened, or a newer release has made it.
     """
     path = sqlite_path(database_url)
     if path is None:
@@ -48,11 +51,7 @@ def open_engine(database_url: str) -> Engine:
     # pysqlite would begin lazily and as a reader; a later upgrade to writer fails at once, whatever the timeout.
     event.listen(engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN IMMEDIATE"))
     event.listen(engine, "engine_disposed", lambda _: lock.close())
-    try:
-        return _migrated(engine)
-    except BaseException:
-        engine.dispose()
-        raise
+    return _migrated(engine)
 
 
 @contextlib.contextmanager
@@ -151,7 +150,10 @@ def _readonly(path: Path) -> sqlite3.Connection:
 
 
 def _locked(path: Path) -> Any:
-    lock = path.with_name(path.name + ".lock").open("w")
+    try:
+        lock = path.with_name(path.name + ".lock").open("w")
+    except OSError as error:
+        raise DatabaseError(f"{path} cannot be opened: {error.strerror}") from error
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
@@ -167,9 +169,22 @@ def _prepare_sqlite(connection: Any, _record: Any) -> None:
 
 
 def _migrated(engine: Engine) -> Engine:
+    """Brings the tables to this release's shape; an engine that fails is closed."""
+    with contextlib.ExitStack() as failed:
+        failed.callback(engine.dispose)
+        _migrate(engine)
+        failed.pop_all()
+    return engine
+
+
+def _migrate(engine: Engine) -> None:
     config = Config()
     config.set_main_option("script_location", "broker:migrations")
-    with engine.begin() as connection:
-        config.attributes["connection"] = connection
-        command.upgrade(config, "head")
-    return engine
+    try:
+        with engine.begin() as connection:
+            config.attributes["connection"] = connection
+            command.upgrade(config, "head")
+    except CommandError as error:  # a revision that we do not know
+        raise DatabaseError(f"the database was made by a newer release than this one ({error})") from error
+    except OperationalError as error:
+        raise DatabaseError(f"the database cannot be opened: {error.orig}") from error

@@ -19,7 +19,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -77,15 +77,19 @@ class Stack:
         folder: everything it keeps: data, keys, logs. One stack at a time may use it.
         workers: how many GPU workers to run.
         port: the broker's port; a free one if None.
+        origins: of web pages that may call the broker from a browser, beside its own.
 
     Raises:
         StackError: on entering, when a part cannot start: says which, why, and the end of its log.
     """
 
-    def __init__(self, folder: Path, workers: int = 1, port: int | None = None) -> None:
+    def __init__(
+        self, folder: Path, workers: int = 1, port: int | None = None, origins: Sequence[str] = ()
+    ) -> None:
         self.folder = folder.resolve()
         self._workers = workers
         self._port = port
+        self._origins = origins
         self._lock: IO[str] | None = None
         self._running: list[RunningPart] = []
 
@@ -210,6 +214,7 @@ class Stack:
             "REELBROKER_PORT": str(self._identity.ports["broker"]),
             # Everything is on this machine and restarts in seconds: no reason to wait as long as for a cloud.
             "REELBROKER_PUBLIC_URL": self.broker_url,
+            "REELBROKER_CORS_ORIGINS": ",".join(self._origins),
             "REELBROKER_SUBMIT_GRACE_SECONDS": "15",
             "REELBROKER_LOST_AFTER_SECONDS": "10",
             "REELBROKER_CANCEL_GRACE_SECONDS": "15",

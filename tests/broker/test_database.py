@@ -104,6 +104,29 @@ def test_a_second_process_is_kept_out(tmp_path):
     open_engine(url).dispose()
 
 
+def test_a_database_of_a_newer_release_is_left_alone(database_url):
+    """An older broker, put back after an update, says what is the matter, and changes nothing."""
+    engine = open_engine(database_url)
+    with engine.begin() as connection:
+        connection.exec_driver_sql("UPDATE alembic_version SET version_num = '9999'")
+    engine.dispose()
+    with pytest.raises(DatabaseError, match=r"newer release.*9999"):
+        open_engine(database_url)
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["sqlite:///{}/no/folder.db", "sqlite:///{}/folder", "postgresql://reelbroker:secret@127.0.0.1:9/none"],
+    ids=["no folder", "not a file", "no server"],
+)
+def test_a_database_that_cannot_be_opened_says_why(tmp_path, url):
+    """In a sentence, without the password."""
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(DatabaseError, match=r"cannot be opened: .") as told:
+        open_engine(url.format(tmp_path))
+    assert "secret" not in str(told.value)
+
+
 def test_others_may_read_meanwhile(tmp_path, make_job):
     """What is committed is seen; nothing can be written."""
     url = f"sqlite:///{tmp_path}/jobs.db"

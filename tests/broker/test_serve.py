@@ -10,6 +10,8 @@ import threading
 import httpx
 import pytest
 
+from broker.database import open_engine
+
 
 @pytest.fixture
 def database_url(tmp_path):
@@ -70,3 +72,14 @@ def test_a_restart_refuses_nobody(environment, tmp_path):
             process.wait()
     assert 0 < before < len(answers)
     assert set(answers) == {200}
+
+
+def test_a_broker_that_cannot_begin_says_why_in_a_line(environment, database_url):
+    """Another one has its database: no traceback, and an exit code that a supervisor sees."""
+    engine = open_engine(database_url)
+    command = [sys.executable, "-m", "broker.cli", "serve"]
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    engine.dispose()
+    assert ended.returncode == 1
+    assert "in use by another process" in ended.stdout
+    assert "Traceback" not in ended.stdout + ended.stderr
