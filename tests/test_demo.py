@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import httpx
 import imageio_ffmpeg
 
 from gpu_worker.probe import output_facts
@@ -79,9 +80,12 @@ def test_ctrl_c_in_the_demo_leaves_nothing_behind(tmp_path, big_buck_bunny):
 
 
 def test_up_runs_until_ctrl_c(tmp_path):
-    """It prints how to reach it, and ends with 0."""
-    process = start(["-m", "broker.cli", "up"], tmp_path)
-    read_until(process, "Reelbroker is up")
+    """It prints how to reach it, lets the pages in that it was told of, and ends with 0."""
+    page = "http://localhost:5173"
+    process = start(["-m", "broker.cli", "up", "--origin", page], tmp_path)
+    url = read_until(process, "Reelbroker is up").split()[-1]
+    asked = {"Origin": page, "Access-Control-Request-Method": "POST"}
+    assert httpx.options(f"{url}/api/jobs", headers=asked).headers["access-control-allow-origin"] == page
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=30)
     assert process.returncode == 0, output

@@ -1,12 +1,7 @@
 """A real browser on the page of a real stack: broker, queue, worker and bucket on this machine."""
 
-import shutil
-import subprocess
-
-import imageio_ffmpeg
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import sync_playwright
 
 from tests.stack_thread import StackThread
 
@@ -21,34 +16,6 @@ FAILED = "Failed to load resource"
 def stack(tmp_path_factory):
     with StackThread(tmp_path_factory.mktemp("stack")) as stack:
         yield stack
-
-
-@pytest.fixture(scope="session")
-def clip(tmp_path_factory, big_buck_bunny):
-    """640x360, 25 fps, 2 s, H.264 and AAC: small, so that a job takes a few seconds."""
-    path = tmp_path_factory.mktemp("footage") / "bunny.mp4"
-    command = [
-        imageio_ffmpeg.get_ffmpeg_exe(),
-        "-v",
-        "error",
-        "-i",
-        big_buck_bunny,
-        "-t",
-        "2",
-        "-vf",
-        "scale=640:360",
-    ]
-    subprocess.run([*command, "-c:v", "libx264", "-preset", "ultrafast", "-ac", "2", path], check=True)
-    return path
-
-
-@pytest.fixture(scope="module")
-def chromium():
-    with sync_playwright() as playwright:
-        flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=flags)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

@@ -1,0 +1,297 @@
+"""What the documents say is so: commands and code are run, top to bottom, against a real stack; settings, options and links exist."""
+
+import functools
+import http.server
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import threading
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+import typer
+from standardwebhooks import Webhook
+
+from broker.cli import cli
+from broker.embedded.ports import free_ports
+from broker.settings import Settings as BrokerSettings
+from gpu_worker.settings import Settings as WorkerSettings
+from tests.stack_thread import StackThread
+
+ROOT = Path(__file__).parents[1]
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+#: What a block may be in. The first three are run; `text` is for drawings, and for what a program prints.
+LANGUAGES = {"sh", "python", "js", "yaml", "ini", "markdown", "text"}
+#: Commands that stand-ins answer here, and where each is run for real.
+ELSEWHERE = {
+    "docker": "scripts/build-images",
+    "scripts/check": ".ci/run",
+    "scripts/demo": "tests/test_demo.py",
+    "scripts/setup": "scripts/test",
+    "scripts/test": ".ci/run",
+    "scripts/up": "tests/test_demo.py",
+}
+#: Addresses that stand for the reader's own broker.
+BROKERS = ("https://broker.example.com", "http://localhost:8000")
+TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
+
+
+def blocks(document):
+    """Each fenced block as (language, text)."""
+    found = re.findall(r"^```(\S*)\n(.*?)^```$", document.read_text(), flags=re.MULTILINE | re.DOTALL)
+    return [(language, text) for language, text in found]
+
+
+def code(document, language):
+    return "\n".join(text for found, text in blocks(document) if found == language)
+
+
+def prose(document):
+    return re.sub(r"^```.*?^```$", "", document.read_text(), flags=re.MULTILINE | re.DOTALL)
+
+
+def named(document):
+    return str(document.relative_to(ROOT))
+
+
+def with_blocks_in(*languages):
+    return [document for document in DOCUMENTS if any(code(document, language) for language in languages)]
+
+
+# ── a place to type them in ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+@contextmanager
+def served(folder):
+    """Serves a folder as a frontend's development server does: an origin that is not the broker's."""
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=folder)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://localhost:{server.server_port}"
+        server.shutdown()
+
+
+@pytest.fixture(scope="module")
+def frontend(tmp_path_factory):
+    """The origin of a page with nothing but a file input."""
+    folder = tmp_path_factory.mktemp("frontend")
+    (folder / "index.html").write_text('<!doctype html><link rel="icon" href="data:,"><input type="file">')
+    with served(folder) as origin:
+        yield origin
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory, frontend):
+    (port,) = free_ports(1)
+    folder = tmp_path_factory.mktemp("stack").resolve()
+    (folder / ".env").write_text("REELBROKER_WEBHOOKS_TO_PRIVATE_ADDRESSES=true\n")
+    with StackThread(folder, port=port, origins=[frontend]) as stack:
+        yield stack
+
+
+@pytest.fixture
+def desk(tmp_path, stack, clip):
+    """A folder like the repository's, a clip in it, and stand-ins for what is run elsewhere, which note that they were called."""
+    for path in ROOT.iterdir():
+        if path.name not in ("scripts", "out", ".git", ".env"):
+            (tmp_path / path.name).symlink_to(path)
+    for name in ("docs", ".runpod"):  # these are written to
+        (tmp_path / name).unlink()
+        shutil.copytree(ROOT / name, tmp_path / name)
+    shutil.copy(clip, tmp_path / "clip.mp4")
+    (tmp_path / "scripts").mkdir()
+    for path in (ROOT / "scripts").iterdir():
+        (tmp_path / "scripts" / path.name).symlink_to(path)
+    (tmp_path / "bin").mkdir()
+    for command in ELSEWHERE:
+        place = tmp_path / command if "/" in command else tmp_path / "bin" / command
+        place.unlink(missing_ok=True)
+        place.write_text(f'#!/bin/bash\necho "{command} $*" >>"{tmp_path}/called"\n')
+        place.chmod(0o755)
+    with (tmp_path / "bin" / "docker").open("a") as docker:
+        docker.write(inside_the_container(stack))
+    return tmp_path
+
+
+def inside_the_container(stack):
+    """A command in the broker's container is one on this machine, with the settings of the broker that runs here."""
+    broker = Path(f"/proc/{stack.stack.pid('broker')}/environ").read_text().split("\0")
+    settings = [shlex.quote(line) for line in broker if line.startswith(("R2_", "RUNPOD_", "REELBROKER_"))]
+    return f"""[ "$1" = compose ] && shift
+[ "$1" = exec ] && exec env {" ".join(settings)} "${{@:3}}"
+exit 0
+"""
+
+
+def run(desk, stack, script):
+    """Types a script; it ends with the first command that fails."""
+    for address in BROKERS:
+        script = script.replace(address, stack.stack.broker_url)
+    environment = {
+        "PATH": f"{desk}/bin:{ROOT}/.venv/bin:{os.environ['PATH']}",
+        "HOME": str(desk),
+        "COLUMNS": "200",
+        "REELBROKER_URL": stack.stack.broker_url,
+        "REELBROKER_API_KEY": stack.stack.api_key,
+    }
+    command = ["bash", "-euo", "pipefail", "-c", script]
+    ended = subprocess.run(
+        command, cwd=desk, env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert ended.returncode == 0, f"{ended.stdout[-3000:]}\n{ended.stderr[-3000:]}"
+    return ended.stdout
+
+
+# ── they do what they say ───────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("document", with_blocks_in("sh"), ids=named)
+def test_commands_run_as_they_are_written(document, desk, stack):
+    """In bash, in their order, in one shell, each with success."""
+    trace = {"traceparent": f"00-{TRACE}-00f067aa0ba902b7-01"}
+    key = stack.upload(desk / "clip.mp4")
+    body = {"type": "framing", "input_key": key, "params": {"end_time": 0.2}}
+    stack.finished(stack.client.post("/api/jobs", json=body, headers=trace).headers["location"])
+    for name, part in (("broker", "broker"), ("worker", "worker-1")):
+        (desk / f"{name}.log").symlink_to(stack.stack.folder / "logs" / f"{part}.log")
+    run(desk, stack, code(document, "sh"))
+    called = (desk / "called").read_text().splitlines() if (desk / "called").exists() else []
+    for command in {line.split()[0] for line in called}:
+        where = (ROOT / ELSEWHERE[command]).read_text()
+        assert command in where, f"{command} is said to be run by {ELSEWHERE[command]}"
+
+
+@pytest.mark.parametrize("document", with_blocks_in("python"), ids=named)
+def test_python_runs_as_it_is_written(document, desk, stack, monkeypatch):
+    """With the names that the text has spoken of: the broker's address, and a key."""
+    monkeypatch.chdir(desk)
+    known = {"url": stack.stack.broker_url, "key": stack.stack.api_key, "Path": Path}
+    exec(compile(code(document, "python"), named(document), "exec"), known)
+    assert (desk / "out.mp4").stat().st_size > 10_000
+
+
+def test_javascript_runs_in_a_browser_on_a_page_of_another_origin(chromium, frontend, stack, clip):
+    """The guide's own functions bring a chosen file to a finished video, which the page then plays."""
+    context = chromium.new_context()
+    page = context.new_page()
+    page.set_default_timeout(60_000)
+    complaints = []
+    page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
+    page.goto(frontend)
+    script = code(ROOT / "docs" / "api.md", "js").replace("http://localhost:8000", stack.stack.broker_url)
+    page.add_script_tag(content=f'const token = "{stack.stack.api_key}"\n{script}')
+    page.set_input_files("input", clip)
+    told = page.evaluate("""async () => {
+      const told = []
+      const file = document.querySelector("input").files[0]
+      const params = {end_time: 1, output_width: 270, output_height: 480}
+      const video = document.createElement("video")
+      video.src = await exportClip(file, params, (text) => told.push(text))
+      await new Promise((resolve, reject) => Object.assign(video, {onloadeddata: resolve, onerror: reject}))
+      return [...told, `${video.videoWidth}x${video.videoHeight}`]
+    }""")
+    size = clip.stat().st_size
+    assert f"{size} of {size} bytes sent" in told
+    assert told[-2].startswith("100 % ")
+    assert told[-1] == "270x480"
+    assert complaints == []
+    refused = page.evaluate(
+        "ask('POST', '/api/jobs', {body: {type: 'framing'}}).catch((problem) => ({...problem}))"
+    )
+    assert (refused["code"], refused["retryable"]) == ("invalid_request", False)
+    context.close()
+
+
+def test_javascript_tells_a_real_webhook_from_another(chromium, frontend):
+    """By what the library signs that the broker uses: the body, the id and the time are what was sent, and now."""
+    secret, body = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLUQw", '{"type": "job.complete"}'
+    context = chromium.new_context()
+    page = context.new_page()
+    page.goto(frontend)
+    page.add_script_tag(content=f'const token = ""\n{code(ROOT / "docs" / "api.md", "js")}')
+    now = page.evaluate("Math.floor(Date.now() / 1000)")
+
+    def is_ours(body=body, told_id="msg_1", at=now):
+        signature = Webhook(secret).sign("msg_1", datetime.fromtimestamp(at, UTC), '{"type": "job.complete"}')
+        headers = {
+            "webhook-id": told_id,
+            "webhook-timestamp": str(at),
+            "webhook-signature": f"v1,AAAA {signature}",
+        }
+        return page.evaluate("([...sent]) => isOurs(...sent)", [secret, headers, body])
+
+    assert is_ours()
+    assert not is_ours(body='{"type": "job.error"}')
+    assert not is_ours(told_id="msg_2")
+    assert not is_ours(at=now - 3600)
+    context.close()
+
+
+# ── what they name is there ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=named)
+def test_every_block_says_what_it_is_in(document):
+    """Else nobody would know whether it is run."""
+    assert {language for language, _ in blocks(document)} <= LANGUAGES
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=named)
+def test_links_lead_somewhere(document):
+    """To files of the repository, and to headings in them."""
+    for target in re.findall(r"\]\(([^)\s]+)\)", prose(document)):
+        if "://" in target:
+            continue
+        path, _, anchor = target.partition("#")
+        file = (document.parent / path).resolve() if path else document
+        assert file.exists(), target
+        if anchor:
+            headings = re.findall(r"^#+ (.+)$", prose(file), flags=re.MULTILINE)
+            assert anchor in {
+                re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings
+            }, target
+
+
+def inline(document, first):
+    """The commands in a document's running text and tables that begin with a word."""
+    found = re.findall(rf"`({re.escape(first)}[^`]*)`", prose(document))
+    return [re.sub(r"\[|\]|\.\.\.|…", " ", command).split() for command in found]
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=named)
+def test_commands_in_the_text_exist_with_their_options(document):
+    """As the program itself knows them."""
+    for words in inline(document, "reelbroker "):
+        command = typer.main.get_command(cli)
+        for word in words[1:]:
+            if word.startswith("--"):
+                known = {
+                    option
+                    for parameter in command.params
+                    for option in (*parameter.opts, *parameter.secondary_opts)
+                }
+                assert word.split("=")[0] in known, " ".join(words)
+            elif word in getattr(command, "commands", {}):
+                command = command.commands[word]
+        assert command is not typer.main.get_command(cli), " ".join(words)
+    for name, *words in inline(document, "scripts/"):
+        assert (ROOT / name).exists(), name
+        sources = [ROOT / name, ROOT / f"{name.replace('-', '_')}.py"]
+        text = "".join(source.read_text() for source in sources if source.is_file())
+        if "pytest" not in text:  # what it does not know itself, it hands on
+            assert [word for word in words if word.startswith("--") and word not in text] == []
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=named)
+def test_settings_in_the_text_exist(document):
+    """Those of the broker and of the worker; a name that ends in _ stands for several."""
+    fields = [*BrokerSettings.model_fields.values(), *WorkerSettings.model_fields.values()]
+    known = {field.validation_alias for field in fields} | {"REELBROKER_URL"}  # the client's
+    for name in re.findall(r"\bREELBROKER_[A-Z0-9_]+", document.read_text()):
+        assert any(
+            setting.startswith(name) if name.endswith("_") else setting == name for setting in known
+        ), name
