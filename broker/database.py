@@ -9,14 +9,15 @@ import contextlib
 import fcntl
 import sqlite3
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from alembic import command
 from alembic.config import Config
 from alembic.util import CommandError
-from sqlalchemy import URL, Engine, create_engine, event, make_url
-from sqlalchemy.exc import OperationalError
+from sqlalchemy import Engine, create_engine, event, make_url
+from sqlalchemy.exc import DatabaseError as DriverError
 from sqlalchemy.pool import NullPool
 
 from broker.errors import DatabaseError, DatabaseInUse
@@ -28,9 +29,11 @@ def sqlite_path(database_url: str) -> Path | None:
     return Path(url.database or "") if url.get_backend_name() == "sqlite" else None
 
 
-def _with_driver(database_url: str) -> URL:
-    url = make_url(database_url)
-    return url.set(drivername="postgresql+psycopg") if url.drivername == "postgresql" else url
+def _postgres(database_url: str, **options: Any) -> Engine:
+    try:
+        return create_engine(make_url(database_url).set(drivername="postgresql+psycopg"), **options)
+    except ModuleNotFoundError as error:
+        raise DatabaseError("PostgreSQL needs its driver: pip install 'reelbroker[postgres]'") from error
 
 
 def open_engine(database_url: str) -> Engine:
@@ -38,11 +41,11 @@ def open_engine(database_url: str) -> Engine:
 
     Raises:
         DatabaseInUse: another process has the SQLite file.
-        DatabaseError: it cannot be opened, or a newer release has made it.
+        DatabaseError: it cannot be used, or a newer release has made it.
     """
     path = sqlite_path(database_url)
     if path is None:
-        return _migrated(create_engine(_with_driver(database_url), pool_pre_ping=True))
+        return _migrated(_postgres(database_url, pool_pre_ping=True))
     lock = _locked(path)
     engine = create_engine(
         database_url, pool_size=1, max_overflow=0, connect_args={"check_same_thread": False, "timeout": 5.0}
@@ -59,18 +62,19 @@ def reading(database_url: str) -> Iterator[Engine]:
     """Opens the database to read, also beside a running broker.
 
     Raises:
-        DatabaseError: there is none.
+        DatabaseError: there is none, or it cannot be used.
     """
     path = sqlite_path(database_url)
     if path is None:
         options = {"options": "-c default_transaction_read_only=on"}
-        engine = create_engine(_with_driver(database_url), connect_args=options, poolclass=NullPool)
+        engine = _postgres(database_url, connect_args=options, poolclass=NullPool)
     else:
         if not path.exists():
             raise DatabaseError(f"there is no database at {path}")
         engine = create_engine("sqlite://", creator=lambda: _readonly(path), poolclass=NullPool)
     try:
-        yield engine
+        with _said_plainly():
+            yield engine
     finally:
         engine.dispose()
 
@@ -115,9 +119,10 @@ def restore_database(source: Path, database_url: str) -> None:
         except BaseException:
             arriving.unlink(missing_ok=True)
             raise
+        now = f"{datetime.now(UTC):%Y%m%dT%H%M%S%f}"
         for old in (path, path.with_name(path.name + "-wal"), path.with_name(path.name + "-shm")):
             if old.exists():
-                old.rename(old.with_name(old.name + ".before-restore"))
+                old.rename(old.with_name(f"{old.name}.before-restore-{now}"))
         arriving.rename(path)
 
 
@@ -181,10 +186,17 @@ def _migrate(engine: Engine) -> None:
     config = Config()
     config.set_main_option("script_location", "broker:migrations")
     try:
-        with engine.begin() as connection:
+        with _said_plainly(), engine.begin() as connection:
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
     except CommandError as error:  # a revision that we do not know
         raise DatabaseError(f"the database was made by a newer release than this one ({error})") from error
-    except OperationalError as error:
-        raise DatabaseError(f"the database cannot be opened: {error.orig}") from error
+
+
+@contextlib.contextmanager
+def _said_plainly() -> Iterator[None]:
+    """Turns what a driver says into an error of ours, of one line."""
+    try:
+        yield
+    except DriverError as error:
+        raise DatabaseError(f"the database cannot be used: {str(error.orig).splitlines()[0]}") from error

@@ -4,10 +4,10 @@
 |---|---|
 | `jobs/{job}/{attempt}/…` | its job ended a while ago: the documents have done their work |
 | `final_videos/…` | its job ended a while ago and points to another output, or to none |
-| `uploads/…` | it has lain there a while, and no job ever named it |
+| `uploads/…` | this database knows the upload, it has lain there a while, and no job ever named it |
 | `temp/…` | it has lain there a while, and no job needs it: all that named it ended a while ago |
 
-Of a job that the database does not know nothing is removed: the database may be the older of the two.
+Of a job or an upload that the database does not know nothing is removed: the database may be older than the bucket, or another one.
 """
 
 import asyncio
@@ -96,9 +96,12 @@ class Retention:
                 yield found
 
     def _abandoned_uploads(self, user_id: str) -> Iterator[Found]:
+        known = self._store.uploads(user_id)
         old = list(self._old(user_id, "uploads", self._uploads_ms))
-        used = self._store.keys_in_use(user_id)  # asked for last: a job that came in meanwhile counts
-        return (found for found in old if found.key.removeprefix(object_key(user_id, "")) not in used)
+        unused = known - self._store.keys_in_use(
+            user_id
+        )  # asked for last: a job that came in meanwhile counts
+        return (found for found in old if found.key.removeprefix(object_key(user_id, "")) in unused)
 
     def _left_over(self, user_id: str) -> Iterator[Found]:
         since = self._clock() - self._documents_ms

@@ -9,6 +9,8 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from sqlalchemy import make_url
+from sqlalchemy.exc import ArgumentError
 
 HttpUrl = Annotated[
     str, Field(pattern=r"^https?://[^/\s]+(/\S*)?$"), AfterValidator(lambda url: url.rstrip("/"))
@@ -18,6 +20,16 @@ Price = Annotated[float, Field(ge=0)]
 
 def _listed(value: Any) -> Any:
     return [word.strip() for word in value.split(",") if word.strip()] if isinstance(value, str) else value
+
+
+def _database(value: str) -> str:
+    try:
+        known = make_url(value).get_backend_name() in ("sqlite", "postgresql")
+    except (ArgumentError, ValueError):
+        known = False
+    if not known:
+        raise ValueError("a URL like sqlite:///reelbroker.db or postgresql://user:password@host/database")
+    return value
 
 
 class Settings(BaseSettings):
@@ -35,7 +47,9 @@ class Settings(BaseSettings):
     #: Opens `GET /metrics` and nothing else: for a Prometheus, which needs no admin's key.
     metrics_key: SecretStr | None = Field(None, validation_alias="REELBROKER_METRICS_KEY", min_length=16)
     user_id: str = Field("local", validation_alias="REELBROKER_USER_ID", pattern=r"^[A-Za-z0-9_-]{1,64}$")
-    database_url: str = Field("sqlite:///reelbroker.db", validation_alias="REELBROKER_DATABASE_URL")
+    database_url: Annotated[str, AfterValidator(_database)] = Field(
+        "sqlite:///reelbroker.db", validation_alias="REELBROKER_DATABASE_URL"
+    )
     host: str = Field("127.0.0.1", validation_alias="REELBROKER_HOST")
     port: int = Field(8000, validation_alias="REELBROKER_PORT", ge=0, le=65535)
 

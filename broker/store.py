@@ -324,6 +324,13 @@ class JobStore:
                 keys.update(_keys_in(json.loads(row[2])))
         return keys
 
+    def uploads(self, user_id: str) -> set[str]:
+        """Returns the keys that the user was given URLs for, and that are not forgotten yet."""
+        with self._engine.begin() as connection:
+            return set(
+                connection.execute(select(UPLOADS.c.key).where(UPLOADS.c.user_id == user_id)).scalars()
+            )
+
     def flag(self, name: str) -> bool:
         """Whether an operator has switched something on."""
         with self._engine.begin() as connection:

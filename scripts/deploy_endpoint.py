@@ -22,7 +22,7 @@ POOLS = ("AMPERE_24", "ADA_24")
 #: That of PyPI's torch (Dockerfile.gpu): what a host's driver must know at least.
 CUDA = "13.0"
 #: What says, in a name, that the value is nobody's to read.
-_SECRET = re.compile("KEY|SECRET|TOKEN|PASSWORD")
+_SECRET = re.compile("KEY|SECRET|TOKEN|PASSWORD", re.IGNORECASE)
 #: RunPod has marked the names of endpoints with FlashBoot so, and lists them so.
 _FLASHBOOT = " -fb"
 HELP = """
@@ -67,7 +67,7 @@ def _ask(http: httpx.Client, method: str, path: str, body: dict[str, Any] | None
     try:
         reply = http.request(method, path, json=body)
         if reply.is_success:
-            return reply.json()
+            return reply.json() if method != "PATCH" else None
         why = f"{reply.status_code} {reply.text[:500]}"
     except (httpx.HTTPError, ValueError) as error:
         why = repr(error)
@@ -98,7 +98,10 @@ def _endpoint(chosen: argparse.Namespace, known: Mapping[str, str | None]) -> di
         "type": "QUEUE",
         "image": chosen.image,
         "disk": chosen.disk,
-        "env": {name: known.get(name) or "" for name in BUCKET} | dict(chosen.env),
+        # Where its driver is too old, a worker must end, and not go on with the CPU at the price of a GPU.
+        "env": {name: known.get(name) or "" for name in BUCKET}
+        | {"REELBROKER_DEVICE": "cuda"}
+        | dict(chosen.env),
         # The empty set is said, too: an endpoint that had one would refuse the floor.
         "gpu": {
             "pools": chosen.gpu or list(POOLS),
@@ -118,6 +121,12 @@ def _setting(text: str) -> tuple[str, str]:
     if not (name and equals):
         raise argparse.ArgumentTypeError("NAME=VALUE")
     return name, value
+
+
+def _idle(text: str) -> int:
+    if not (text.isdecimal() and 1 <= int(text) <= 3600):
+        raise argparse.ArgumentTypeError("1 to 3600")
+    return int(text)
 
 
 def _parsed() -> argparse.Namespace:
@@ -158,7 +167,7 @@ def _parsed() -> argparse.Namespace:
         metavar="N",
         help="these are always on, and always paid (%(default)s)",
     )
-    add("--idle-timeout", type=int, default=5, metavar="SECONDS", help="(%(default)s)")
+    add("--idle-timeout", type=_idle, default=5, metavar="SECONDS", help="(%(default)s)")
     add("--execution-timeout", type=int, default=7200, metavar="SECONDS", help="(%(default)s)")
     add("--flashboot", action=argparse.BooleanOptionalAction, default=True, help="(on)")
     add(

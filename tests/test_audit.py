@@ -27,7 +27,13 @@ def osv(holes):
             asked.append((name, version))
             events = [{"introduced": "0"}, {"fixed": "99.0"}]
             affected = [{"package": query["package"], "ranges": [{"type": "ECOSYSTEM", "events": events}]}]
-            hole = {"id": f"GHSA-{name}", "modified": "2026-01-01T00:00:00Z", "affected": affected}
+            # As long as the real ones are, or longer.
+            hole = {
+                "details": "A hole. " * 20_000,
+                "id": f"GHSA-{name}",
+                "modified": "2026-01-01T00:00:00Z",
+                "affected": affected,
+            }
             self.send_response(200)
             self.end_headers()
             self.wfile.write(json.dumps({"vulns": [hole]} if (name, version) in holes else {}).encode())

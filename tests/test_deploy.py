@@ -149,14 +149,15 @@ def test_a_second_deployment_changes_the_first_and_adds_nothing(runpod, tmp_path
     assert runpod.calls == [
         "GET /v2/serverless", "POST /v2/serverless", "GET /v2/serverless", "PATCH /v2/serverless/e1",
     ]  # fmt: skip
+    env = BUCKET | {"REELBROKER_DEVICE": "cuda"}
     assert (made["type"], made["image"], made["env"], made["workers"]["max"]) == (
         "QUEUE",
         "you/worker:1",
-        BUCKET,
+        env,
         5,
     )
     changed = runpod.kept["e1"]
-    assert (changed["image"], changed["env"]) == ("you/worker:2", BUCKET | {"REELBROKER_X264_CRF": "20"})
+    assert (changed["image"], changed["env"]) == ("you/worker:2", env | {"REELBROKER_X264_CRF": "20"})
     assert changed["gpu"] == {
         "pools": ["ADA_24"],
         "count": 1,
@@ -223,7 +224,11 @@ def test_the_hub_asks_for_settings_that_the_worker_has():
     config = read("hub.json")["config"]
     known = {field.validation_alias for field in Settings.model_fields.values()}
     kinds = {}
+    fixed = {one["key"]: one["value"] for one in config["env"] if "value" in one}
+    assert set(fixed) <= known
     for one in config["env"]:
+        if one["key"] in fixed:
+            continue
         asked = one["input"]
         assert one["key"] in known
         assert {"name", "type", "description"} <= set(asked)
@@ -233,14 +238,16 @@ def test_the_hub_asks_for_settings_that_the_worker_has():
         kinds[one["key"]] = asked["type"]
     assert set(BUCKET) <= set(kinds)
     assert set(kinds.values()) <= {"string", "number", "boolean"}
-    assert len(kinds) == len(config["env"])
+    assert len(kinds) + len(fixed) == len(config["env"])
     defaults = {
-        one["key"]: str(one["input"]["default"]) for one in config["env"] if "default" in one["input"]
+        one["key"]: str(one["input"]["default"]) for one in config["env"] if "default" in one.get("input", {})
     }
     for preset in [{"name": "none", "defaults": {}}, *config["presets"]]:
         assert set(preset) == {"name", "defaults"}
         assert set(preset["defaults"]) <= set(kinds)
-        Settings(**(BUCKET | defaults | {name: str(value) for name, value in preset["defaults"].items()}))
+        Settings(
+            **(BUCKET | fixed | defaults | {name: str(value) for name, value in preset["defaults"].items()})
+        )
 
 
 def test_the_hubs_tests_are_jobs_that_the_worker_takes():

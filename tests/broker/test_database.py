@@ -116,15 +116,28 @@ def test_a_database_of_a_newer_release_is_left_alone(database_url):
 
 @pytest.mark.parametrize(
     "url",
-    ["sqlite:///{}/no/folder.db", "sqlite:///{}/folder", "postgresql://reelbroker:secret@127.0.0.1:9/none"],
-    ids=["no folder", "not a file", "no server"],
+    [
+        "sqlite:///{}/no/folder.db",
+        "sqlite:///{}/folder",
+        "sqlite:///{}/damaged",
+        "postgresql://reelbroker:secret@127.0.0.1:9/none",
+    ],
+    ids=["no folder", "not a file", "damaged", "no server"],
 )
-def test_a_database_that_cannot_be_opened_says_why(tmp_path, url):
-    """In a sentence, without the password."""
+def test_a_database_that_cannot_be_used_says_why(tmp_path, url):
+    """In a line, without the password; who only reads hears the same."""
     (tmp_path / "folder").mkdir()
-    with pytest.raises(DatabaseError, match=r"cannot be opened: .") as told:
-        open_engine(url.format(tmp_path))
-    assert "secret" not in str(told.value)
+    (tmp_path / "damaged").write_text("this is not a database, " * 100)
+    for opening in (open_engine, read):
+        with pytest.raises(DatabaseError, match=r"no database|cannot be (used|opened): .") as told:
+            opening(url.format(tmp_path))
+        assert "secret" not in str(told.value)
+        assert "\n" not in str(told.value)
+
+
+def read(url):
+    with reading(url) as engine, engine.connect() as connection:
+        connection.execute(text("SELECT * FROM export_jobs"))
 
 
 def test_others_may_read_meanwhile(tmp_path, make_job):
@@ -158,7 +171,7 @@ def test_a_backup_is_whole_and_can_be_restored(tmp_path, make_job):
     assert store.find(after.id) is None
     assert [event.kind for event in store.events(before[0].id)] == ["accepted"]
     store.close()
-    assert (tmp_path / "jobs.db.before-restore").exists()
+    assert len(list(tmp_path.glob("jobs.db.before-restore-*"))) == 1
 
 
 @pytest.mark.parametrize("body", [b"", b"no database", b"SQLite format 3\0" + b"x" * 4000])

@@ -5,10 +5,13 @@ import time
 import uuid
 
 import pytest
+from sqlalchemy import insert
 
 from broker.clock import DAY_MS, now_ms
+from broker.models import UploadRow
 from broker.retention import KEYS_DAYS, Retention
 from broker.storage import open_bucket
+from broker.store import UPLOADS
 from schemas.jobs import ErrorCode, JobStatus
 from schemas.keys import object_key
 
@@ -41,6 +44,13 @@ class Shelf:
     def put(self, key):
         self.bucket.write(object_key(self.user, key), b"x")
         return key
+
+    def upload(self, key):
+        """Puts an object that the user was given a URL for."""
+        row = UploadRow(id=key, user_id=self.user, key=key, content_type="video/mp4", created_at=now_ms())
+        with self.store._engine.begin() as connection:
+            connection.execute(insert(UPLOADS).values(row.model_dump()))
+        return self.put(key)
 
     def sweep(self, later=LATER):
         """Returns what is left."""
@@ -110,14 +120,21 @@ def test_of_an_unknown_job_nothing_is_removed(shelf):
 
 def test_only_uploads_that_no_job_ever_named_go(shelf):
     """A clip or a picture deep in the params is a name too; and a new upload has a few days."""
-    named = [shelf.put(f"uploads/{n}/a.mp4") for n in range(3)]
-    abandoned = shelf.put("uploads/9/a.mp4")
+    named = [shelf.upload(f"uploads/{n}/a.mp4") for n in range(3)]
+    abandoned = shelf.upload("uploads/9/a.mp4")
     shelf.job(input_key=named[0])
     shelf.job(JobStatus.ERROR, input_key=None, params=f'{{"clips": [{{"input_key": "{named[1]}"}}]}}')
     shelf.job(params=f'{{"text_layers": [{{"png_key": "{named[2]}"}}]}}')
     assert abandoned in shelf.sweep(later=DAY_MS)
     assert set(named) <= shelf.sweep() - {abandoned}
     assert abandoned not in shelf.sweep()
+
+
+def test_an_upload_that_the_database_does_not_know_stays(shelf):
+    """It may be new, or an older copy, and another one knew which job is made of that file."""
+    shelf.upload("uploads/1/a.mp4")
+    strange = shelf.put("uploads/2/a.mp4")
+    assert strange in shelf.sweep()
 
 
 def test_idempotency_keys_go_after_a_week(shelf):

@@ -29,6 +29,15 @@ def test_nobody_listens_to_the_world_without_asking_who_is_there(settings, host)
         assert not settings(REELBROKER_HOST=here, REELBROKER_API_KEY=None).has_auth
 
 
+@pytest.mark.parametrize(
+    "url", ["reelbroker.db", "mysql://host/jobs", "postgres://host/jobs", "postgresql://host:port/jobs"]
+)
+def test_a_database_is_named_by_a_url_that_we_can_open(settings, url):
+    """Said where the settings are read, and not by a driver."""
+    with pytest.raises(ValidationError, match="a URL like sqlite:///"):
+        settings(REELBROKER_DATABASE_URL=url)
+
+
 def test_a_short_key_is_refused(settings):
     """A guessable key is no key."""
     with pytest.raises(ValidationError, match="REELBROKER_API_KEY"):
