@@ -1,6 +1,7 @@
 """What the documents say is so: commands and code are run, top to bottom, against a real stack; settings, options and links exist."""
 
 import functools
+import hashlib
 import http.server
 import os
 import re
@@ -12,6 +13,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
+import httpx
 import pytest
 import typer
 from standardwebhooks import Webhook
@@ -174,61 +176,105 @@ def test_python_runs_as_it_is_written(document, desk, stack, monkeypatch):
     assert (desk / "out.mp4").stat().st_size > 10_000
 
 
-def test_javascript_runs_in_a_browser_on_a_page_of_another_origin(chromium, frontend, stack, clip):
-    """The guide's own functions bring a chosen file to a finished video, which the page then plays."""
+@pytest.fixture
+def page(chromium, frontend, stack):
+    """A page of a frontend, with the guide's own functions."""
     context = chromium.new_context()
     page = context.new_page()
     page.set_default_timeout(60_000)
-    complaints = []
-    page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
     page.goto(frontend)
     script = code(ROOT / "docs" / "api.md", "js").replace("http://localhost:8000", stack.stack.broker_url)
-    page.add_script_tag(content=f'const token = "{stack.stack.api_key}"\n{script}')
+    page.add_script_tag(content=f'const getToken = async () => "{stack.stack.api_key}"\n{script}')
+    yield page
+    context.close()
+
+
+EXPORT = """async (end_time) => {
+  const told = []
+  const file = document.querySelector("input").files[0]
+  const params = {end_time, output_width: 270, output_height: 480}
+  const video = document.createElement("video")
+  video.src = await exportClip(file, params, (text) => { told.push(text); window.told = text })
+  await new Promise((resolve, reject) => Object.assign(video, {onloadeddata: resolve, onerror: reject}))
+  return [...told, `${video.videoWidth}x${video.videoHeight}`]
+}"""
+
+
+def test_javascript_runs_in_a_browser_on_a_page_of_another_origin(page, clip):
+    """The guide's own functions bring a chosen file to a finished video, which the page then plays; a refusal is an error that says why."""
+    complaints = []
+    page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
     page.set_input_files("input", clip)
-    told = page.evaluate("""async () => {
-      const told = []
-      const file = document.querySelector("input").files[0]
-      const params = {end_time: 1, output_width: 270, output_height: 480}
-      const video = document.createElement("video")
-      video.src = await exportClip(file, params, (text) => told.push(text))
-      await new Promise((resolve, reject) => Object.assign(video, {onloadeddata: resolve, onerror: reject}))
-      return [...told, `${video.videoWidth}x${video.videoHeight}`]
-    }""")
+    told = page.evaluate(EXPORT, 1)
     size = clip.stat().st_size
     assert f"{size} of {size} bytes sent" in told
     assert told[-2].startswith("100 % ")
     assert told[-1] == "270x480"
     assert complaints == []
-    refused = page.evaluate(
-        "ask('POST', '/api/jobs', {body: {type: 'framing'}}).catch((problem) => ({...problem}))"
+    ask = "ask('POST', '/api/jobs', {body: {type: 'framing'}}).catch((error) => ({...error, message: error.message}))"
+    refused = page.evaluate(ask)
+    assert (refused["status"], refused["code"], refused["retryable"]) == (422, "invalid_request", False)
+    assert refused["message"]
+
+
+def test_javascript_watches_through_a_restart_of_the_broker(page, stack, clip):
+    """And what is not there, it does not watch for ever."""
+    page.set_input_files("input", clip)
+    page.evaluate(f"() => {{ window.going = ({EXPORT})(2) }}")
+    page.wait_for_function("window.told?.includes('%')")
+    stack.kill("broker")
+    assert page.evaluate("going")[-1] == "270x480"
+    missing = "watch('00000000-0000-4000-8000-000000000000', () => {}).catch((error) => error.status)"
+    assert page.evaluate(missing) == 404
+
+
+def test_javascript_sends_a_large_file_in_parts_through_a_cut(page, stack, tmp_path):
+    """Some hundred megabytes; the second part is cut once."""
+    large = tmp_path / "large.mp4"
+    large.write_bytes(os.urandom(1 << 20) * 101)
+    cut = []
+
+    def route(route):
+        if "partNumber=2&" in route.request.url and not cut:
+            cut.append(route.request.url)
+            route.abort()
+        else:
+            route.continue_()
+
+    page.route("**/*partNumber=*", route)
+    page.set_input_files("input", large)
+    key = page.evaluate("upload(document.querySelector('input').files[0], (sent) => { window.sent = sent })")
+    assert page.evaluate("sent") == large.stat().st_size
+    assert len(cut) == 1
+    where = stack.client.get("/api/storage/presigned-url", params={"key": key}).json()["url"]
+    assert (
+        hashlib.sha256(httpx.get(where, timeout=60).content).digest()
+        == hashlib.sha256(large.read_bytes()).digest()
     )
-    assert (refused["code"], refused["retryable"]) == ("invalid_request", False)
-    context.close()
 
 
-def test_javascript_tells_a_real_webhook_from_another(chromium, frontend):
+def test_javascript_tells_a_real_webhook_from_another(page):
     """By what the library signs that the broker uses: the body, the id and the time are what was sent, and now."""
     secret, body = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLUQw", '{"type": "job.complete"}'
-    context = chromium.new_context()
-    page = context.new_page()
-    page.goto(frontend)
-    page.add_script_tag(content=f'const token = ""\n{code(ROOT / "docs" / "api.md", "js")}')
     now = page.evaluate("Math.floor(Date.now() / 1000)")
 
-    def is_ours(body=body, told_id="msg_1", at=now):
+    def is_ours(body=body, at=now, **changed):
         signature = Webhook(secret).sign("msg_1", datetime.fromtimestamp(at, UTC), '{"type": "job.complete"}')
         headers = {
-            "webhook-id": told_id,
+            "webhook-id": "msg_1",
             "webhook-timestamp": str(at),
-            "webhook-signature": f"v1,AAAA {signature}",
+            "webhook-signature": f"v1,AA== {signature}",
         }
-        return page.evaluate("([...sent]) => isOurs(...sent)", [secret, headers, body])
+        sent = {name: value for name, value in (headers | changed).items() if value is not None}
+        return page.evaluate("([...sent]) => isOurs(...sent)", [secret, sent, body])
 
     assert is_ours()
     assert not is_ours(body='{"type": "job.error"}')
-    assert not is_ours(told_id="msg_2")
     assert not is_ours(at=now - 3600)
-    context.close()
+    assert not is_ours(**{"webhook-id": "msg_2"})
+    for name in ("webhook-id", "webhook-timestamp", "webhook-signature"):
+        assert not is_ours(**{name: None})
+    assert not is_ours(**{"webhook-signature": "v1,%%%"})
 
 
 # ── what they name is there ─────────────────────────────────────────────────────────────────────────────────────────
