@@ -18,10 +18,12 @@ import pytest
 import typer
 from standardwebhooks import Webhook
 
+from broker.api.routes import OPERATIONS
 from broker.cli import cli
 from broker.embedded.ports import free_ports
 from broker.settings import Settings as BrokerSettings
 from gpu_worker.settings import Settings as WorkerSettings
+from schemas.jobs import ErrorCode
 from tests.stack_thread import StackThread
 
 ROOT = Path(__file__).parents[1]
@@ -169,10 +171,11 @@ def test_commands_run_as_they_are_written(document, desk, stack):
 
 @pytest.mark.parametrize("document", with_blocks_in("python"), ids=named)
 def test_python_runs_as_it_is_written(document, desk, stack, monkeypatch):
-    """With the names that the text has spoken of: the broker's address, and a key."""
+    """With what `scripts/up` has one export."""
     monkeypatch.chdir(desk)
-    known = {"url": stack.stack.broker_url, "key": stack.stack.api_key, "Path": Path}
-    exec(compile(code(document, "python"), named(document), "exec"), known)
+    monkeypatch.setenv("REELBROKER_URL", stack.stack.broker_url)
+    monkeypatch.setenv("REELBROKER_API_KEY", stack.stack.api_key)
+    exec(compile(code(document, "python"), named(document), "exec"), {})
     assert (desk / "out.mp4").stat().st_size > 10_000
 
 
@@ -286,6 +289,40 @@ def test_every_block_says_what_it_is_in(document):
     assert {language for language, _ in blocks(document)} <= LANGUAGES
 
 
+def first_cells(document, heading):
+    """What stands in the first column of the table with that heading."""
+    _, _, table = (ROOT / document).read_text().partition(f"\n| {heading} |")
+    rows = table.partition("\n\n")[0].splitlines()[2:]
+    return [row.split(" | ")[0].removeprefix("| ") for row in rows]
+
+
+def test_the_guide_has_every_error_code_and_route_and_no_other():
+    """Of the routes, those of older clients and the provider's own are told elsewhere."""
+    cells = " ".join(first_cells("docs/api.md", "`error_code`"))
+    assert sorted(re.findall(r"`(\w+)`", cells)) == sorted(set(ErrorCode) - {ErrorCode.CANCELLED})
+    told = set(re.findall(r"`(?:\w+(?: |, )?)*(/[^`?]+)`", " ".join(first_cells("docs/api.md", "route"))))
+    there = {re.sub(r"\{\w+\}", "{}", operation.path) for operation in OPERATIONS}
+    documents = {"/openapi.json", "/docs"}
+    for path in told:
+        shown = re.sub(r"\{\w+\}", "{}", path)
+        assert shown in there | documents or any(one.endswith(shown) for one in there), path
+
+
+def test_the_runbook_names_what_is_said():
+    """Codes that there are, and messages as jobs have them."""
+    codes = {
+        code for cell in first_cells("docs/operations.md", "code") for code in re.findall(r"`(\w+)`", cell)
+    }
+    assert codes <= set(ErrorCode)
+    said = "".join(
+        (ROOT / "broker" / name).read_text() for name in ("reconciler.py", "dispatch.py", "moves.py")
+    )
+    messages = first_cells("docs/operations.md", "`message`")
+    assert len(messages) == 5
+    for message in messages:
+        assert message.removesuffix(" …") in said, message
+
+
 @pytest.mark.parametrize("document", DOCUMENTS, ids=named)
 def test_links_lead_somewhere(document):
     """To files of the repository, and to headings in them."""
@@ -312,24 +349,21 @@ def inline(document, first):
 def test_commands_in_the_text_exist_with_their_options(document):
     """As the program itself knows them."""
     for words in inline(document, "reelbroker "):
-        command = typer.main.get_command(cli)
-        for word in words[1:]:
-            if word.startswith("--"):
-                known = {
-                    option
-                    for parameter in command.params
-                    for option in (*parameter.opts, *parameter.secondary_opts)
-                }
-                assert word.split("=")[0] in known, " ".join(words)
-            elif word in getattr(command, "commands", {}):
-                command = command.commands[word]
-        assert command is not typer.main.get_command(cli), " ".join(words)
+        command, rest = typer.main.get_command(cli), words[1:]
+        while rest and rest[0] in getattr(command, "commands", {}):
+            command, rest = command.commands[rest[0]], rest[1:]
+        assert not hasattr(command, "commands"), " ".join(words)
+        try:
+            command.make_context(words[0], rest)
+        except Exception as error:  # Typer's own copy of click raises it  # noqa: BLE001
+            # A mere name has no arguments; what is there has to be right all the same.
+            assert type(error).__name__ == "MissingParameter", f"{' '.join(words)}: {error}"
     for name, *words in inline(document, "scripts/"):
         assert (ROOT / name).exists(), name
         sources = [ROOT / name, ROOT / f"{name.replace('-', '_')}.py"]
         text = "".join(source.read_text() for source in sources if source.is_file())
         if "pytest" not in text:  # what it does not know itself, it hands on
-            assert [word for word in words if word.startswith("--") and word not in text] == []
+            assert [word for word in words if word.startswith("--") and f'"{word}"' not in text] == []
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=named)
