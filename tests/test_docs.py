@@ -355,9 +355,10 @@ def test_commands_in_the_text_exist_with_their_options(document):
         assert not hasattr(command, "commands"), " ".join(words)
         try:
             command.make_context(words[0], rest)
-        except Exception as error:  # Typer's own copy of click raises it  # noqa: BLE001
-            # A mere name has no arguments; what is there has to be right all the same.
-            assert type(error).__name__ == "MissingParameter", f"{' '.join(words)}: {error}"
+        except Exception as error:
+            # A mere name has no arguments; what is there has to be right all the same. (Typer has a click of its own.)
+            if type(error).__name__ != "MissingParameter":
+                raise
     for name, *words in inline(document, "scripts/"):
         assert (ROOT / name).exists(), name
         sources = [ROOT / name, ROOT / f"{name.replace('-', '_')}.py"]
