@@ -32,7 +32,7 @@ DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 LANGUAGES = {"sh", "python", "js", "yaml", "ini", "markdown", "text"}
 #: Commands that stand-ins answer here, and where each is run for real.
 ELSEWHERE = {
-    "docker": "scripts/build-images",
+    "docker": "scripts/try-deploy",
     "scripts/check": ".ci/run",
     "scripts/demo": "tests/test_demo.py",
     "scripts/setup": "scripts/test",

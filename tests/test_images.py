@@ -1,6 +1,6 @@
 """The images' recipes: what hadolint does not know (scripts/check runs it), and that they agree with the rest of the repository.
 
-`scripts/build-images` builds them for real, where there are root and some minutes.
+`scripts/try-deploy` builds and runs them for real, where there are root and some minutes.
 """
 
 import re
