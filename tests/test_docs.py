@@ -36,6 +36,7 @@ ELSEWHERE = {
     "scripts/check": ".ci/run",
     "scripts/demo": "tests/test_demo.py",
     "scripts/setup": "scripts/test",
+    "scripts/smoke": "scripts/try-deploy",
     "scripts/test": ".ci/run",
     "scripts/up": "tests/test_demo.py",
 }
