@@ -21,6 +21,7 @@ import torch
 from pydantic import ValidationError
 from runpod.http_client import AsyncClientSession
 from runpod.serverless.modules.rp_http import send_result
+from runpod.serverless.modules.worker_state import JobsProgress
 from structlog.contextvars import bound_contextvars
 
 from gpu_worker.errors import Cancelled, HandedBack, InvalidParams, WorkerError
@@ -235,12 +236,27 @@ def models_of(settings: Settings) -> Models:
     return Models(settings.models_dir, settings.torch_device, settings.quality_model)
 
 
-def _one_until_ctrl_c(_: int) -> int:
-    """Returns how many jobs to have at once; the SDK asks before each. And lets Ctrl-C end the worker at once: the SDK has just
-    set a handler that first sits out the call for a job, and a job, while Ctrl-C has ended its pinger already.
+def _one_at_a_time() -> Callable[[int], int]:
+    """Returns what the SDK asks before each call for a job: how many to have at once.
+
+    It also sees to signals: the SDK's handlers, set by then, first sit out that call, of up to 90 s, and a job that it brings. So
+    Ctrl-C ends a worker at once, and SIGTERM one that has no job: what came in before the container is killed would be lost with it.
     """
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    return 1
+    before: list[Any] = []
+
+    def told_to_end(number: int, frame: FrameType | None) -> None:
+        if JobsProgress().get_job_count():
+            before[0](number, frame)  # takes no more; `_Drain` sees to the one in hand
+        else:
+            sys.exit(0)
+
+    def one(_: int) -> int:
+        if not before:
+            before.append(signal.signal(signal.SIGTERM, told_to_end))
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        return 1
+
+    return one
 
 
 def main() -> None:
@@ -271,7 +287,7 @@ def main() -> None:
     cold_start_seconds = round(time.monotonic() - began, 3)
     handler = make_handler(settings, open_bucket(settings), models, cold_start_seconds)
     with contextlib.suppress(KeyboardInterrupt):
-        runpod.serverless.start({"handler": handler, "concurrency_modifier": _one_until_ctrl_c})
+        runpod.serverless.start({"handler": handler, "concurrency_modifier": _one_at_a_time()})
 
 
 if __name__ == "__main__":

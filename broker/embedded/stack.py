@@ -202,7 +202,7 @@ class Stack:
                 environment["REELBROKER_QUALITY_MODEL"] = QUALITY_MODEL
             return [sys.executable, "-m", "gpu_worker.handler"], environment
 
-        # Asked to end, the SDK's loop first sits out its call for a job. The queue gives a job in work to the next one.
+        # One without a job ends at once. One with a job would try to finish it; the queue gives it to the next one.
         return Part(name, command, is_ready, stop_seconds=1.0)
 
     def _broker_command(self) -> tuple[list[str], dict[str, str]]:

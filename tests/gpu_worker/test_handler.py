@@ -6,7 +6,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,7 @@ from starlette.applications import Starlette
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
+from broker.embedded.endpoint import worker_environment
 from broker.embedded.ports import free_ports
 from gpu_worker import handler as module
 from gpu_worker.handler import make_handler
@@ -275,6 +278,42 @@ def environment(settings, tmp_path):
         "R2_BUCKET_NAME": settings.r2_bucket_name,
         "REELBROKER_WORK_DIR": str(tmp_path / "work"),
     }
+
+
+@pytest.mark.parametrize("told", [signal.SIGTERM, signal.SIGINT])
+def test_a_worker_without_a_job_ends_at_once(settings, tmp_path, told):
+    """Its call for a job hangs, as it does where there is none: it does not wait for one that would die with it."""
+    asked, never = threading.Event(), threading.Event()
+
+    class NoJobs(BaseHTTPRequestHandler):
+        def do_GET(self):
+            if "job-take" in self.path:
+                asked.set()
+            never.wait(60)
+
+        def log_message(self, *_):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), NoJobs) as server:
+        server.daemon_threads = True
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        platform = worker_environment(url, "none", "key", "worker")
+        worker = subprocess.Popen(
+            [sys.executable, "-m", "gpu_worker.handler"],
+            env=environment(settings(), tmp_path) | platform,
+            stderr=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+        )
+        try:
+            assert asked.wait(60)
+            worker.send_signal(told)
+            assert worker.wait(5) == 0
+        finally:
+            worker.kill()
+            worker.wait()
+            never.set()
+            server.shutdown()
 
 
 def test_one_job_runs_from_the_command_line(settings, objects, job_input, tmp_path):
