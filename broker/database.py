@@ -31,7 +31,9 @@ def sqlite_path(database_url: str) -> Path | None:
 
 def _postgres(database_url: str, **options: Any) -> Engine:
     try:
-        return create_engine(make_url(database_url).set(drivername="postgresql+psycopg"), **options)
+        url = make_url(database_url).set(drivername="postgresql+psycopg")
+        # Said, since a database that was made without a locale (SQL_ASCII) would have psycopg return bytes.
+        return create_engine(url.update_query_dict({"client_encoding": "utf8"}), **options)
     except ModuleNotFoundError as error:
         raise DatabaseError("PostgreSQL needs its driver: pip install 'reelbroker[postgres]'") from error
 

@@ -2,6 +2,7 @@
 
 import sqlite3
 
+import psycopg
 import pytest
 from alembic import command
 from alembic.autogenerate import compare_metadata
@@ -186,6 +187,17 @@ def test_what_is_no_database_is_not_restored(tmp_path, make_job, body):
         restore_database(tmp_path / "bad.db", url)
     store = JobStore(open_engine(url))
     assert store.find(job.id) == job
+    store.close()
+
+
+def test_postgresql_of_any_encoding_will_do(new_postgres, make_job):
+    """A cluster that was made without a locale has SQL_ASCII; what is written comes back."""
+    url = new_postgres()
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute("CREATE DATABASE plain ENCODING 'SQL_ASCII' LOCALE 'C' TEMPLATE template0")
+    store = JobStore(open_engine(f"{url.rpartition('/')[0]}/plain"))
+    store.add(make_job(id="1", message="déjà vu 🎬"))
+    assert store.find("1").message == "déjà vu 🎬"
     store.close()
 
 
