@@ -83,8 +83,10 @@ def create_app(settings: Settings, *, transport: httpx.AsyncBaseTransport | None
                 webhooks.on_call = metrics.webhook_called
                 loop = asyncio.create_task(looks.run())
                 others = [asyncio.create_task(part.run()) for part in (retention, webhooks)]
-                # On SQLite this is the one process that moves jobs, and hears of each move by itself.
-                polls = asyncio.create_task(hub.poll()) if path is None else None
+                if (
+                    path is None
+                ):  # on SQLite this is the one process that moves jobs, and hears of each move by itself
+                    others.append(asyncio.create_task(hub.poll()))
                 yield {
                     "settings": settings,
                     "service": service,
@@ -103,8 +105,7 @@ def create_app(settings: Settings, *, transport: httpx.AsyncBaseTransport | None
                 looks.close()
                 retention.close()
                 webhooks.close()
-                if polls is not None:
-                    polls.cancel()
+                hub.close()
                 # A provider that does not answer must not hold us up for long.
                 await asyncio.wait([loop, *others], timeout=STOP_SECONDS)
         finally:

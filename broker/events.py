@@ -51,6 +51,7 @@ class EventHub:
         self._loop = asyncio.get_running_loop()
         self._feeds: defaultdict[str, set[Feed]] = defaultdict(set)
         self._seen: dict[str, int] = {}  #: the newest seq that was handed on, of watched jobs
+        self._closed = asyncio.Event()
 
     def publish(self, event: Event) -> None:
         """Tells those who watch the event's job."""
@@ -85,9 +86,8 @@ class EventHub:
                 after = event.seq
 
     async def poll(self) -> None:
-        """Hears of what other processes move; needed where several brokers share a database."""
-        while True:
-            await asyncio.sleep(POLL_SECONDS)
+        """Hears of what other processes move, until closed; needed where several brokers share a database."""
+        while not await self._is_closed_within(POLL_SECONDS):
             try:
                 newest = await run_in_threadpool(self._store.versions, list(self._feeds))
                 for job_id, version in newest.items():
@@ -96,6 +96,15 @@ class EventHub:
                             self._hand_on(event)
             except Exception:  # the database is away: watchers wait, as everybody does
                 log.exception("poll_failed")
+
+    def close(self) -> None:
+        """Has `poll` return, once what it asks the database has been answered."""
+        self._closed.set()
+
+    async def _is_closed_within(self, seconds: float) -> bool:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._closed.wait(), seconds)
+        return self._closed.is_set()
 
     def _hand_on(self, event: Event) -> None:
         if feeds := self._feeds.get(event.job_id):

@@ -133,9 +133,9 @@ def test_the_worker_is_asked_with_the_settings_of_the_file(asks, monkeypatch, tm
     assert asks()["worker on this machine"]["ok"]
 
 
-def test_a_mistyped_database_is_a_finding(asks, no_worker, monkeypatch):
+def test_a_database_that_cannot_be_reached_is_a_finding(asks, no_worker, monkeypatch):
     """Like any other."""
-    monkeypatch.setenv("REELBROKER_DATABASE_URL", "sqlite//x")
+    monkeypatch.setenv("REELBROKER_DATABASE_URL", "postgresql://nobody@127.0.0.1:9/none")
     assert not asks(code=1)["database"]["ok"]
 
 
