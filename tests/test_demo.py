@@ -79,16 +79,20 @@ def test_ctrl_c_in_the_demo_leaves_nothing_behind(tmp_path, big_buck_bunny):
     assert processes_in(tmp_path) == []
 
 
-def test_up_runs_until_ctrl_c(tmp_path):
-    """It prints how to reach it, lets the pages in that it was told of, and ends with 0."""
+def test_up_keeps_its_folder_to_itself_until_ctrl_c(tmp_path):
+    """It lets the pages in that it was told of; a second one says that the folder is taken, and leaves the first alone, which ends with 0."""
     page = "http://localhost:5173"
-    process = start(["-m", "broker.cli", "up", "--origin", page], tmp_path)
-    url = read_until(process, "Reelbroker is up").split()[-1]
+    first = start(["-m", "broker.cli", "up", "--origin", page], tmp_path)
+    url = read_until(first, "Reelbroker is up").split()[-1]
     asked = {"Origin": page, "Access-Control-Request-Method": "POST"}
     assert httpx.options(f"{url}/api/jobs", headers=asked).headers["access-control-allow-origin"] == page
-    process.send_signal(signal.SIGINT)
-    output, _ = process.communicate(timeout=30)
-    assert process.returncode == 0, output
+    second = start(["-m", "broker.cli", "up"], tmp_path)
+    output, _ = second.communicate(timeout=30)
+    assert (second.returncode, "another stack is running" in output) == (1, True)
+    assert first.poll() is None
+    first.send_signal(signal.SIGINT)
+    output, _ = first.communicate(timeout=30)
+    assert first.returncode == 0, output
     assert processes_in(tmp_path) == []
 
 
@@ -126,20 +130,6 @@ def test_a_port_in_use_is_said(tmp_path):
         output, _ = process.communicate(timeout=30)
     assert process.returncode == 1
     assert "is in use" in output
-    assert processes_in(tmp_path) == []
-
-
-def test_two_stacks_cannot_share_a_folder(tmp_path):
-    """The second one says so and leaves the first alone, which ends with 0 when it is told to."""
-    first = start(["-m", "broker.cli", "up"], tmp_path)
-    read_until(first, "Reelbroker is up")
-    second = start(["-m", "broker.cli", "up"], tmp_path)
-    output, _ = second.communicate(timeout=30)
-    assert (second.returncode, "another stack is running" in output) == (1, True)
-    assert first.poll() is None
-    first.send_signal(signal.SIGTERM)
-    first.communicate(timeout=30)
-    assert first.returncode == 0
     assert processes_in(tmp_path) == []
 
 

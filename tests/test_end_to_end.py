@@ -215,23 +215,8 @@ def test_no_secret_is_in_the_logs(stack, source):
         assert "X-Amz-Signature" not in text, name
 
 
-def test_two_workers_take_two_jobs_at_once(tmp_path, big_buck_bunny):
-    """Each job is run by one of them, and both are at work at the same time."""
-    with StackThread(tmp_path.resolve(), workers=2) as stack:
-        key = stack.upload(big_buck_bunny)
-        # Large enough to be seen at work together on a fast machine.
-        urls = [stack.submit(key, output_width=720, output_height=1280, end_time=3.0) for _ in range(2)]
-
-        def both_run(_):
-            return all(stack.client.get(url).json()["phase"] == "processing" for url in urls)
-
-        stack.until(urls[0], both_run)
-        assert [stack.finished(url)["status"] for url in urls] == ["complete", "complete"]
-    assert processes_in(tmp_path) == []
-
-
-def test_workers_join_by_a_command_and_leave_at_ctrl_c(stack, tmp_path):
-    """One of the stack's folder; one by RunPod's environment, as in a container. The endpoint counts both."""
+def test_workers_join_by_a_command_work_at_once_and_leave_at_ctrl_c(stack, source, tmp_path):
+    """One of the stack's folder; one by RunPod's environment, as in a container. The endpoint counts both, and two jobs run side by side."""
     _, environment = stack.stack._worker("contained", lambda: True).command()
     folder = str(stack.stack.folder)
     before = stack.workers()
@@ -248,6 +233,12 @@ def test_workers_join_by_a_command_and_leave_at_ctrl_c(stack, tmp_path):
             assert time.monotonic() < deadline
             assert [process.poll() for process in joined] == [None, None]
             time.sleep(0.1)
+        # Large enough to be seen at work together on a fast machine.
+        urls = [stack.submit(source, output_width=720, output_height=1280, end_time=2.0) for _ in range(2)]
+        stack.until(
+            urls[0], lambda _: {stack.client.get(url).json()["phase"] for url in urls} == {"processing"}
+        )
+        assert [stack.finished(url)["status"] for url in urls] == ["complete", "complete"]
         began = time.monotonic()
         for process in joined:
             process.send_signal(signal.SIGINT)

@@ -280,8 +280,7 @@ def environment(settings, tmp_path):
     }
 
 
-@pytest.mark.parametrize("told", [signal.SIGTERM, signal.SIGINT])
-def test_a_worker_without_a_job_ends_at_once(settings, tmp_path, told):
+def test_a_worker_without_a_job_ends_at_once(settings, tmp_path):
     """Its call for a job hangs, as it does where there is none: it does not wait for one that would die with it."""
     asked, never = threading.Event(), threading.Event()
 
@@ -307,7 +306,7 @@ def test_a_worker_without_a_job_ends_at_once(settings, tmp_path, told):
         )
         try:
             assert asked.wait(60)
-            worker.send_signal(told)
+            worker.terminate()
             assert worker.wait(5) == 0
         finally:
             worker.kill()
