@@ -8,6 +8,7 @@ All methods block; callers run them in a thread. database.py opens what they run
 """
 
 import json
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -29,6 +30,7 @@ from sqlalchemy import (
     update,
 )
 from sqlalchemy.exc import IntegrityError
+from sqlalchemy.pool import QueuePool
 from sqlmodel import col
 
 from broker.clock import now_ms
@@ -43,6 +45,8 @@ EVENTS = table("job_events")
 KEYS = table("idempotency_keys")
 FLAGS = table("broker_flags")
 UPLOADS = table("uploads")
+#: How long a statement that is under way may hold up the end.
+CLOSE_SECONDS = 5.0
 OPEN = (JobStatus.PENDING.value, JobStatus.PROCESSING.value)
 
 # Said once, and not anew for each job: SQLAlchemy takes longer to build a statement than SQLite to run it.
@@ -99,6 +103,14 @@ class JobStore:
         self.on_end = lambda job: None
 
     def close(self) -> None:
+        """Closes the database, once its last user is done: what was given up goes on in its thread, with a connection of its own."""
+        until = time.monotonic() + CLOSE_SECONDS
+        while (
+            isinstance(pool := self._engine.pool, QueuePool)
+            and pool.checkedout()
+            and time.monotonic() < until
+        ):
+            time.sleep(0.01)
         self._engine.dispose()
 
     def check(self) -> None:

@@ -43,7 +43,7 @@ async def board(settings, make_job):
     board = Board(settings(REELBROKER_GPU_PRICES={"*": 0.5}), make_job)
     yield board
     await board.http.aclose()
-    board.engine.dispose()
+    board.store.close()
 
 
 async def test_what_ended_is_counted_by_the_hour(board):

@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 
 import httpx
 import pytest
@@ -59,6 +60,8 @@ def test_a_restart_refuses_nobody(environment, tmp_path):
             threads = [threading.Thread(target=ask) for _ in range(4)]
             for thread in threads:
                 thread.start()
+            while len(answers) < len(threads):
+                time.sleep(0.01)
             process.send_signal(signal.SIGTERM)
             assert process.wait(15) in (0, -signal.SIGTERM)
             before = len(answers)

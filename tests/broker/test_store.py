@@ -78,6 +78,27 @@ def test_a_job_survives_the_process(database_url, make_job):
     second.close()
 
 
+def test_the_database_is_closed_after_its_last_user(database_url, make_job):
+    """A request that was given up goes on in its thread; what it writes is written, and no connection is left behind."""
+    store = JobStore(open_engine(database_url))
+    begun, may_end = threading.Event(), threading.Event()
+
+    def late():
+        with store._engine.begin() as connection:
+            connection.exec_driver_sql("SELECT 1")
+            begun.set()
+            may_end.wait()
+
+    thread = threading.Thread(target=late)
+    thread.start()
+    begun.wait()
+    threading.Timer(0.3, may_end.set).start()
+    pool = store._engine.pool
+    store.close()
+    assert pool.checkedout() == 0
+    thread.join()
+
+
 def test_of_two_who_saw_the_same_only_the_first_moves(store, make_job):
     """A stale view changes nothing and says so."""
     job = store.add(make_job())

@@ -79,7 +79,7 @@ async def office(settings, make_job):
     office = Office(settings(), make_job)
     yield office
     await office.http.aclose()
-    office.engine.dispose()
+    office.store.close()
 
 
 async def test_a_call_is_signed_and_thin(office):
