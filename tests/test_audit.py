@@ -3,13 +3,13 @@
 import json
 import os
 import subprocess
-import threading
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 from packaging.utils import canonicalize_name
+
+from tests.http_server import Quiet, serving
 
 ROOT = Path(__file__).parents[1]
 FOREVER_KNOWN = ("jinja2", "2.4.1")
@@ -20,8 +20,8 @@ def osv(holes):
     """Knows of the (name, version) in `holes`; yields its URL, and who was asked about."""
     asked = []
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self):
+    class Handler(Quiet):
+        def do_POST(self):  # noqa: N802  # the name that the server looks for
             query = json.loads(self.rfile.read(int(self.headers["content-length"])))
             name, version = query["package"]["name"], query["version"]
             asked.append((name, version))
@@ -38,13 +38,8 @@ def osv(holes):
             self.end_headers()
             self.wfile.write(json.dumps({"vulns": [hole]} if (name, version) in holes else {}).encode())
 
-        def log_message(self, *_):
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}/v1/query", asked
-        server.shutdown()
+    with serving(Handler) as port:
+        yield f"http://127.0.0.1:{port}/v1/query", asked
 
 
 def audit(url):

@@ -5,15 +5,14 @@ import os
 import re
 import subprocess
 import sys
-import threading
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
 from gpu_worker.settings import Settings
 from schemas.worker import WorkerInput
+from tests.http_server import Quiet, serving
 
 ROOT = Path(__file__).parents[1]
 KEY, SECRET = "rpa_a-key-for-tests", "nobody-may-read-this"
@@ -89,7 +88,7 @@ class RunPod:
 
 @contextmanager
 def served(runpod):
-    class Handler(BaseHTTPRequestHandler):
+    class Handler(Quiet):
         def handle_any(self):
             length = int(self.headers.get("content-length") or 0)
             body = json.loads(self.rfile.read(length)) if length else {}
@@ -101,13 +100,8 @@ def served(runpod):
 
         do_GET = do_POST = do_PATCH = handle_any  # noqa: N815  # the names that the server looks for
 
-        def log_message(self, *_):
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}/v2"
-        server.shutdown()
+    with serving(Handler) as port:
+        yield f"http://127.0.0.1:{port}/v2"
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ import subprocess
 import sys
 import threading
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -25,6 +24,7 @@ from gpu_worker import handler as module
 from gpu_worker.handler import make_handler
 from gpu_worker.storage import open_bucket
 from tests.gpu_worker.footage import make
+from tests.http_server import Quiet, serving
 
 TOKEN = "0" * 32
 SMALL = {"output_width": 64, "output_height": 96}
@@ -284,20 +284,14 @@ def test_a_worker_without_a_job_ends_at_once(settings, tmp_path):
     """Its call for a job hangs, as it does where there is none: it does not wait for one that would die with it."""
     asked, never = threading.Event(), threading.Event()
 
-    class NoJobs(BaseHTTPRequestHandler):
-        def do_GET(self):
+    class NoJobs(Quiet):
+        def do_GET(self):  # noqa: N802  # the name that the server looks for
             if "job-take" in self.path:
                 asked.set()
             never.wait(60)
 
-        def log_message(self, *_):
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), NoJobs) as server:
-        server.daemon_threads = True
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        url = f"http://127.0.0.1:{server.server_port}"
-        platform = worker_environment(url, "none", "key", "worker")
+    with serving(NoJobs) as port:
+        platform = worker_environment(f"http://127.0.0.1:{port}", "none", "key", "worker")
         worker = subprocess.Popen(
             [sys.executable, "-m", "gpu_worker.handler"],
             env=environment(settings(), tmp_path) | platform,
@@ -312,7 +306,6 @@ def test_a_worker_without_a_job_ends_at_once(settings, tmp_path):
             worker.kill()
             worker.wait()
             never.set()
-            server.shutdown()
 
 
 def test_one_job_runs_from_the_command_line(settings, objects, job_input, tmp_path):
