@@ -12,8 +12,8 @@ from collections.abc import Callable
 import structlog
 from starlette.concurrency import run_in_threadpool
 
-from broker.errors import ProviderRefused, ProviderUncertain, ProviderUnreachable
-from broker.evidence import Evidence
+from broker.errors import ProviderPaced, ProviderRefused, ProviderUncertain, ProviderUnreachable
+from broker.evidence import Evidence, started_at
 from broker.models import Attempt, AttemptState, Job
 from broker.moves import Moves, phase
 from broker.policy import deadlines
@@ -30,6 +30,9 @@ DRAINING = "draining"
 
 #: A queue that is seen empty twice, so far apart, does not hold the job whose submit is in doubt.
 EMPTY_SECONDS = 10.0
+
+_AWAY = "The GPU provider cannot be reached; the job goes as soon as it is back"
+_PACED = "The GPU provider takes no more jobs for the moment; the job goes in its turn"
 
 
 class Dispatch:
@@ -96,7 +99,12 @@ class Dispatch:
             asked.params, source_bytes, settings.execution_timeout_seconds, settings.queue_timeout_seconds
         )
         # Committed before the first byte leaves: a crash from here on means "unknown", never "not sent".
-        told = {"state": AttemptState.SUBMITTING, "submitted_at": self._clock(), "ttl_seconds": limits.ttl}
+        told = {
+            "state": AttemptState.SUBMITTING,
+            "submitted_at": self._clock(),
+            "timeout_seconds": limits.execution,
+            "ttl_seconds": limits.ttl,
+        }
         sending = attempt.model_copy(update=told)
         touched = await self._moves.look_again(job, 2.0, attempt=sending)
         if touched is None:
@@ -125,7 +133,8 @@ class Dispatch:
             return
         started = await self._evidence.started(job, attempt)
         if started is not None:
-            await self._adopt(job, attempt, started.runpod_job_id, "bucket:started.json")
+            running = attempt.model_copy(update={"started_at": started_at(attempt, started, self._clock())})
+            await self._adopt(job, running, started.runpod_job_id, "bucket:started.json")
         elif attempt.runpod_job_id is not None:
             await self._believe(job, attempt, attempt.runpod_job_id)
         elif self._moves.seconds_since(attempt.submitted_at) > self._settings.submit_grace_seconds:
@@ -135,7 +144,15 @@ class Dispatch:
             await self._look_into_the_queue(job, attempt)
 
     async def _adopt(self, job: Job, attempt: Attempt, runpod_job_id: str, evidence: str) -> None:
-        known = attempt.model_copy(update={"state": AttemptState.SUBMITTED, "runpod_job_id": runpod_job_id})
+        known = attempt.model_copy(
+            update={
+                "state": AttemptState.SUBMITTED,
+                "runpod_job_id": runpod_job_id,
+                # What was seen before says nothing about a run that is known now.
+                "queue_empty_since": None,
+                "absent_since": None,
+            }
+        )
         changes = {
             "status": JobStatus.PROCESSING,
             "runpod_job_id": runpod_job_id,
@@ -157,8 +174,8 @@ class Dispatch:
 
     async def _look_into_the_queue(self, job: Job, attempt: Attempt) -> None:
         """An endpoint that has nothing to do, twice, does not have this job either: no need to sit out the grace."""
-        health = await self._evidence.health(attempt.endpoint_url)
-        empty_since = attempt.absent_since
+        health = await self._evidence.health(attempt.endpoint_url, since=attempt.submitted_at or 0)
+        empty_since = attempt.queue_empty_since
         if health.jobs_queued or health.jobs_running:
             empty_since = None
         elif empty_since is None:
@@ -167,14 +184,14 @@ class Dispatch:
             sentence = "The GPU provider did not get the job."
             await self._moves.supersede(job, attempt, ErrorCode.PROVIDER_UNAVAILABLE, sentence, gone=True)
             return
-        noted = attempt.model_copy(update={"absent_since": empty_since})
+        noted = attempt.model_copy(update={"queue_empty_since": empty_since})
         await self._moves.look_again(job, 2.0, attempt=noted)
 
     async def _hold(self, job: Job, attempt: Attempt, error: ProviderUnreachable) -> None:
         """Nothing reached the provider: the job waits, and the same attempt goes when the provider is back."""
         log.warning("submit_held", error=str(error))
         await run_in_threadpool(self._store.note, attempt)
-        sentence = "The GPU provider cannot be reached; the job goes as soon as it is back"
+        sentence = _PACED if isinstance(error, ProviderPaced) else _AWAY
         await self._moves.wait(job, sentence, self._moves.pause(attempt.created_at))
 
     async def _hold_back(self, job: Job) -> None:

@@ -16,7 +16,8 @@ BrokerError
 ├── Unavailable              no new job is taken at the moment, from nobody; carries the code
 ├── ProviderError            RunPod's; none of these alone ever moves a job to `error`, but ProviderRefused
 │   ├── ProviderUnreachable  nothing was accepted: the same request may be sent again
-│   │   └── ProviderHeld     it was not even sent: the breaker is open
+│   │   ├── ProviderHeld     it was not even sent: the breaker is open
+│   │   └── ProviderPaced    too many calls of one kind: a 429, or not sent so as not to get one
 │   ├── ProviderUncertain    the request may have been carried out: look for evidence before repeating it
 │   └── ProviderRefused      this request will never be accepted as it is
 ├── StorageError             the bucket did not answer as it should
@@ -122,11 +123,15 @@ class ProviderError(BrokerError):
 
 
 class ProviderUnreachable(ProviderError):
-    """The provider accepted nothing: refused connection, 429, or an account or endpoint that needs mending."""
+    """The provider accepted nothing: refused connection, or an account or endpoint that needs mending."""
 
 
 class ProviderHeld(ProviderUnreachable):
     """Nothing was sent, since the provider is down."""
+
+
+class ProviderPaced(ProviderUnreachable):
+    """The provider is there, and takes no more calls of this kind for the moment."""
 
 
 class ProviderUncertain(ProviderError):

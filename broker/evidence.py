@@ -55,11 +55,11 @@ class Evidence:
             return RemoteJob(RemoteState.ABSENT)
         return await self._runpod.status(attempt.endpoint_url, attempt.runpod_job_id)
 
-    async def health(self, endpoint_url: str) -> Health:
-        """Returns an endpoint's queue and workers, as they were a few seconds ago."""
+    async def health(self, endpoint_url: str, since: int = 0) -> Health:
+        """Returns an endpoint's queue and workers, as they were a few seconds ago, and not before `since`."""
         now = self._clock()
         at, known = self._health.get(endpoint_url, (0, None))
-        if known is None or now - at > HEALTH_SECONDS * 1000:
+        if known is None or at < since or now - at > HEALTH_SECONDS * 1000:
             known = await self._runpod.health(endpoint_url)
             self._health[endpoint_url] = (now, known)
         return known
@@ -79,6 +79,11 @@ class Evidence:
 def document_key(job: Job, attempt: Attempt, name: str) -> str:
     """Returns the object key of one of an attempt's documents."""
     return object_key(job.user_id, f"{attempt_folder(job.id, attempt.token)}/{name}")
+
+
+def started_at(attempt: Attempt, started: Started, now: int) -> int:
+    """Returns when a worker took the attempt, by the worker's clock; within what ours allows."""
+    return min(max(started.at_ms, attempt.submitted_at or 0), now)
 
 
 def parsed(model: type[Model], output: Any) -> Model | None:

@@ -37,7 +37,7 @@ _JOB_SECONDS = (1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1800, 3600, 7200)
 _CALL_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 _LATE_SECONDS = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800)
 _CALLS = ("submit", "status", "cancel", "health")
-_OUTCOMES = ("ok", "held", "unreachable", "uncertain", "refused", "given_up")
+_OUTCOMES = ("ok", "held", "paced", "unreachable", "uncertain", "refused", "given_up")
 _OPEN = [phase for phase in Phase if phase is not Phase.DONE]
 _ENDS = [
     (JobStatus.COMPLETE, ""),
@@ -163,7 +163,7 @@ class Metrics:
     def provider_called(self, action: str, outcome: str, seconds: float) -> None:
         """A call to the GPU provider has come to its end."""
         self._provider_calls.labels(action, outcome).inc()
-        if outcome != "held":
+        if outcome not in ("held", "paced"):
             self._provider_seconds.labels(action).observe(seconds)
 
     def looked(self, late_seconds: float) -> None:

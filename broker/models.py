@@ -114,7 +114,12 @@ class AttemptFields(SQLModel):
     runpod_job_id: str | None = Field(default=None, sa_type=Text)
     created_at: int = Field(sa_type=Int64)
     submitted_at: int | None = Field(default=None, sa_type=Int64)
+    #: Since when the endpoint has had nothing to do, while the end of the submit is not known.
+    queue_empty_since: int | None = Field(default=None, sa_type=Int64)
     absent_since: int | None = Field(default=None, sa_type=Int64)  #: first "no such job"
+    started_at: int | None = Field(default=None, sa_type=Int64)  #: when a worker took it, as far as seen
+    #: How long it may run once a worker has it.
+    timeout_seconds: int | None = Field(default=None, sa_type=Integer)
     ttl_seconds: int | None = Field(
         default=None, sa_type=Integer
     )  #: how long the provider keeps it, run or not

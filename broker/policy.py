@@ -26,6 +26,9 @@ TRIES: dict[ErrorCode, int] = {
 #: How long to wait before attempt 2, 3, … (seconds).
 BACKOFF_SECONDS = (2.0, 10.0, 60.0)
 
+#: Of its limit, what a run that was stopped for it has used at least: the provider's clock is not ours.
+NEARLY = 0.95
+
 #: How often an attempt is looked at (seconds) until it has that age.
 CADENCE = ((10.0, 1.0), (60.0, 2.0), (600.0, 5.0), (float("inf"), 15.0))
 
@@ -46,6 +49,24 @@ def tries_again(failures: Sequence[ErrorCode], max_attempts: int) -> bool:
     """Whether a job is tried again after attempts that failed with these codes, the newest last."""
     newest = failures[-1]
     return len(failures) < max_attempts and failures.count(newest) < TRIES.get(newest, 1)
+
+
+def timeout_code(started: bool, ran_seconds: float, limit_seconds: int | None) -> ErrorCode:
+    """Returns what "timed out" means for an attempt; providers give three things that one name.
+
+    A job that no worker took has expired in the queue, and one that ended before its limit was lost with its worker
+    (RunPod's guide, "Job states": expired before pickup, failed to report back, exceeded the limit).
+
+    Args:
+        started: a worker has taken the attempt.
+        ran_seconds: how long the run took, at most.
+        limit_seconds: how long the run was allowed to take; None where that is not known.
+    """
+    if not started:
+        return ErrorCode.QUEUE_TIMEOUT
+    if limit_seconds is not None and ran_seconds < limit_seconds * NEARLY:
+        return ErrorCode.WORKER_LOST
+    return ErrorCode.EXECUTION_TIMEOUT
 
 
 def backoff_seconds(failed: int) -> float:

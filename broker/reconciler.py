@@ -20,10 +20,11 @@ from starlette.concurrency import run_in_threadpool
 
 from broker.clock import now_ms
 from broker.dispatch import Dispatch
-from broker.errors import ProviderUncertain, ProviderUnreachable
-from broker.evidence import Evidence, parsed
+from broker.errors import ProviderPaced, ProviderUncertain, ProviderUnreachable
+from broker.evidence import Evidence, parsed, started_at
 from broker.models import Attempt, AttemptState, Job
 from broker.moves import CANCELLED, MESSAGES, Moves, phase
+from broker.policy import timeout_code
 from broker.runpod import Health, RemoteJob, RemoteState, RunPodClient
 from broker.settings import Settings
 from broker.storage import Bucket
@@ -37,7 +38,17 @@ log = structlog.get_logger(__name__)
 #: How long a job waits in the queue before it is asked why.
 PATIENCE_SECONDS = 30.0
 ORPHAN_SECONDS = 30.0
+#: How soon to ask again for a cancel that is not carried out yet, and for one that the provider's pace
+#: put off. The fence works meanwhile.
+CANCEL_SECONDS, PACED_SECONDS = 2.0, 5.0
 POSTPONED_SECONDS = 5.0
+
+#: What a user reads of an attempt that timed out.
+TIMED_OUT = {
+    ErrorCode.QUEUE_TIMEOUT: "No GPU worker took the job in time.",
+    ErrorCode.WORKER_LOST: "The GPU worker was lost.",
+    ErrorCode.EXECUTION_TIMEOUT: "The job ran longer than such an export may take, and was stopped.",
+}
 
 
 class Reconciler:
@@ -139,8 +150,10 @@ class Reconciler:
             seen |= {"progressed_at": self._clock(), "stalled_since": None}
         else:
             seen |= await self._slow_or_stuck(job, attempt, remote)
-        if attempt.absent_since is not None:
-            attempt = attempt.model_copy(update={"absent_since": None})
+        known: dict[str, Any] = {"absent_since": None}
+        if remote.state is RemoteState.RUNNING and attempt.started_at is None:
+            known["started_at"] = self._clock()
+        attempt = attempt.model_copy(update=known)
         changes = {name: value for name, value in seen.items() if value != getattr(job, name)}
         if changes:
             await self._moves.move(job, "progress", changes, attempt, "runpod:/status")
@@ -162,9 +175,11 @@ class Reconciler:
         """Says why nothing new is seen; that alone never fails a job."""
         since = job.stalled_since or self._clock()
         if remote.state is RemoteState.QUEUED:
-            if self._moves.seconds_since(attempt.submitted_at) <= PATIENCE_SECONDS:
+            waited = self._moves.seconds_since(attempt.submitted_at)
+            if waited <= PATIENCE_SECONDS:
                 return {}
-            return _waiting(await self._evidence.health(attempt.endpoint_url), since)
+            long = waited > self._settings.stalled_after_seconds
+            return _waiting(await self._evidence.health(attempt.endpoint_url), since, long)
         if self._moves.seconds_since(job.progressed_at) <= self._settings.stalled_after_seconds:
             return {}
         sentence = f"{MESSAGES.get(job.phase, '')}: no progress for a while; the worker may be stuck"
@@ -178,12 +193,28 @@ class Reconciler:
             await self._moves.look_again(job, lasting / 2, "runpod:404", noted)
         elif seconds_since(attempt.absent_since) < lasting:
             await self._moves.look_again(job, lasting / 2, "runpod:404")
-        elif job.started_at is None and seconds_since(attempt.submitted_at) > (attempt.ttl_seconds or 0):
-            sentence = "No GPU worker took the job in time."
+        elif (
+            seconds_since(attempt.submitted_at) > (attempt.ttl_seconds or 0)
+            and await self._started_at(job, attempt) is None
+        ):
+            sentence = TIMED_OUT[ErrorCode.QUEUE_TIMEOUT]
             await self._moves.supersede(job, attempt, ErrorCode.QUEUE_TIMEOUT, sentence, gone=True)
         else:
             sentence = "The GPU provider lost the job."
             await self._moves.supersede(job, attempt, ErrorCode.WORKER_LOST, sentence, gone=True)
+
+    async def _started_at(self, job: Job, attempt: Attempt) -> int | None:
+        """Returns when a worker took the attempt; a short run may have been at no look."""
+        if attempt.started_at is not None:
+            return attempt.started_at
+        started = await self._evidence.started(job, attempt)
+        return None if started is None else started_at(attempt, started, self._clock())
+
+    async def _timeout_code(self, job: Job, attempt: Attempt, remote: RemoteJob) -> ErrorCode:
+        began = await self._started_at(job, attempt)
+        ran = remote.execution_seconds or 0.0
+        started = began is not None or ran > 0
+        return timeout_code(started, ran or self._moves.seconds_since(began), attempt.timeout_seconds)
 
     async def _end_without_result(self, job: Job, attempt: Attempt, remote: RemoteJob) -> None:
         match remote.state:
@@ -192,8 +223,8 @@ class Reconciler:
                 await self._moves.end(job, attempt, "cancelled", changes, "runpod:CANCELLED")
                 return
             case RemoteState.TIMED_OUT:
-                code = ErrorCode.EXECUTION_TIMEOUT
-                sentence = "The job ran longer than such an export may take, and was stopped."
+                code = await self._timeout_code(job, attempt, remote)
+                sentence = TIMED_OUT[code]
             case RemoteState.FAILED if (failure := parsed(Failure, remote.output)) is not None:
                 log.info("worker_failed", detail=failure.detail)
                 code, sentence = failure.error_code, remote.error or "The worker could not do the job."
@@ -219,11 +250,14 @@ class Reconciler:
         if await self._moves.finish_from_bucket(job, attempt):
             return
         await self._moves.fence(job, attempt)
+        pause = CANCEL_SECONDS
         try:
             stopped = await self._stopped_at_provider(attempt)
         except (ProviderUnreachable, ProviderUncertain) as error:
             log.warning("cancel_unanswered", error=str(error))
             stopped = False
+            if isinstance(error, ProviderPaced):
+                pause = PACED_SECONDS
         waited = self._moves.seconds_since(job.cancel_requested_at)
         if await self._moves.finish_from_bucket(job, attempt):
             return
@@ -231,7 +265,7 @@ class Reconciler:
             evidence = "runpod:/cancel" if stopped else "stop.json"
             await self._moves.end(job, attempt, "cancelled", CANCELLED, evidence, gone=stopped)
         else:
-            await self._moves.look_again(job, 2.0)
+            await self._moves.look_again(job, pause)
 
     async def _stopped_at_provider(self, attempt: Attempt) -> bool:
         if attempt.runpod_job_id is None:
@@ -262,8 +296,15 @@ class Reconciler:
         await run_in_threadpool(self._store.note, later.model_copy(update=gone))
 
 
-def _waiting(health: Health, since: int) -> dict[str, Any]:
-    """Says why a job waits for a worker; with none at all it would wait for ever."""
+def _waiting(health: Health, since: int, long: bool) -> dict[str, Any]:
+    """Says why a job waits for a worker; with none at all it would wait for ever.
+
+    An idle worker takes the next job at once. RunPod also calls a worker idle that is scaled down and does not come up
+    (RunPod's guide, "Troubleshooting": jobs stay in the queue).
+    """
+    if health.workers_idle and long:
+        sentence = "GPU workers are idle, but none takes the job: see their logs"
+        return {"message": sentence, "stalled_since": since}
     if health.workers_up:
         return {"message": MESSAGES[Phase.QUEUED], "stalled_since": None}
     if health.workers_starting:

@@ -19,12 +19,13 @@ from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
 from broker.errors import (
     ProviderError,
     ProviderHeld,
+    ProviderPaced,
     ProviderRefused,
     ProviderUncertain,
     ProviderUnreachable,
 )
+from broker.pacing import Breaker, Pace
 from broker.policy import Deadlines
-from broker.throttle import Throttle
 from schemas.worker import WorkerInput
 
 
@@ -69,21 +70,27 @@ class Health:
     jobs_running: int
     workers_idle: int
     workers_running: int
+    workers_ready: int = 0  #: idle or at work, where the provider counts them so
     workers_starting: int = 0
     workers_throttled: int = 0
     workers_unhealthy: int = 0
 
     @property
     def workers_up(self) -> int:
-        return self.workers_idle + self.workers_running
+        return max(self.workers_ready, self.workers_idle + self.workers_running)
 
 
 Model = TypeVar("Model", bound=BaseModel)
 T = TypeVar("T")
 P = ParamSpec("P")
 WEEK_SECONDS = 604_800
-#: No key, no money, no right, too many calls: the request was not looked at, and others fare no better.
-_AWAY = {401, 402, 403, 429}
+#: No key, no money, no right: the request was not looked at, and others fare no better.
+_AWAY = {401, 402, 403}
+TOO_MANY = 429
+#: How often each verb is called, as a share of the pace in the settings. Of RunPod's base limits (run 100 a second,
+#: status 200, cancel 10) the default pace of 50 then uses half, a quarter and nine tenths. All of them grow with an
+#: endpoint's workers (RunPod's guide "Send API requests", rate limits).
+_SHARES = {"run": 1.0, "status": 1.0, "cancel": 0.18, "health": 1.0}
 
 
 class _Reply(BaseModel):
@@ -133,6 +140,7 @@ def _told(
 #: What to call what came of a call, the narrower kinds first.
 _OUTCOMES: dict[type[ProviderError], str] = {
     ProviderHeld: "held",
+    ProviderPaced: "paced",
     ProviderUnreachable: "unreachable",
     ProviderUncertain: "uncertain",
     ProviderRefused: "refused",
@@ -153,12 +161,14 @@ class RunPodClient:
         self.on_call = lambda action, outcome, seconds: None
         self._http = http
         self._headers = {"Authorization": f"Bearer {api_key}"}
-        self._throttles: dict[str, Throttle] = defaultdict(lambda: Throttle(calls_per_second))
+        self._calls_per_second = calls_per_second
+        self._breakers: dict[str, Breaker] = defaultdict(Breaker)
+        self._paces: dict[tuple[str, str], Pace] = {}
 
     @property
     def breaker_open(self) -> bool:
         """Whether calls to any endpoint are held back."""
-        return any(throttle.is_open for throttle in list(self._throttles.values()))
+        return any(breaker.is_open for breaker in list(self._breakers.values()))
 
     @_told
     async def submit(
@@ -207,30 +217,41 @@ class RunPodClient:
         return Health(
             jobs_queued=told.jobs.get("inQueue", 0),
             jobs_running=told.jobs.get("inProgress", 0),
-            # `ready` counts the idle ones again.
-            workers_idle=max(workers.get("ready", 0), workers.get("idle", 0)),
+            workers_idle=workers.get("idle", 0),
             workers_running=workers.get("running", 0),
+            workers_ready=workers.get("ready", 0),
             workers_starting=workers.get("initializing", 0),
             workers_throttled=workers.get("throttled", 0),
             workers_unhealthy=workers.get("unhealthy", 0),
         )
 
     async def _send(self, method: str, endpoint_url: str, path: str, json: Any = None) -> httpx.Response:
-        throttle = self._throttles[endpoint_url]
-        await throttle.turn()
+        breaker, pace = self._breakers[endpoint_url], self._pace(endpoint_url, path.split("/")[1])
+        breaker.check()
+        await pace.turn()
         try:
             reply = await self._http.request(method, endpoint_url + path, json=json, headers=self._headers)
         except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as error:
-            throttle.failed()
+            breaker.failed()
             raise ProviderUnreachable(f"RunPod cannot be reached: {_words(error)}") from error
         except httpx.HTTPError as error:
-            throttle.failed()
+            breaker.failed()
             raise ProviderUncertain(f"RunPod did not answer: {_words(error)}") from error
         if reply.status_code in _AWAY or reply.status_code >= 500:
-            throttle.failed()
+            breaker.failed()
         else:
-            throttle.succeeded()
+            breaker.succeeded()
+        if reply.status_code == TOO_MANY:
+            pace.refused(_seconds(reply.headers.get("retry-after")))
+        else:
+            pace.accepted()
         return _checked(reply)
+
+    def _pace(self, endpoint_url: str, verb: str) -> Pace:
+        known = self._paces.get((endpoint_url, verb))
+        if known is None:
+            known = self._paces[endpoint_url, verb] = Pace(self._calls_per_second * _SHARES[verb])
+        return known
 
 
 class _NotFound(ProviderUnreachable):
@@ -246,6 +267,8 @@ def _checked(reply: httpx.Response) -> httpx.Response:
             raise _NotFound(told)
         case code if code in _AWAY:
             raise ProviderUnreachable(told)
+        case code if code == TOO_MANY:
+            raise ProviderPaced(told)
         case code if 400 <= code < 500:
             raise ProviderRefused(told)
         case _:
@@ -257,6 +280,12 @@ def _parsed(model: type[Model], reply: httpx.Response) -> Model:
         return model.model_validate_json(reply.content)
     except ValidationError as error:
         raise ProviderUncertain(f"RunPod's answer makes no sense: {reply.text[:200]}") from error
+
+
+def _seconds(retry_after: str | None) -> float | None:
+    """Reads a Retry-After in seconds; None where there is none, or a date."""
+    digits = retry_after is not None and retry_after.isascii() and retry_after.isdecimal()
+    return float(retry_after[:6]) if retry_after is not None and digits else None
 
 
 def _words(error: Exception) -> str:

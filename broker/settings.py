@@ -78,7 +78,8 @@ class Settings(BaseSettings):
 
     #: Where the provider reaches the broker, for its webhook; without it, jobs are only polled.
     public_url: HttpUrl | None = Field(None, validation_alias="REELBROKER_PUBLIC_URL")
-    #: RunPod takes 200 a second of `/status`, 100 of `/run`, 10 of `/cancel`.
+    #: The pace of `/run`, of `/status` and of `/health`, each; `/cancel` goes at 0.18 of it. RunPod takes 100, 200 and
+    #: 10 cancels a second, and more of an endpoint with many workers.
     calls_per_second: float = Field(50, validation_alias="REELBROKER_RUNPOD_CALLS_PER_SECOND", gt=0, le=1000)
     #: USD for a second, by the GPU's name as CUDA gives it; `*` for any other: `{"NVIDIA L4": 0.00019, "*": 0.0003}`.
     gpu_prices: dict[str, Price] = Field({}, validation_alias="REELBROKER_GPU_PRICES")

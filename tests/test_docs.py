@@ -309,7 +309,7 @@ def test_the_runbook_names_what_is_said():
         (ROOT / "broker" / name).read_text() for name in ("reconciler.py", "dispatch.py", "moves.py")
     )
     messages = first_cells("docs/operations.md", "`message`")
-    assert len(messages) == 5
+    assert len(messages) == 7
     for message in messages:
         assert message.removesuffix(" …") in said, message
 

@@ -2,7 +2,15 @@
 
 import pytest
 
-from broker.policy import LOOKS_PER_SECOND, TRIES, backoff_seconds, deadlines, tries_again, wait_seconds
+from broker.policy import (
+    LOOKS_PER_SECOND,
+    TRIES,
+    backoff_seconds,
+    deadlines,
+    timeout_code,
+    tries_again,
+    wait_seconds,
+)
 from schemas.jobs import ErrorCode, JobType
 
 FULL = 10_000_000
@@ -34,6 +42,23 @@ def codes(text):
 def test_infrastructure_is_tried_again_and_media_is_not(failures, again):
     """Three attempts in all; out of memory once more; what would fail the same way never."""
     assert tries_again(codes(failures), max_attempts=3) is again
+
+
+@pytest.mark.parametrize(
+    ("started", "ran", "limit", "code"),
+    [
+        (False, 0.0, 600, "queue_timeout"),
+        (False, 900.0, 600, "queue_timeout"),
+        (True, 42.0, 600, "worker_lost"),
+        (True, 569.0, 600, "worker_lost"),
+        (True, 599.0, 600, "execution_timeout"),
+        (True, 601.0, 600, "execution_timeout"),
+        (True, 42.0, None, "execution_timeout"),
+    ],
+)
+def test_timed_out_means_three_things(started, ran, limit, code):
+    """Never started, ended before the limit, at the limit; an attempt of an older broker has no limit noted."""
+    assert timeout_code(started, ran, limit) is ErrorCode(code)
 
 
 def test_what_is_tried_again_is_what_the_api_calls_retryable():

@@ -591,6 +591,8 @@ def known_histories():
                 machine.a_worker_fails_at_once(0, code)
             machine.look(120, None, 1)
             machine.look(120, None, 1)
+        machine.no_accepted_job_is_lost_and_none_moves_after_its_end()
+        machine.retry(0)
         yield machine
     yield from known_troubles()
 

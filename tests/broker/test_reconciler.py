@@ -80,6 +80,8 @@ async def test_an_unreachable_provider_keeps_the_job_pending(scene):
         job = await scene.look()
     assert (job.status, job.attempt, scene.attempt.state) == (JobStatus.PENDING, 1, AttemptState.READY)
     assert "cannot be reached" in job.message
+    scene.provider.fault = lambda _: httpx.Response(429)
+    assert "takes no more jobs for the moment" in (await scene.look()).message
     scene.provider.fault = None
     job = await scene.look()
     assert (job.status, job.attempt) == (JobStatus.PROCESSING, 1)
@@ -239,28 +241,60 @@ async def test_a_result_is_found_after_the_provider_forgot(submitted):
     assert (await submitted.look(86_400)).status is JobStatus.COMPLETE
 
 
-@pytest.mark.parametrize(
-    ("answer", "code"),
-    [
-        pytest.param(
-            {
-                "status": "FAILED",
-                "error": "Not a video.",
-                "output": {"error_code": "invalid_media", "retryable": False},
-            },
-            ErrorCode.INVALID_MEDIA,
-            id="the-worker-says-why",
-        ),
-        pytest.param({"status": "TIMED_OUT"}, ErrorCode.EXECUTION_TIMEOUT, id="too-long"),
-    ],
-)
-async def test_what_another_try_would_not_mend_is_an_error_at_once(submitted, answer, code):
+async def test_what_another_try_would_not_mend_is_an_error_at_once(submitted):
     """One attempt, the worker's own sentence."""
-    submitted.provider.only().update(answer)
+    output = {"error_code": "invalid_media", "retryable": False}
+    submitted.provider.only().update(status="FAILED", error="Not a video.", output=output)
     job = await submitted.look()
-    assert (job.status, job.error_code, job.attempt) == (JobStatus.ERROR, code, 1)
-    if "error" in answer:
-        assert job.error == answer["error"]
+    assert (job.status, job.error_code, job.attempt) == (JobStatus.ERROR, ErrorCode.INVALID_MEDIA, 1)
+    assert job.error == "Not a video."
+
+
+class TestTimedOut:
+    """RunPod's TIMED_OUT: expired in the queue, lost with its worker, or longer than it may be."""
+
+    async def test_a_run_that_reached_its_limit_is_an_error_at_once(self, submitted):
+        """The same would take as long again."""
+        ran = submitted.attempt.timeout_seconds
+        submitted.provider.only().update(status="TIMED_OUT", executionTime=ran * 1000)
+        job = await submitted.look(ran)
+        assert (job.status, job.error_code) == (JobStatus.ERROR, ErrorCode.EXECUTION_TIMEOUT)
+
+    async def test_what_no_worker_took_goes_once_more(self, submitted):
+        """It expired before pickup, whatever the clock says."""
+        submitted.provider.only().update(status="TIMED_OUT")
+        await submitted.look(86_400)
+        assert submitted.attempt.error_code is ErrorCode.QUEUE_TIMEOUT
+
+    @pytest.mark.parametrize("told", [{"executionTime": 42_000}, {}], ids=["billed", "not-billed"])
+    async def test_a_run_that_ended_before_its_limit_was_lost(self, submitted, told):
+        """A worker took it and did not report back: another one may."""
+        submitted.worker().start("rp-1")
+        submitted.provider.only().update(status="IN_PROGRESS")
+        await submitted.look(600)
+        submitted.provider.only().update(status="TIMED_OUT", **told)
+        await submitted.look(60)
+        assert submitted.attempt.error_code is ErrorCode.WORKER_LOST
+
+    async def test_a_start_that_was_at_no_look_counts(self, submitted):
+        """`started.json` tells of it; its clock is the worker's, and may be wrong."""
+        Worker(submitted.bucket, submitted.provider.only()["sent"]).start("rp-1")
+        submitted.provider.only().update(status="TIMED_OUT")
+        await submitted.look(60)
+        assert submitted.attempt.error_code is ErrorCode.WORKER_LOST
+
+    async def test_the_start_of_an_attempt_before_says_nothing(self, scene):
+        """The job keeps its first start; each attempt has its own."""
+        await scene.look()
+        scene.provider.only().update(status="IN_PROGRESS")
+        await scene.look(5)
+        scene.provider.only().update(status="FAILED", error="lost")
+        await scene.look(5)
+        job = await scene.look(30)
+        assert (job.attempt, job.started_at is not None, scene.attempt.started_at) == (2, True, None)
+        scene.provider.jobs["rp-2"].update(status="TIMED_OUT")
+        await scene.look(60)
+        assert scene.attempt.error_code is ErrorCode.QUEUE_TIMEOUT
 
 
 @pytest.mark.parametrize(
@@ -437,6 +471,27 @@ async def test_an_idle_endpoint_does_not_have_the_job(scene):
     assert (job.attempt, len(scene.provider.jobs)) == (2, 1)
 
 
+async def test_a_queue_that_was_seen_empty_is_no_word_on_the_run(scene):
+    """Seen empty once, then adopted, then one 404: that is the first absence, and fences nobody."""
+    scene.provider.fault = executes_and_times_out(scene.provider)
+    await scene.look()
+    sent = scene.provider.only()["sent"]
+    scene.provider.jobs.clear()  # the queue does not show it yet
+    scene.provider.fault = None
+    await scene.look(5)
+    scene.provider.fault = lambda request: httpx.Response(503) if "/health" in request.url.path else None
+    with pytest.raises(ProviderError):
+        await scene.look(40)
+    worker = Worker(scene.bucket, sent)
+    worker.start("rp-1")
+    await scene.look()
+    attempt = scene.attempt
+    assert (attempt.state, attempt.queue_empty_since, attempt.absent_since) == ("submitted", None, None)
+    await scene.look()
+    assert (scene.attempt.state, worker.told_to_stop()) == (AttemptState.SUBMITTED, False)
+    assert scene.attempt.absent_since == scene.now
+
+
 async def test_a_busy_endpoint_may_have_the_job(scene):
     """Something waits there: it could be ours."""
     scene.provider.fault = executes_and_times_out(scene.provider)
@@ -507,14 +562,16 @@ async def test_what_was_committed_just_before_the_last_fence_counts_too(
         ({"throttled": 3}, "no GPU free", False),
         ({"initializing": 1}, "starting", False),
         ({"idle": 0, "running": 3}, "Waiting for a GPU worker", False),
+        ({"idle": 0, "running": 3, "ready": 3}, "Waiting for a GPU worker", False),
+        ({"idle": 2, "running": 1}, "GPU workers are idle, but none takes the job", True),
     ],
 )
 async def test_a_queue_says_why_it_waits(submitted, workers, said, stalled):
     """After a while; slow and stuck are told apart, and nothing fails for being old."""
     submitted.provider.workers = workers
     assert (await submitted.look(5)).stalled_since is None
-    await submitted.look(60)
-    job = await submitted.look(86_000)
+    assert "idle" not in (await submitted.look(60)).message
+    job = await submitted.look(submitted.settings.stalled_after_seconds)
     assert said in job.message
     assert (job.stalled_since is not None, job.status) == (stalled, JobStatus.PROCESSING)
     submitted.provider.only().update(status="IN_PROGRESS", output={"phase": "processing", "progress": 5})

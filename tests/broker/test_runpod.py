@@ -6,7 +6,7 @@ import httpx
 import pytest
 
 from broker.embedded.endpoint import EndpointConfig, create_endpoint
-from broker.errors import ProviderRefused, ProviderUncertain, ProviderUnreachable
+from broker.errors import ProviderPaced, ProviderRefused, ProviderUncertain, ProviderUnreachable
 from broker.policy import Deadlines
 from broker.runpod import RemoteState, RunPodClient
 from schemas.worker import WorkerInput
@@ -81,7 +81,7 @@ async def test_both_deadlines_are_sent_in_milliseconds():
     [
         pytest.param(httpx.ConnectError("refused"), ProviderUnreachable, id="connection-refused"),
         pytest.param(httpx.ConnectTimeout("slow"), ProviderUnreachable, id="connect-timeout"),
-        pytest.param(httpx.Response(429), ProviderUnreachable, id="429"),
+        pytest.param(httpx.Response(429), ProviderPaced, id="429"),
         pytest.param(httpx.Response(401), ProviderUnreachable, id="401"),
         pytest.param(httpx.ReadTimeout("slow"), ProviderUncertain, id="read-timeout"),
         pytest.param(httpx.RemoteProtocolError("cut"), ProviderUncertain, id="cut-off"),
@@ -103,6 +103,35 @@ async def test_a_submit_tells_not_sent_from_not_known(answer, error):
     async with httpx.AsyncClient(transport=httpx.MockTransport(say)) as http:
         with pytest.raises(error):
             await RunPodClient(http, "k").submit(URL, JOB, Deadlines(60, 120))
+
+
+async def test_429_of_one_verb_leaves_the_others_alone():
+    """However often cancels are refused: submits go, and no breaker opens. The next cancel waits for its turn."""
+
+    def say(request):
+        if "/cancel/" in request.url.path:
+            return httpx.Response(429, headers={"Retry-After": "5"})
+        return httpx.Response(200, json={"id": "a", "status": "IN_QUEUE"})
+
+    async with httpx.AsyncClient(transport=httpx.MockTransport(say)) as http:
+        runpod = RunPodClient(http, "k")
+        outcomes = []
+        runpod.on_call = lambda action, outcome, seconds: outcomes.append((action, outcome))
+        for _ in range(20):
+            with pytest.raises(ProviderPaced):
+                await runpod.cancel(URL, "a")
+        assert not runpod.breaker_open
+        assert await runpod.submit(URL, JOB, Deadlines(60, 120)) == "a"
+    assert outcomes == [("cancel", "paced")] * 20 + [("submit", "ok")]
+
+
+async def test_the_idle_are_counted_without_those_at_work():
+    """`ready` counts both: what is up is the larger of the two sums."""
+    workers = {"idle": 0, "ready": 3, "running": 3}
+    transport = httpx.MockTransport(lambda _: httpx.Response(200, json={"jobs": {}, "workers": workers}))
+    async with httpx.AsyncClient(transport=transport) as http:
+        health = await RunPodClient(http, "k").health(URL)
+    assert (health.workers_idle, health.workers_up) == (0, 3)
 
 
 async def test_a_state_that_we_do_not_know_decides_nothing():

@@ -1,0 +1,101 @@
+"""What keeps calls to the GPU provider within bounds: a pace for each verb, and a breaker for each endpoint.
+
+A 429 slows one verb down. It opens no breaker: a provider that counts calls is there. While the breaker is open, nothing
+is sent at all, so "nothing was accepted" is certain, and jobs wait where they are; now and then one call tries whether
+the provider is back.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable
+
+from broker.errors import ProviderHeld, ProviderPaced
+
+#: So many failures in a row open the breaker; then one call after 2, 4, 8 … up to 60 seconds is let through.
+FAILURES, FIRST_PAUSE, LONGEST_PAUSE = 5, 2.0, 60.0
+
+#: The longest wait for a turn. A caller whose turn is further off comes again later, and meanwhile
+#: other verbs go on: looks at jobs are few at a time.
+LONGEST_WAIT = 0.5
+#: A 429 doubles the gap between calls, up to this; each call that is accepted takes back a part of that.
+LONGEST_GAP, RECOVERY = 2.0, 0.95
+#: How long a verb rests after a 429 that names no time, and the longest rest that one may name.
+REST_SECONDS, LONGEST_REST = 1.0, 60.0
+
+
+class Pace:
+    """How often one verb is called at one endpoint: evenly, and more slowly after a 429.
+
+    Args:
+        per_second: how many calls may begin in a second, at most.
+    """
+
+    def __init__(self, per_second: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._least_gap = self._gap = 1 / per_second
+        self._clock = clock
+        self._next = 0.0
+        self._rests_until = 0.0
+
+    async def turn(self) -> None:
+        """Waits for the caller's turn.
+
+        Raises:
+            ProviderPaced: the turn is too far off; do not send.
+        """
+        now = self._clock()
+        wait = max(0.0, self._next - now)
+        if wait > LONGEST_WAIT:
+            raise ProviderPaced(f"too many calls; the next may go in {wait:.1f} s")
+        self._next = now + wait + self._gap
+        await asyncio.sleep(wait)
+
+    def accepted(self) -> None:
+        """The provider took the call."""
+        self._gap = max(self._least_gap, self._gap * RECOVERY)
+
+    def refused(self, seconds: float | None = None) -> None:
+        """The provider answered 429; `seconds` is how long it asks to wait, where it does."""
+        now = self._clock()
+        # Calls that were under way together are refused together: that is one 429.
+        if now >= self._rests_until:
+            self._gap = min(LONGEST_GAP, self._gap * 2)
+        rest = REST_SECONDS if seconds is None else min(seconds, LONGEST_REST)
+        self._rests_until = max(self._rests_until, now + rest)
+        self._next = max(self._next, self._rests_until)
+
+
+class Breaker:
+    """Whether an endpoint is called at all: asked before each call, and told how it went."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._failures = 0
+        self._closed_at = 0.0
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the last calls have failed, all of them: until one succeeds, hardly any is sent."""
+        return self._failures >= FAILURES
+
+    def check(self) -> None:
+        """Raises ProviderHeld where the call must not be sent."""
+        if not self.is_open:
+            return
+        now = self._clock()
+        if now < self._closed_at:
+            raise ProviderHeld(f"the provider is down; trying again in {self._closed_at - now:.0f} s")
+        self._pause()  # for all but this one
+
+    def succeeded(self) -> None:
+        """The provider is there."""
+        self._failures = 0
+
+    def failed(self) -> None:
+        """The provider did not answer, or answered that it cannot."""
+        self._failures += 1
+        if self.is_open:
+            self._pause()
+
+    def _pause(self) -> None:
+        pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2.0 ** min(10, self._failures - FAILURES))
+        self._closed_at = self._clock() + pause
