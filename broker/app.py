@@ -16,6 +16,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from structlog.contextvars import bound_contextvars
 
+from broker.api.prefix import UnderPrefix
 from broker.api.problems import HANDLERS
 from broker.api.routes import routes
 from broker.clock import now_ms
@@ -113,10 +114,17 @@ def create_app(settings: Settings, *, transport: httpx.AsyncBaseTransport | None
 
     return Starlette(
         routes=routes(settings),
-        middleware=[Middleware(RequestId, metrics=metrics), *_cors(settings)],
+        middleware=[*_prefix(settings), Middleware(RequestId, metrics=metrics), *_cors(settings)],
         exception_handlers=HANDLERS,
         lifespan=lifespan,
     )
+
+
+def _prefix(settings: Settings) -> list[Middleware]:
+    """Serves the broker below a path, where the settings name one."""
+    if not settings.root_path:
+        return []
+    return [Middleware(UnderPrefix, root_path=settings.root_path)]
 
 
 def _cors(settings: Settings) -> list[Middleware]:

@@ -21,12 +21,16 @@ export class Problem extends Error {
 
 const headers = (more) => (key.get() ? { Authorization: `Bearer ${key.get()}`, ...more } : { ...more });
 
+/** The address of one of the broker's paths, which may be below a path of the host, as the page is. */
+export const address = (path) => new URL(`.${path}`, document.baseURI).href;
+
 /** Sends a request and returns the answer; raises Problem. */
 export async function send(method, path, { body, headers: more, signal } = {}) {
   const sent = body === undefined ? headers(more) : headers({ "Content-Type": "application/json", ...more });
   let reply;
   try {
-    reply = await fetch(path, { method, headers: sent, body: body === undefined ? undefined : JSON.stringify(body), signal });
+    const content = body === undefined ? undefined : JSON.stringify(body);
+    reply = await fetch(address(path), { method, headers: sent, body: content, signal });
   } catch (error) {
     if (error.name === "AbortError") throw error;
     throw new Problem(0, { detail: "The broker cannot be reached." });

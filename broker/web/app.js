@@ -57,7 +57,7 @@ function menu(current) {
   fill(
     document.getElementById("nav"),
     entries.map(([name, text]) => h("a", { href: `#/${name}`, "aria-current": name === current ? "page" : null }, text)),
-    h("a", { href: "/docs" }, "API"),
+    h("a", { href: "docs" }, "API"),
   );
   fill(
     document.getElementById("who"),
