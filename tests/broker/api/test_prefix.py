@@ -177,13 +177,14 @@ def test_no_header_changes_what_anybody_sees(behind_nginx):
     assert url.startswith(f"{ROOT_PATH}/api/jobs/")
     for base in (behind_nginx.origin, behind_nginx.direct):
         with httpx.Client(base_url=base, headers=behind_nginx.headers) as http:
-            for path in ("/", "/docs", "/openapi.json", "/api/jobs?limit=1"):
+            for path in ("/", "/docs", "/openapi.json"):
                 plain, forged = (http.get(ROOT_PATH + path, headers=sent) for sent in ({}, FORGED))
                 assert (plain.status_code, plain.text) == (forged.status_code, forged.text)
             moved = http.get(f"{ROOT_PATH}/docs/", headers=FORGED)
             assert urljoin(base, moved.headers["location"]) == f"{base}{ROOT_PATH}/docs"
             assert "evil" not in moved.headers["location"]
-            assert http.get(url, headers=FORGED).json()["urls"]["self"] == url
+            (listed,) = http.get(f"{ROOT_PATH}/api/jobs", headers=FORGED).json()["jobs"]
+            assert listed["urls"]["self"] == url
 
 
 @pytest.mark.parametrize("behind_nginx", ["passed-on"], indirect=True)
