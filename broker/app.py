@@ -16,6 +16,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from structlog.contextvars import bound_contextvars
 
+from broker.api.headers import EVERYWHERE
 from broker.api.prefix import UnderPrefix
 from broker.api.problems import HANDLERS
 from broker.api.routes import routes
@@ -178,7 +179,8 @@ class RequestId:
                 self._metrics.answered(message["status"])
                 headers = MutableHeaders(scope=message)
                 headers["X-Request-ID"] = request_id
-                headers["X-Content-Type-Options"] = "nosniff"
+                for name, value in EVERYWHERE.items():
+                    headers.setdefault(name, value)
             await send(message)
 
         with bound_contextvars(request_id=request_id, trace_id=trace_id(traceparent)):

@@ -9,6 +9,7 @@ from starlette.responses import HTMLResponse, Response
 from starlette.routing import BaseRoute, Mount, Route
 from starlette.staticfiles import StaticFiles
 
+from broker.api.headers import CLOSED
 from broker.api.openapi import document
 from broker.api.operation import Operation
 from broker.settings import Settings
@@ -35,7 +36,9 @@ _SCRIPT = """SwaggerUIBundle({
 });
 """
 #: Only from here: nothing that a document says can make the page load or send anything elsewhere. Swagger UI sets styles itself.
-_POLICY = "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; connect-src 'self'"
+_POLICY = (
+    f"{CLOSED}; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; connect-src 'self'"
+)
 
 
 def routes(operations: Sequence[Operation], settings: Settings) -> list[BaseRoute]:
