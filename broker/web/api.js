@@ -7,7 +7,6 @@ export const key = {
   isOne: (value) => /^[\x21-\x7e]+$/.test(value),
   get: () => localStorage.getItem(KEY) ?? "",
   set: (value) => localStorage.setItem(KEY, value),
-  forget: () => localStorage.removeItem(KEY),
 };
 
 /** What the broker refused: its problem document. `status` 0: it could not be reached. */
