@@ -1,4 +1,4 @@
-"""What every answer tells browsers: to load nothing for it, to show it in no frame, to guess no type."""
+"""What every answer tells browsers: load nothing for it, show it in no frame, guess no type."""
 
 #: A content security policy that allows nothing; a page names what it needs behind it.
 CLOSED = "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"

@@ -19,8 +19,8 @@ def routes(settings: Settings) -> list[BaseRoute]:
     # Uploads go to the bucket, and videos come from there, or from a file on the user's own disk (`blob:`).
     reached = f"'self' {bucket.scheme}://{bucket.netloc}"
     policy = (
-        f"{CLOSED}; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src {reached}; "
-        f"media-src {reached} blob:"
+        f"{CLOSED}; script-src 'self'; style-src 'self'; img-src 'self' data:; "
+        f"connect-src {reached}; media-src {reached} blob:"
     )
     headers = {
         "Content-Security-Policy": policy,

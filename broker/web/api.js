@@ -20,7 +20,7 @@ export class Problem extends Error {
 
 const headers = (more) => (key.get() ? { Authorization: `Bearer ${key.get()}`, ...more } : { ...more });
 
-/** The address of one of the broker's paths, which may be below a path of the host, as the page is. */
+/** The address of one of the broker's paths: a proxy may serve them, and the page, below one. */
 export const address = (path) => new URL(`.${path}`, document.baseURI).href;
 
 /** Sends a request and returns the answer; raises Problem. */

@@ -46,8 +46,8 @@ async function go() {
 }
 
 /**
- * `#key=…`, as `reelbroker up` prints it: signs in, and leaves nothing of it in the address. Anybody can make such a link,
- * so it replaces the key of somebody who is signed in only after a question.
+ * `#key=…`, as `reelbroker up` prints it: signs in, and leaves nothing of it in the address.
+ * Anybody can make such a link, so the page asks before it replaces a stored key.
  */
 async function takeKey(signal) {
   const given = new URLSearchParams(location.hash.slice(1)).get("key");

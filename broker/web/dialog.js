@@ -3,8 +3,8 @@
 import { h } from "./dom.js";
 
 /**
- * Asks a question with two answers; returns whether it was `yes`. Escape is `no`, and so is leaving the screen. The focus
- * is on `no`: the answer that changes nothing.
+ * Asks a question with two answers; returns whether it was `yes`. Escape is `no`, and so is leaving
+ * the screen. The focus is on `no`: that answer changes nothing.
  */
 export function confirmed({ title, text, yes, no, signal }) {
   return new Promise((resolve) => {

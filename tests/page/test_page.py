@@ -524,7 +524,7 @@ def test_a_link_signs_nobody_in_as_somebody_else(browser, stack, is_accessible):
         page.wait_for_selector(".new")
         assert page.locator("dialog").count() == 0
         assert page.evaluate(stored) == stack.stack.api_key
-    # A screen that is left answers no. The key of the page that is loaded anew is asked about as well.
+    # To leave the screen is to answer no. A page that is loaded anew asks as well.
     follow(other)
     page.wait_for_selector("dialog[open]")
     page.evaluate("location.hash = '#/jobs'")

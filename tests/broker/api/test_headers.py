@@ -28,9 +28,8 @@ def assert_is_closed(reply):
 async def test_no_answer_can_be_framed(client):
     """Pages, their files, every route's GET, redirects and refusals: 200 to 405 alike."""
     pages = [await client.get(path) for path in ("/", "/docs")]
-    files = {
-        f"/{path}" for page in pages for path in re.findall(r'(?:src|href)="((?:web|docs)/[^"]+)"', page.text)
-    }
+    named = re.compile(r'(?:src|href)="((?:web|docs)/[^"]+)"')
+    files = {f"/{path}" for page in pages for path in named.findall(page.text)}
     paths = {re.sub(r"\{\w+\}", "none", operation.path) for operation in OPERATIONS}
     others = {"/", "/docs", "/docs/", "/docs/files/", "/web/", "/openapi.json", "/nothing"}
     statuses = set()

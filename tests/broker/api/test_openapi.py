@@ -1,4 +1,4 @@
-"""The OpenAPI document: whether the broker does what it says (schemathesis against a real port), and what clients' tools make of it."""
+"""The OpenAPI document: whether the broker does what it says, and what tools make of it."""
 
 import json
 import os
@@ -39,7 +39,9 @@ LEAST = {
 
 @on_one_database
 def test_the_broker_does_what_its_document_says(served, tmp_path, measured):
-    """Valid and invalid data, each boundary of each schema, random data, and sequences of calls: no failure and no 5xx.
+    """Schemathesis on a real port: valid, invalid and random data, each boundary, sequences of calls.
+
+    No failure, and no 5xx.
 
     Not the drain, after which jobs are rightly answered with 503.
     """
@@ -111,7 +113,7 @@ def described(told):
 
 @pytest.mark.abuse
 def test_every_default_is_a_value_that_may_be_sent():
-    """No default breaks its own schema, none is null, and no body has one: it would be asked for."""
+    """No default breaks its own schema, none is null, and no body has one."""
     told = document(OPERATIONS)
     defaults = dict(described(told))
     for where, schema in defaults.items():
@@ -149,9 +151,10 @@ def folder(tmp_path):
 def node_tool(name, *words, cwd):
     """Runs a tool; returns its exit status and all that it says."""
     command = [NODE_TOOLS / name, *words]
-    environment = os.environ | {"REDOCLY_TELEMETRY": "off", "REDOCLY_SUPPRESS_UPDATE_NOTICE": "true"}
+    # Neither calls home from a test.
+    quiet = {"REDOCLY_TELEMETRY": "off", "REDOCLY_SUPPRESS_UPDATE_NOTICE": "true"}
     run = subprocess.run(
-        command, capture_output=True, text=True, cwd=cwd, env=environment, timeout=120, check=False
+        command, capture_output=True, text=True, cwd=cwd, env=os.environ | quiet, timeout=120, check=False
     )
     return run.returncode, run.stdout + run.stderr
 
@@ -160,15 +163,17 @@ def node_tool(name, *words, cwd):
 def test_linters_find_no_error_in_the_document(folder):
     """Spectral by its own rules for OpenAPI, Redocly by its recommended ones."""
     (folder / "rules.yaml").write_text('extends: ["spectral:oas"]\n')
-    status, told = node_tool("spectral", "lint", "--ruleset", "rules.yaml", "openapi.json", cwd=folder)
+    words = ("--ruleset", "rules.yaml", "openapi.json")
+    status, told = node_tool("spectral", "lint", *words, cwd=folder)
     assert (status, "(0 errors" in told) == (0, True), told
-    status, told = node_tool("redocly", "lint", "--extends", "recommended", "openapi.json", cwd=folder)
+    words = ("--extends", "recommended", "openapi.json")
+    status, told = node_tool("redocly", "lint", *words, cwd=folder)
     assert (status, "is valid" in told) == (0, True), told
 
 
 @pytest.mark.abuse
 def test_types_made_from_the_document_ask_for_what_is_required_alone(folder):
-    """openapi-typescript's types take the least of each request and all examples, and nothing with a field less."""
+    """The types take the least of each request and all examples, and nothing with a field less."""
     told = document(OPERATIONS)
     status, said = node_tool("openapi-typescript", "openapi.json", "-o", "api.ts", cwd=folder)
     assert status == 0, said
@@ -182,9 +187,8 @@ def test_types_made_from_the_document_ask_for_what_is_required_alone(folder):
             less = {key: value for key, value in sample.items() if key != left_out}
             if left_out in told["components"]["schemas"][name].get("required", []):
                 lines.append("// @ts-expect-error: a required field is missing")
-                lines.append(
-                    f'export const without{number}_{left_out}: Model["{name}"] = {json.dumps(less)};'
-                )
+                constant = f"without{number}_{left_out}"
+                lines.append(f'export const {constant}: Model["{name}"] = {json.dumps(less)};')
     assert sum("@ts-expect-error" in line for line in lines) >= 10
     (folder / "samples.ts").write_text("\n".join(lines) + "\n")
     status, said = node_tool("tsc", "--noEmit", "--strict", "samples.ts", cwd=folder)
