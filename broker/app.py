@@ -16,6 +16,8 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from structlog.contextvars import bound_contextvars
 
+from broker.api.headers import EVERYWHERE
+from broker.api.prefix import UnderPrefix
 from broker.api.problems import HANDLERS
 from broker.api.routes import routes
 from broker.clock import now_ms
@@ -113,10 +115,17 @@ def create_app(settings: Settings, *, transport: httpx.AsyncBaseTransport | None
 
     return Starlette(
         routes=routes(settings),
-        middleware=[Middleware(RequestId, metrics=metrics), *_cors(settings)],
+        middleware=[*_prefix(settings), Middleware(RequestId, metrics=metrics), *_cors(settings)],
         exception_handlers=HANDLERS,
         lifespan=lifespan,
     )
+
+
+def _prefix(settings: Settings) -> list[Middleware]:
+    """Serves the broker below a path, where the settings name one."""
+    if not settings.root_path:
+        return []
+    return [Middleware(UnderPrefix, root_path=settings.root_path)]
 
 
 def _cors(settings: Settings) -> list[Middleware]:
@@ -170,7 +179,8 @@ class RequestId:
                 self._metrics.answered(message["status"])
                 headers = MutableHeaders(scope=message)
                 headers["X-Request-ID"] = request_id
-                headers["X-Content-Type-Options"] = "nosniff"
+                for name, value in EVERYWHERE.items():
+                    headers.setdefault(name, value)
             await send(message)
 
         with bound_contextvars(request_id=request_id, trace_id=trace_id(traceparent)):

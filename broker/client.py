@@ -181,13 +181,14 @@ def _upload(path: Path, name: str | None, told: Told | None) -> Flow[str]:
                 "PUT", part.upload_url, headers=headers, body=Slice(path, part.offset, part.bytes, told)
             )
         ticket = _read(UploadTicket, (yield Ask("GET", f"/api/videos/uploads/{ticket.upload_id}")))
-    return _read(Uploaded, (yield Ask("POST", ticket.complete_url))).video_key
+    done = Ask("POST", f"/api/videos/uploads/{ticket.upload_id}/complete")
+    return _read(Uploaded, (yield done)).video_key
 
 
 def _download(job: JobView, path: Path, told: Told | None) -> Flow[Path]:
     if job.result is None or job.urls.output is None:
         raise ClientError(f"the job has no output: it is {job.status}")
-    where = (yield Ask("GET", job.urls.output)).headers["location"]
+    where = (yield Ask("GET", f"/api/jobs/{job.job_id}/output")).headers["location"]
     file = Download(path, told)
     yield Ask("GET", where, into=file)
     return file.finish(job.result.sha256)

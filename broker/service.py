@@ -224,13 +224,17 @@ class JobService:
             job = await self.job(user_id, job_id)
             if after is None or after > job.version:
                 after = job.version
-                yield Snapshot(seq=job.version, job=view(job))
+                yield Snapshot(seq=job.version, job=self.view(job))
             if job.status.is_terminal and after == job.version:
                 return
             async for event in self._hub.follow(job_id, after, feed):
                 yield event_view(event)
                 if ends(event):
                     return
+
+    def view(self, job: Job) -> JobView:
+        """Shows a job, with the URLs of this broker."""
+        return view(job, self._settings.root_path)
 
     async def page(self, user_id: str, only: JobFilter, cursor: str | None, limit: int) -> JobList:
         """Returns up to `limit` jobs, newest first, and the cursor of the next page."""
@@ -242,7 +246,9 @@ class JobService:
         jobs = self._store.page(user_id, only, limit + 1)
         more = len(jobs) > limit
         jobs = jobs[:limit]
-        return JobList(jobs=[view(job) for job in jobs], next_cursor=_encoded(jobs[-1]) if more else None)
+        return JobList(
+            jobs=[self.view(job) for job in jobs], next_cursor=_encoded(jobs[-1]) if more else None
+        )
 
     async def output_url(self, user_id: str, job_id: str) -> str:
         """Returns a fresh presigned URL of the finished file, or raises NotFound while there is none."""
@@ -262,13 +268,13 @@ class JobService:
             if job.status in (JobStatus.COMPLETE, JobStatus.ERROR):
                 raise AlreadyFinished(f"The job has ended already: {job.status}.")
             if job.status is JobStatus.CANCELLED or job.cancel_requested_at is not None:
-                return view(job)
+                return self.view(job)
             now = self._clock()
             changes = {"cancel_requested_at": now, "due_at": now, "message": "Cancelling"}
             asked = await run_in_threadpool(self._store.move, job, "cancel_requested", changes)
             if asked is not None:
                 self._wake()
-                return view(asked)
+                return self.view(asked)
 
     async def hint(self, job_id: str, token: str, runpod_job_id: str | None) -> None:
         """Takes a call of the GPU provider, or raises NotFound."""

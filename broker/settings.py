@@ -4,6 +4,7 @@ The first six names are those of the source documents; ours begin with `REELBROK
 """
 
 import ipaddress
+import re
 from typing import Annotated, Any, Self
 from urllib.parse import urlsplit
 
@@ -20,6 +21,22 @@ Price = Annotated[float, Field(ge=0)]
 
 def _listed(value: Any) -> Any:
     return [word.strip() for word in value.split(",") if word.strip()] if isinstance(value, str) else value
+
+
+#: What the broker's own paths begin with (api/routes.py).
+OWN_PATHS = {"api", "docs", "healthz", "hooks", "metrics", "openapi.json", "readyz", "web", "ws"}
+
+
+def _root_path(value: str) -> str:
+    path = value.rstrip("/")
+    if not re.fullmatch(r"(/[A-Za-z0-9_~-][A-Za-z0-9._~-]*)*", path):
+        raise ValueError("a path like /reelbroker, or nothing")
+    if path.split("/")[1:2] and path.split("/")[1] in OWN_PATHS:
+        raise ValueError(f"{path} begins as a path of the broker's own does: choose another")
+    return path
+
+
+RootPath = Annotated[str, AfterValidator(_root_path)]
 
 
 def _database(value: str) -> str:
@@ -52,6 +69,8 @@ class Settings(BaseSettings):
     )
     host: str = Field("127.0.0.1", validation_alias="REELBROKER_HOST")
     port: int = Field(8000, validation_alias="REELBROKER_PORT", ge=0, le=65535)
+    #: The path below which a proxy serves the broker, as `/reelbroker`; empty: none.
+    root_path: RootPath = Field("", validation_alias="REELBROKER_ROOT_PATH")
 
     #: Bearer tokens of an identity provider: HS256 by a secret, RS256 and ES256 by the keys at a URL.
     jwt_secret: SecretStr | None = Field(None, validation_alias="REELBROKER_JWT_SECRET", min_length=32)

@@ -215,7 +215,7 @@ class UploadService:
             method="PUT",
             headers=headers,
             parts=parts,
-            complete_url=f"/api/videos/uploads/{upload.id}/complete",
+            complete_url=f"{self._settings.root_path}/api/videos/uploads/{upload.id}/complete",
             completed=upload.completed_at is not None,
             expires_in_seconds=seconds,
         )

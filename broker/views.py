@@ -13,9 +13,9 @@ _AS_THEY_ARE = set(JobView.model_fields) & set(Job.model_fields) - _OTHERWISE
 _CHANGED = set(JobChanges.model_fields) - _OTHERWISE
 
 
-def view(job: Job) -> JobView:
-    """Shows a job."""
-    path = f"/api/jobs/{job.id}"
+def view(job: Job, root_path: str) -> JobView:
+    """Shows a job, with URLs as a broker below `root_path` has them."""
+    path = f"{root_path}/api/jobs/{job.id}"
     done = job.status is JobStatus.COMPLETE
     evidence = None
     if job.evidence_source is not None and job.evidence_at is not None:

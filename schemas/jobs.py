@@ -117,7 +117,13 @@ SafeInt = Annotated[int, Strict(), Field(ge=0, le=2**53 - 1)]
 
 
 class Wire(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    # Answers have all their fields, also those with a default.
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        allow_inf_nan=False,
+        json_schema_serialization_defaults_required=True,
+    )
 
 
 def _no_params() -> Any:

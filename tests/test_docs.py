@@ -28,7 +28,7 @@ from tests.stack_thread import StackThread
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 #: What a block may be in. The first three are run; `text` is for drawings, and for what a program prints.
-LANGUAGES = {"sh", "python", "js", "yaml", "ini", "markdown", "text"}
+LANGUAGES = {"sh", "python", "js", "yaml", "ini", "nginx", "markdown", "text"}
 #: Commands that stand-ins answer here, and where each is run for real.
 ELSEWHERE = {
     "docker": "scripts/try-deploy",

@@ -19,7 +19,6 @@ from broker.models import Job
 from broker.service import JobService
 from broker.store import JobFilter
 from broker.uploads import UploadService
-from broker.views import view
 from schemas.aliases import (
     ExportCancelled,
     ExportJob,
@@ -149,7 +148,8 @@ async def _working_video(
 
 
 async def _job(request: Request) -> JobView:
-    return view(await reading.service(request).job(reading.user(request), _job_id(request)))
+    service = reading.service(request)
+    return service.view(await service.job(reading.user(request), _job_id(request)))
 
 
 def _job_id(request: Request) -> str:

@@ -13,7 +13,6 @@ from broker.api import reading
 from broker.models import Job
 from broker.runpod import RemoteId
 from broker.store import JobFilter
-from broker.views import view
 from schemas.jobs import JobRequest, JobStatus, JobType, QuoteRequest
 
 log = structlog.get_logger(__name__)
@@ -83,10 +82,10 @@ async def get(request: Request) -> Response:
         applied = {"Preference-Applied": f"wait={wait}"}
         if known is not None and seen == job.version:
             return Response(status_code=304, headers=_headers(job.version) | applied)
-        return _shown(job, applied)
+        return _shown(request, job, applied)
     if known is not None and _version(known) == (version := await service.version(user, job_id)):
         return Response(status_code=304, headers=_headers(version))
-    return _shown(await service.job(user, job_id))
+    return _shown(request, await service.job(user, job_id))
 
 
 async def page(request: Request) -> Response:
@@ -133,24 +132,25 @@ async def runpod_hook(request: Request) -> Response:
 
 
 async def _accepted(request: Request, job: Job, replayed: bool) -> Response:
-    headers = {"Location": f"/api/jobs/{job.id}", "Retry-After": POLL_AFTER_SECONDS}
+    service = reading.service(request)
+    headers = {"Location": service.view(job).urls.self, "Retry-After": POLL_AFTER_SECONDS}
     if replayed:
         headers["Idempotent-Replayed"] = "true"
     wait = reading.preferred_wait(request)
     if wait is not None:
         try:
-            job = await reading.service(request).wait(job.user_id, job.id, None, wait)
+            job = await service.wait(job.user_id, job.id, None, wait)
             headers["Preference-Applied"] = f"wait={wait}"
         except SQLAlchemyError as error:  # the job is stored: nothing may say that it is not
             log.error("wait_failed", job_id=job.id, error=str(error))
-    return reading.json(view(job), 202, headers | {"ETag": _etag(job.version)})
+    return reading.json(service.view(job), 202, headers | {"ETag": _etag(job.version)})
 
 
-def _shown(job: Job, headers: dict[str, str] | None = None) -> Response:
+def _shown(request: Request, job: Job, headers: dict[str, str] | None = None) -> Response:
     headers = _headers(job.version) | (headers or {})
     if not job.status.is_terminal:
         headers["Retry-After"] = POLL_AFTER_SECONDS
-    return reading.json(view(job), 200, headers)
+    return reading.json(reading.service(request).view(job), 200, headers)
 
 
 def _headers(version: int) -> dict[str, str]:

@@ -18,7 +18,6 @@ from broker.api.aliases import as_job_id
 from broker.errors import NotFound
 from broker.metrics import Metrics
 from broker.service import JobService
-from broker.views import view
 from schemas.aliases import ExportProgress
 from schemas.jobs import EventView, Snapshot
 
@@ -191,7 +190,8 @@ async def _tell_export(websocket: WebSocket, service: JobService, user: str, job
         async with aclosing(service.watch(user, job_id)) as frames:
             async for _ in frames:
                 job = await service.job(user, job_id)
-                await websocket.send_text(ExportProgress.of(view(job)).model_dump_json(by_alias=True))
+                told = ExportProgress.of(service.view(job))
+                await websocket.send_text(told.model_dump_json(by_alias=True))
                 if job.status.is_terminal:
                     return
     except (WebSocketDisconnect, TimeoutError):

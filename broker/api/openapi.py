@@ -2,6 +2,7 @@
 
 import http
 import inspect
+import json
 import re
 from collections.abc import Iterable, Sequence
 from importlib.metadata import version
@@ -128,8 +129,8 @@ class Problem(BaseModel):
     errors: list[FieldProblem] = []
 
 
-def document(operations: Sequence[Operation]) -> dict[str, Any]:
-    """Returns the whole document."""
+def document(operations: Sequence[Operation], root_path: str = "") -> dict[str, Any]:
+    """Returns the whole document, for a broker that is served below `root_path`."""
     taken: dict[tuple[type[BaseModel], Any], None] = {(Problem, "serialization"): None}
     for operation in operations:
         if operation.body is not None:
@@ -140,6 +141,8 @@ def document(operations: Sequence[Operation]) -> dict[str, Any]:
     taken |= dict.fromkeys((kind.params_model, "validation") for kind in JobType)
     names, definitions = models_json_schema(list(taken), ref_template=_REF)
     schemas = definitions["$defs"]
+    for schema in schemas.values():
+        _tell_defaults(schema)
     for model in (JobRequest, QuoteRequest):
         _one_of_each_type(schemas, model.__name__)
     paths: dict[str, dict[str, Any]] = {}
@@ -149,7 +152,9 @@ def document(operations: Sequence[Operation]) -> dict[str, Any]:
     return {
         "openapi": "3.1.0",
         "info": {"title": "Reelbroker", "version": version("reelbroker"), "description": _ABOUT},
+        "servers": [{"url": root_path or "/"}],
         "security": [{"bearer": []}],
+        "tags": [{"name": tag} for tag in dict.fromkeys(operation.tag for operation in operations)],
         "paths": paths,
         "components": {
             "schemas": schemas,
@@ -179,14 +184,31 @@ def _operation(operation: Operation, names: Any) -> dict[str, Any]:
             content["examples"] = {name: {"value": value} for name, value in EXAMPLES.items()}
         described["requestBody"] = {"required": True, "content": {"application/json": content}}
     if operation.form is not None:
-        fields = operation.form.model_json_schema(mode="validation", ref_template=_REF)
-        fields["properties"]["video"] = {"type": "string", "contentMediaType": "application/octet-stream"}
-        fields["required"] = ["video"]
-        described["requestBody"] = {
-            "required": True,
-            "content": {"multipart/form-data": {"schema": fields}},
-        }
+        content = {"schema": _form(operation.form)}
+        described["requestBody"] = {"required": True, "content": {"multipart/form-data": content}}
     return described
+
+
+def _form(model: type[BaseModel]) -> dict[str, Any]:
+    """Describes a form: its fields, none of which can be null, and beside them the video."""
+    fields = model.model_json_schema(mode="validation", ref_template=_REF)
+    _tell_defaults(fields)
+    properties = {name: _without_null(field) for name, field in fields["properties"].items()}
+    properties["video"] = {"type": "string", "contentMediaType": "application/octet-stream"}
+    return fields | {"properties": properties, "required": ["video"]}
+
+
+def _tell_defaults(schema: dict[str, Any]) -> None:
+    """Takes the defaults out of a model's fields, and names them in the descriptions.
+
+    Generators of types, openapi-typescript among them, read a field with a default as one that is
+    always there. In a request nobody has to send it.
+    """
+    for name, field in schema.get("properties", {}).items():
+        default = field.pop("default", None)
+        if name not in schema.get("required", ()) and default not in (None, "", [], {}):
+            told = f"Default: `{json.dumps(default)}`."
+            field["description"] = " ".join(filter(None, (field.get("description"), told)))
 
 
 def _id(operation: Operation) -> str:
@@ -227,7 +249,8 @@ def _parameters(operation: Operation) -> Iterable[dict[str, Any]]:
     if operation.query is not None:
         fields = operation.query.model_json_schema(mode="validation", ref_template=_REF)
         definitions = fields.get("$defs", {})
-        for name, schema in fields["properties"].items():
+        for name, field in fields["properties"].items():
+            schema = _without_null(field)
             if "items" in schema and "$ref" in schema["items"]:
                 schema = schema | {"items": definitions[schema["items"]["$ref"].rpartition("/")[2]]}
             yield {
@@ -293,5 +316,6 @@ def _one_of_each_type(schemas: dict[str, Any], name: str) -> None:
 
 
 def _without_null(schema: dict[str, Any]) -> dict[str, Any]:
+    """Returns the schema of a field that may be left out, and cannot be null."""
     kinds = [kind for kind in schema.get("anyOf", []) if kind.get("type") != "null"]
     return kinds[0] if len(kinds) == 1 else schema

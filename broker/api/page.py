@@ -8,6 +8,7 @@ from starlette.responses import FileResponse, Response
 from starlette.routing import BaseRoute, Mount, Route
 from starlette.staticfiles import StaticFiles
 
+from broker.api.headers import CLOSED
 from broker.settings import Settings
 
 
@@ -18,12 +19,11 @@ def routes(settings: Settings) -> list[BaseRoute]:
     # Uploads go to the bucket, and videos come from there, or from a file on the user's own disk (`blob:`).
     reached = f"'self' {bucket.scheme}://{bucket.netloc}"
     policy = (
-        f"default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src {reached}; "
-        f"media-src {reached} blob:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+        f"{CLOSED}; script-src 'self'; style-src 'self'; img-src 'self' data:; "
+        f"connect-src {reached}; media-src {reached} blob:"
     )
     headers = {
         "Content-Security-Policy": policy,
-        "Referrer-Policy": "no-referrer",
         "Cache-Control": "no-cache",  # asked for with an ETag each time, so that a new broker brings its new page
     }
 

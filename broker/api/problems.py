@@ -12,6 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, HTTPConnection, Request
 from starlette.responses import JSONResponse, Response
 
+from broker.api.headers import EVERYWHERE
 from broker.errors import (
     AlreadyFinished,
     BodyTooLarge,
@@ -129,7 +130,10 @@ async def http_error(request: Request, error: Exception) -> Response:
 
 async def crashed(request: Request, error: Exception) -> Response:
     """Answers a bug of ours, without telling its insides; Starlette logs the traceback."""
-    return problem(request, 500, "internal", "Something went wrong on our side.", retryable=True)
+    # Starlette answers this one outside of all middleware.
+    headers = {**EVERYWHERE, "X-Request-ID": request.state.request_id}
+    detail = "Something went wrong on our side."
+    return problem(request, 500, "internal", detail, retryable=True, headers=headers)
 
 
 def invalid(error: ValidationError) -> InvalidRequest:

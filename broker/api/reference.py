@@ -9,8 +9,10 @@ from starlette.responses import HTMLResponse, Response
 from starlette.routing import BaseRoute, Mount, Route
 from starlette.staticfiles import StaticFiles
 
+from broker.api.headers import CLOSED
 from broker.api.openapi import document
 from broker.api.operation import Operation
+from broker.settings import Settings
 
 _PAGE = """<!doctype html>
 <html lang="en">
@@ -19,27 +21,30 @@ _PAGE = """<!doctype html>
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>Reelbroker API</title>
 <link rel="icon" href="data:,">
-<link rel="stylesheet" href="/docs/files/swagger-ui.css">
+<link rel="stylesheet" href="docs/files/swagger-ui.css">
 </head>
 <body>
 <div id="page"></div>
-<script src="/docs/files/swagger-ui-bundle.js"></script>
-<script src="/docs/page.js"></script>
+<script src="docs/files/swagger-ui-bundle.js"></script>
+<script src="docs/page.js"></script>
 </body>
 </html>
 """
 _SCRIPT = """SwaggerUIBundle({
-  url: "/openapi.json", dom_id: "#page", deepLinking: true, persistAuthorization: true,
+  url: "openapi.json", dom_id: "#page", deepLinking: true, persistAuthorization: true,
   defaultModelsExpandDepth: 0, displayRequestDuration: true, validatorUrl: null,
 });
 """
 #: Only from here: nothing that a document says can make the page load or send anything elsewhere. Swagger UI sets styles itself.
-_POLICY = "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; connect-src 'self'"
+_POLICY = (
+    f"{CLOSED}; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; connect-src 'self'"
+)
 
 
-def routes(operations: Sequence[Operation]) -> list[BaseRoute]:
+def routes(operations: Sequence[Operation], settings: Settings) -> list[BaseRoute]:
     """Returns the routes of the reference."""
-    described = json.dumps(document(operations), separators=(",", ":")).encode()
+    told = document(operations, settings.root_path)
+    described = json.dumps(told, separators=(",", ":")).encode()
 
     async def openapi(_: Request) -> Response:
         return Response(described, media_type="application/json")

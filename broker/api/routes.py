@@ -88,7 +88,7 @@ def routes(settings: Settings) -> list[BaseRoute]:
         *resources(others),
         *resources(scraped, behind=_guard(Authentication(settings, also=settings.metrics_key))),
         *page.routes(settings),
-        *reference.routes(OPERATIONS),
+        *reference.routes(OPERATIONS, settings),
         Mount(
             "/api",
             routes=[*resources(below_api, "/api"), WebSocketRoute("/jobs/{job_id}/ws", live.socket)],

@@ -7,7 +7,6 @@ export const key = {
   isOne: (value) => /^[\x21-\x7e]+$/.test(value),
   get: () => localStorage.getItem(KEY) ?? "",
   set: (value) => localStorage.setItem(KEY, value),
-  forget: () => localStorage.removeItem(KEY),
 };
 
 /** What the broker refused: its problem document. `status` 0: it could not be reached. */
@@ -21,12 +20,16 @@ export class Problem extends Error {
 
 const headers = (more) => (key.get() ? { Authorization: `Bearer ${key.get()}`, ...more } : { ...more });
 
+/** The address of one of the broker's paths: a proxy may serve them, and the page, below one. */
+export const address = (path) => new URL(`.${path}`, document.baseURI).href;
+
 /** Sends a request and returns the answer; raises Problem. */
 export async function send(method, path, { body, headers: more, signal } = {}) {
   const sent = body === undefined ? headers(more) : headers({ "Content-Type": "application/json", ...more });
   let reply;
   try {
-    reply = await fetch(path, { method, headers: sent, body: body === undefined ? undefined : JSON.stringify(body), signal });
+    const content = body === undefined ? undefined : JSON.stringify(body);
+    reply = await fetch(address(path), { method, headers: sent, body: content, signal });
   } catch (error) {
     if (error.name === "AbortError") throw error;
     throw new Problem(0, { detail: "The broker cannot be reached." });

@@ -1,6 +1,7 @@
 // Which screen is shown: the part of the address behind the `#` says it. Here too: who is signed in.
 
 import { ask, key, Problem } from "./api.js";
+import { confirmed } from "./dialog.js";
 import { fill, h } from "./dom.js";
 import { jobPage } from "./job.js";
 import { jobsPage } from "./jobs.js";
@@ -27,7 +28,8 @@ async function go() {
     if (error.status === 401) signIn();
     else trouble(error);
   };
-  takeKey();
+  await takeKey(signal);
+  if (signal.aborted) return;
   const [path, query] = location.hash.replace(/^#\/?/, "").split("?");
   try {
     me ??= await ask("GET", "/api/me");
@@ -43,21 +45,40 @@ async function go() {
   }
 }
 
-/** `#key=…`, as `reelbroker up` prints it: signs in, and leaves nothing of it in the address. */
-function takeKey() {
+/**
+ * `#key=…`, as `reelbroker up` prints it: signs in, and leaves nothing of it in the address.
+ * Anybody can make such a link, so the page asks before it replaces a stored key.
+ */
+async function takeKey(signal) {
   const given = new URLSearchParams(location.hash.slice(1)).get("key");
   if (given === null) return;
-  if (key.isOne(given)) key.set(given);
-  me = null;
   history.replaceState(null, "", "#/new");
+  if (!key.isOne(given) || given === key.get()) return;
+  if (key.get()) {
+    if (!(await isWanted(signal))) return;
+    forgetUser();
+  }
+  me = null;
+  key.set(given);
 }
+
+const isWanted = (signal) =>
+  confirmed({
+    title: "Use the key from this link?",
+    text:
+      "Another key is stored in this browser. With the key from the link, you work as its owner: " +
+      "they see what you upload and export. Use it only if you trust whoever gave you the link.",
+    yes: "Use the new key",
+    no: "Keep my key",
+    signal,
+  });
 
 function menu(current) {
   const entries = [["new", "New export"], ["jobs", "Jobs"], me.admin && ["operations", "Operations"]].filter(Boolean);
   fill(
     document.getElementById("nav"),
     entries.map(([name, text]) => h("a", { href: `#/${name}`, "aria-current": name === current ? "page" : null }, text)),
-    h("a", { href: "/docs" }, "API"),
+    h("a", { href: "docs" }, "API"),
   );
   fill(
     document.getElementById("who"),
@@ -67,10 +88,14 @@ function menu(current) {
 }
 
 function signOut() {
-  key.forget();
+  forgetUser();
+  go();
+}
+
+/** Forgets the key, and what else this browser has stored for its owner. */
+function forgetUser() {
   me = null;
   for (const name of Object.keys(localStorage)) if (name.startsWith("reelbroker-")) localStorage.removeItem(name);
-  go();
 }
 
 function signIn(refused = key.get() && "The broker does not know this key.") {

@@ -1,5 +1,6 @@
 // The request as it will be sent: JSON that can be changed, the same for curl, and for the RunPod console.
 
+import { address } from "./api.js";
 import { copy, fill, h } from "./dom.js";
 import { TYPES } from "./edit.js";
 
@@ -17,7 +18,7 @@ export function asText(request, what, userId) {
     return JSON.stringify({ input: { ...request, ...alone } }, null, 2);
   }
   const body = JSON.stringify(request, null, 1).replaceAll("'", "'\\''");
-  return `curl -H "Authorization: Bearer $REELBROKER_API_KEY" ${location.origin}/api/jobs -d '${body}'`;
+  return `curl -H "Authorization: Bearer $REELBROKER_API_KEY" ${address("/api/jobs")} -d '${body}'`;
 }
 
 export class RequestView {

@@ -1,11 +1,13 @@
 """The page as people use it, in Chromium, against the whole embedded stack."""
 
+import functools
 import hashlib
 import io
 import json
 import random
 import shlex
 import struct
+from http.server import SimpleHTTPRequestHandler
 
 import httpx
 import numpy as np
@@ -16,6 +18,7 @@ from gpu_worker.edits.crop import CropPath
 from gpu_worker.edits.timeline import ClipTime
 from gpu_worker.frames import Box
 from schemas.edits import FramingParams
+from tests.http_server import serving
 from tests.page.conftest import PHONE
 from tests.page.screens import (
     choose,
@@ -488,11 +491,83 @@ def test_who_signs_in_sees_ones_own(browser, stack):
     page.goto(f"{stack.stack.broker_url}/#{theirs.removeprefix('/api')}")
     page.wait_for_selector("text=There is no such job")
     page.goto(f"{stack.stack.broker_url}/#key={stack.stack.api_key}")
+    page.click("#ask-yes")
     page.wait_for_selector("nav >> text=Operations")
     assert stack.stack.api_key not in page.url
     page.click("#sign-out")
     page.wait_for_selector(".signin")
     assert page.evaluate("localStorage.length") == 0
+
+
+@pytest.mark.abuse
+def test_a_link_signs_nobody_in_as_somebody_else(browser, stack, is_accessible):
+    """A stored key is replaced after a question alone; each key leaves the address at once."""
+    other = stack.client.post("/api/keys", json={"user_id": "mallory"}).json()["key"]
+    page = browser()
+    stored = "localStorage.getItem('reelbroker-key')"
+
+    def follow(key):
+        """Opens a link in the tab that shows the page, which loads nothing anew."""
+        page.goto(f"{stack.stack.broker_url}/#/jobs")
+        page.wait_for_selector(".filters")
+        page.evaluate("(key) => (location.hash = `#key=${key}`)", key)
+        page.wait_for_url("**/#/new")
+
+    for answer in ("click", "Enter", "Escape"):
+        follow(other)
+        page.wait_for_selector("dialog[open]")
+        assert other not in page.url
+        assert page.evaluate("document.activeElement.id") == "ask-no"
+        assert page.locator("dialog").inner_text().startswith("Use the key from this link?")
+        page.click("#ask-no") if answer == "click" else page.keyboard.press(answer)
+        page.wait_for_selector("#who :text('local')")
+        page.wait_for_selector(".new")
+        assert page.locator("dialog").count() == 0
+        assert page.evaluate(stored) == stack.stack.api_key
+    # To leave the screen is to answer no. A page that is loaded anew asks as well.
+    follow(other)
+    page.wait_for_selector("dialog[open]")
+    page.evaluate("location.hash = '#/jobs'")
+    page.wait_for_selector(".filters")
+    assert page.locator("dialog").count() == 0
+    page.evaluate("(key) => { location.hash = `#key=${key}`; location.reload(); }", other)
+    page.wait_for_selector("dialog[open]")
+    assert other not in page.url
+    is_accessible(page, "question about a key")
+    assert page.evaluate(stored) == stack.stack.api_key
+    page.click("#ask-no")
+    # The same key, and what cannot be one, are no question.
+    for given in (stack.stack.api_key, "no%20key", ""):
+        follow(given)
+        page.wait_for_selector(".new")
+        assert page.locator("dialog").count() == 0
+        assert page.evaluate(stored) == stack.stack.api_key
+    follow(other)
+    page.click("#ask-yes")
+    page.wait_for_selector("#who :text('mallory')")
+    assert page.evaluate(stored) == other
+    assert page.locator("nav >> text=Operations").count() == 0
+
+
+@pytest.mark.abuse
+def test_nobody_frames_the_page_or_the_reference(stack, chromium, tmp_path):
+    """A page of another origin can frame a file of its own, and no answer of the broker."""
+    page, refused, limit = chromium.new_page(), [], "frame-ancestors 'none'"
+    page.on("console", lambda said: refused.append(said.text) if limit in said.text else None)
+    (tmp_path / "own.html").write_text("its own")
+    with serving(functools.partial(SimpleHTTPRequestHandler, directory=tmp_path)) as port:
+        paths = ("/", "/docs", "/docs/page.js", "/openapi.json", "/healthz", "/nothing")
+        addresses = ["own.html", *(stack.stack.broker_url + path for path in paths)]
+        frames = [f'<iframe src="{address}"></iframe>' for address in addresses]
+        (tmp_path / "index.html").write_text("".join(frames))
+        page.goto(f"http://localhost:{port}/")
+        assert page.frame(url="**/own.html").inner_text("body") == "its own"
+        for _ in range(100):
+            if len(refused) == len(paths):
+                break
+            page.wait_for_timeout(100)
+    assert len(refused) == len(paths), refused
+    page.close()
 
 
 def test_the_picture_shows_what_the_worker_makes(browser):
