@@ -69,10 +69,10 @@ class Settings(BaseSettings):
 
     @property
     def torch_device(self) -> torch.device:
-        """The device that frames are edited on."""
-        if self.device == "auto":
-            return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        return torch.device(self.device)
+        """The device that frames are edited on; a GPU with its index, as tensors have it."""
+        if self.device == "cpu" or (self.device == "auto" and not torch.cuda.is_available()):
+            return torch.device("cpu")
+        return torch.device("cuda", 0)
 
     @property
     def gpu(self) -> str | None:
