@@ -29,6 +29,11 @@ PASSED_ON_PREFIXES = ("CUDA_", "NVIDIA_")
 INPUT_OPTIONS = ("-protocol_whitelist", "file,pipe", "-format_whitelist", FORMATS)
 
 
+def decoding_limit(max_pixels: int) -> str:
+    """Returns the decoders' own limit of a frame's pixels; some more, since they count what they add to its edges."""
+    return str(max_pixels + max_pixels // 4 + (1 << 16))
+
+
 @dataclass(frozen=True)
 class Ffmpeg:
     """A running ffmpeg. Its stderr is read by a thread, so that it never blocks on it."""

@@ -228,6 +228,7 @@ class Footage:
                 self._guard,
                 run.interpolated_fps,
                 source.hardware,
+                source.max_pixels,
             )
         )
         return _Reader(

@@ -15,7 +15,7 @@ from gpu_worker.edits.layer import Layer, TimedLayer, layer_of
 from gpu_worker.edits.text import text_layers
 from gpu_worker.edits.timeline import CUT, ClipTime, Timeline
 from gpu_worker.frames import Frame
-from gpu_worker.probe import SourceFacts
+from gpu_worker.probe import Limits, SourceFacts
 from gpu_worker.transfer import frame_to_device
 from gpu_worker.upscale.engine import Engine
 from schemas.edits import (
@@ -34,11 +34,16 @@ CAPTION_FADE_SECONDS = 0.25
 
 @dataclass(frozen=True)
 class Source:
-    """A video of the bucket, on this machine; with `hardware`, the GPU decodes it."""
+    """A video of the bucket, on this machine; with `hardware`, the GPU decodes it.
+
+    Attributes:
+        max_pixels: of each of its frames, which may be larger than the first one.
+    """
 
     path: Path
     facts: SourceFacts
     hardware: bool = False
+    max_pixels: int = Limits().pixels
 
 
 @dataclass(frozen=True)

@@ -261,7 +261,8 @@ def rounded_rectangle(
     left, top, right, bottom = box
     mask = Image.new("L", (right - left, bottom - top), 255)
     # Four times as fine, and only where it is round: of a whole card that would be sixteen times its pixels.
-    fine, side = 4, min(math.ceil(radius), (right - left + 1) // 2, (bottom - top + 1) // 2)
+    radius = min(radius, (right - left) / 2, (bottom - top) / 2)
+    fine, side = 4, math.ceil(radius)
     if side > 0:
         corner = Image.new("L", (side * fine, side * fine))
         ImageDraw.Draw(corner).ellipse((0, 0, 2 * radius * fine - 1, 2 * radius * fine - 1), 255)
