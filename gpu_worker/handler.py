@@ -45,6 +45,9 @@ STOP_SECONDS = 10.0
 #: The exit code of a worker whose GPU has failed it.
 DEVICE_LOST = 70
 
+#: What Pydantic calls a field, a word of a closed list and a choice of literals that the model lacks.
+NEWER_WORDS = {"extra_forbidden", "enum", "literal_error"}
+
 Send = Callable[[Progress], Awaitable[None]]
 Handler = Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]
 
@@ -216,7 +219,18 @@ def _validated(raw: Any) -> WorkerInput:
     except ValidationError as error:
         found = error.errors(include_url=False)
         told = "; ".join(f"{'.'.join(map(str, one['loc'])) or 'input'}: {one['msg']}" for one in found)
+        if _is_newer(raw, {one["type"] for one in found}):
+            raise HandedBack(f"The GPU worker is older than the broker: {told}.") from error
         raise InvalidParams(f"The job's input is wrong: {told}.") from error
+
+
+def _is_newer(raw: Any, wrong: set[str]) -> bool:
+    """True where an input is wrong only in words that a later release may have added.
+
+    A broker validates what it sends, so its words are right and the worker's are old. A value out of its range is no such
+    word: no other worker would take it either. A job from the console has no attempt token; nobody would try that one again.
+    """
+    return isinstance(raw, dict) and raw.get("attempt_token") is not None and wrong <= NEWER_WORDS
 
 
 def _named(asked: WorkerInput) -> dict[str, str]:

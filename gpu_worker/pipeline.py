@@ -10,6 +10,7 @@ import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
 
 import structlog
@@ -117,6 +118,7 @@ class Execution:
             runpod_job_id=self._runpod_job_id,
             worker_id=self._settings.worker_id,
             at_ms=int(time.time() * 1000),
+            version=version("reelbroker"),
         )
         self._bucket.write(self._document("started.json"), started.model_dump_json().encode())
         return None
