@@ -20,6 +20,7 @@ import structlog
 import torch
 from pydantic import ValidationError
 from runpod.http_client import AsyncClientSession
+from runpod.serverless.modules import rp_fitness
 from runpod.serverless.modules.rp_http import send_result
 from runpod.serverless.modules.worker_state import JobsProgress
 from structlog.contextvars import bound_contextvars
@@ -273,6 +274,23 @@ def _one_at_a_time() -> Callable[[int], int]:
     return one
 
 
+def choose_checks(skipped: set[str]) -> None:
+    """Registers the SDK's own checks of the machine as it does itself, and then takes out those that are skipped.
+
+    The SDK can switch all of them off, and no single one.
+    """
+    rp_fitness._ensure_gpu_check_registered()
+    rp_fitness._ensure_system_checks_registered()
+    named = {check.__name__.strip("_").removesuffix("_check"): check for check in rp_fitness._fitness_checks}
+    kept = [name for name in named if name not in skipped]
+    rp_fitness.clear_fitness_checks()
+    for name in kept:
+        rp_fitness.register_fitness_check(named[name])
+    log.info(
+        "machine_checks", run=",".join(kept), skipped=",".join(name for name in named if name in skipped)
+    )
+
+
 def main() -> None:
     """Runs the SDK's worker loop, or one job where it is given one (`--test_input`, `test_input.json`)."""
     structlog.configure(
@@ -300,6 +318,7 @@ def main() -> None:
         log.info("workspaces_swept", count=swept)
     cold_start_seconds = round(time.monotonic() - began, 3)
     handler = make_handler(settings, open_bucket(settings), models, cold_start_seconds)
+    choose_checks(set(settings.skipped_checks.split(",")))
     with contextlib.suppress(KeyboardInterrupt):
         runpod.serverless.start({"handler": handler, "concurrency_modifier": _one_at_a_time()})
 

@@ -1,6 +1,6 @@
 """Renders an edit as the worker does, and prints how much memory the process took at most: run by test_memory.py.
 
-    python -m tests.gpu_worker.appetite SOURCE OUTPUT PARAMS.json TYPE
+python -m tests.gpu_worker.appetite SOURCE OUTPUT PARAMS.json TYPE
 """
 
 import json
@@ -22,6 +22,7 @@ from gpu_worker.process import prepare_process
 from gpu_worker.render import render
 from schemas.jobs import JobType
 
+
 def main() -> None:
     source, output, folder, jobs = sys.argv[1:]
     prepare_process()
@@ -37,7 +38,12 @@ def main() -> None:
         except WorkerError as error:
             ended = f"{error.code}: {error}"
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
-        print(json.dumps({"name": job["name"], "ended": ended, "peak_bytes": peak, "seconds": time.monotonic()}), flush=True)
+        print(
+            json.dumps(
+                {"name": job["name"], "ended": ended, "peak_bytes": peak, "seconds": time.monotonic()}
+            ),
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

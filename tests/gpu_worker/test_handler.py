@@ -330,6 +330,23 @@ def test_a_worker_without_a_job_ends_at_once(settings, tmp_path):
             never.set()
 
 
+def test_a_worker_on_an_unfit_machine_ends_before_it_asks_for_a_job(settings, tmp_path):
+    """The SDK's own checks run in it as they do on RunPod: with less memory than is wanted, it exits and says so."""
+    (tmp_path / "work").mkdir(exist_ok=True)
+    platform = worker_environment("http://127.0.0.1:9", "none", "key", "worker")
+    ended = subprocess.run(
+        [sys.executable, "-m", "gpu_worker.handler"],
+        env=environment(settings(), tmp_path) | platform | {"RUNPOD_MIN_MEMORY_GB": "100000"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    told = ended.stdout + ended.stderr
+    assert ended.returncode == 1
+    assert "Fitness check failed: _memory_check" in told
+    assert "action=machine_checks" in told
+
+
 def test_one_job_runs_from_the_command_line(settings, objects, job_input, tmp_path):
     """`--test_input` does what the RunPod console does: exit 0, and the file where it was asked for."""
     chosen = settings()

@@ -4,6 +4,7 @@ import hashlib
 import json
 import threading
 import time
+from importlib.metadata import version
 
 import numpy as np
 import pytest
