@@ -92,12 +92,12 @@ class Box:
 
 
 #: How many samples of a plane a step works on at once where it needs several numbers for each of them.
-BAND_SAMPLES = 1 << 23
+BAND_SAMPLES = 1 << 21
 
 
 def bands(height: int, width: int) -> Iterator[slice]:
-    """Yields the rows of a plane in stretches of about BAND_SAMPLES samples, each of an even height but for the last."""
-    step = max(2, BAND_SAMPLES // width & ~1)
+    """Yields the rows of a plane in stretches of about BAND_SAMPLES samples, each of a multiple of 4 rows but for the last."""
+    step = max(4, BAND_SAMPLES // width & ~3)
     for top in range(0, height, step):
         yield slice(top, min(height, top + step))
 

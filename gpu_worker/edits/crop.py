@@ -153,8 +153,8 @@ def _rotate_plane(
     """Samples one plane bicubically along the turned axes; `scale` is 2 for chroma."""
     turned = torch.empty_like(plane)
     # Relative to black, because zeros are what comes in from outside.
-    relative = (plane.float() - black)[None, None]
-    for rows in bands(*plane.shape):
+    relative = plane.float().sub_(black)[None, None]
+    for rows in bands(plane.shape[0], 4 * plane.shape[1]):
         grid = _turned_grid(plane, rows, picture, degrees, scale)
         sampled = functional.grid_sample(
             relative, grid[None], mode="bicubic", padding_mode="zeros", align_corners=False

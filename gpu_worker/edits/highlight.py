@@ -136,9 +136,10 @@ class Highlights:
 
     def _draw_plane(self, frame: Frame, shown: Sequence[Shown], index: int) -> torch.Tensor:
         plane, scale = frame.planes[index], (1 if index == 0 else 2)
-        blurred = plane
+        block = BLUR_BLOCK // scale
+        small = None
         if self.effect is Effect.BLUR:
-            blurred = _blurred(plane.float(), self.blur_pixels / scale, BLUR_BLOCK // scale)
+            small = _small_blurred(plane, self.blur_pixels / scale, block)
         drawn = torch.empty_like(plane)
         for rows in bands(*plane.shape):
             # With many regions, outlines are computed for each use: all of them at once would take gigabytes.
@@ -146,7 +147,10 @@ class Highlights:
             values = plane[rows].float()
             if self.effect is not Effect.ORIGINAL:
                 weight = self._weight(values, shown, outline)
-                values = self._apply(values, weight, blurred[rows], BLACK[index], LEGAL_MAX[index])
+                if small is not None:
+                    values = torch.lerp(values, _enlarged(small, rows, values.shape[1], block), weight)
+                else:
+                    values = self._lit(values, weight, BLACK[index], LEGAL_MAX[index])
             self._draw_outlines(values, shown, outline, index)
             drawn[rows] = values.add_(0.5).clamp_(0, 255)
         return drawn
@@ -186,12 +190,8 @@ class Highlights:
                 alpha = near.stroke(self.stroke_pixels).mul_(presence * ellipse.stroke_opacity)
                 there += (colour - there) * alpha
 
-    def _apply(
-        self, values: torch.Tensor, weight: torch.Tensor, blurred: torch.Tensor, black: int, legal_max: int
-    ) -> torch.Tensor:
-        """Applies the effect where it has weight; may change `values` and `weight`."""
-        if self.effect is Effect.BLUR:
-            return torch.lerp(values, blurred, weight)
+    def _lit(self, values: torch.Tensor, weight: torch.Tensor, black: int, legal_max: int) -> torch.Tensor:
+        """Makes values brighter or darker where the effect has weight; changes both tensors."""
         gain = weight.add_(1) if self.effect is Effect.BRIGHTNESS_BOOST else weight.neg_().add_(1)
         lit = values.sub_(black).mul_(gain).add_(black)
         # Only what was made brighter can leave the legal range.
@@ -246,24 +246,36 @@ def _near(centre: float, reach: float, among: slice, scale: int) -> slice:
     return slice(*(min(max(end, among.start), among.stop) for end in (first, last)))
 
 
-def _blurred(values: torch.Tensor, sigma: float, block: int) -> torch.Tensor:
-    """Returns a Gaussian blur of (h, w): of the averages of blocks, brought back to size bilinearly; edges repeat."""
-    height, width = values.shape
-    padding = (0, -width % block, 0, -height % block)
-    padded = functional.pad(values[None, None], padding, mode="replicate")
-    small = functional.avg_pool2d(padded, block)
+def _small_blurred(plane: torch.Tensor, sigma: float, block: int) -> torch.Tensor:
+    """Returns a Gaussian blur of the averages of a plane's blocks, (1, 1, h / block, w / block); edges repeat."""
+    height, width = plane.shape
+    averages = []
+    for rows in bands(height, width):
+        padding = (0, -width % block, 0, -(rows.stop - rows.start) % block)
+        padded = functional.pad(plane[rows].float()[None, None], padding, mode="replicate")
+        averages.append(functional.avg_pool2d(padded, block))
+    small = torch.cat(averages, dim=2)
     radius = math.ceil(3 * sigma / block)
-    offsets = torch.arange(-radius, radius + 1, dtype=torch.float32, device=values.device)
+    offsets = torch.arange(-radius, radius + 1, dtype=torch.float32, device=plane.device)
     kernel = torch.exp(-0.5 * (offsets * block / sigma) ** 2)
     kernel /= kernel.sum()
     small = functional.conv2d(
         functional.pad(small, (radius, radius, 0, 0), mode="replicate"), kernel[None, None, None]
     )
-    small = functional.conv2d(
+    return functional.conv2d(
         functional.pad(small, (0, 0, radius, radius), mode="replicate"), kernel[None, None, :, None]
     )
-    large = functional.interpolate(small, padded.shape[2:], mode="bilinear", align_corners=False)
-    return large[0, 0, :height, :width]
+
+
+def _enlarged(small: torch.Tensor, rows: slice, width: int, block: int) -> torch.Tensor:
+    """Brings some rows of a picture back to its size bilinearly; they begin at a whole block."""
+    first, last = rows.start // block, -(-rows.stop // block)
+    # With a block more on each side, where there is one: that is how far a sample reaches.
+    above, below = max(0, first - 1), min(small.shape[2], last + 1)
+    part = small[:, :, above:below]
+    large = functional.interpolate(part, scale_factor=block, mode="bilinear", align_corners=False)
+    top = (first - above) * block
+    return large[0, 0, top : top + rows.stop - rows.start, :width]
 
 
 def _region(region: HighlightRegion, source: SourceFacts, fade: float) -> Region:
