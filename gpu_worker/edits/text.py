@@ -3,6 +3,7 @@
 Every size is computed, and refused where it is too large, before anything of that size is made.
 """
 
+import bisect
 import contextlib
 import io
 import math
@@ -177,9 +178,8 @@ def wrapped(text: str, ink: Ink, max_width: float, fonts: Fonts) -> list[str]:
                 lines.append(line.rstrip())
                 line = ""
             line += word
-            while len(line) > 1 and width_of(line.rstrip(), ink, fonts) > max_width:
-                fits = _longest_fit(line, ink, max_width, fonts)
-                lines.append(line[:fits])
+            while (fits := _longest_fit(line, ink, max_width, fonts)) < len(line):
+                lines.append(line[:fits].rstrip())
                 line = line[fits:]
         lines.append(line.rstrip())
     return lines
@@ -210,9 +210,17 @@ def _words(paragraph: str) -> list[str]:
 
 
 def _longest_fit(line: str, ink: Ink, max_width: float, fonts: Fonts) -> int:
+    """Returns how many characters of a line fit, at least one. It measures about twice as many, not the whole line."""
+
+    def is_too_wide(count: int) -> bool:
+        return width_of(line[:count].rstrip(), ink, fonts) > max_width
+
     fits = 1
-    while fits < len(line) and width_of(line[: fits + 1], ink, fonts) <= max_width:
-        fits += 1
+    while fits < len(line):
+        further = min(2 * fits, len(line))
+        if is_too_wide(further):
+            return fits + bisect.bisect_left(range(fits + 1, further), True, key=is_too_wide)
+        fits = further
     return fits
 
 

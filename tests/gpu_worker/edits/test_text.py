@@ -6,6 +6,7 @@ import zlib
 
 import numpy as np
 import pytest
+import structlog
 import torch
 from fontTools.fontBuilder import FontBuilder
 from fontTools.pens.ttGlyphPen import TTGlyphPen
@@ -173,6 +174,33 @@ def test_layers_that_cover_too_much_together_are_refused():
         assert len(measured(*range(200))) == 200
         with pytest.raises(InvalidParams, match="those shown at 7 s cover"):
             measured(1, 7, 7, 7)
+
+
+class CountingFonts(Fonts):
+    """Counts the characters that are measured."""
+
+    measured = 0
+
+    def runs(self, text, size, bold):
+        self.measured += len(text)
+        return super().runs(text, size, bold)
+
+
+@pytest.mark.abuse
+@pytest.mark.parametrize("room", [1, 100, 10_000])
+def test_a_long_word_is_broken_without_measuring_all_of_it_for_each_line(room):
+    """2000 letters: 20 times as many are measured at most. It was up to 2 million, 7 s for each layer of hundreds."""
+    fonts = CountingFonts()
+    assert "".join(wrapped("W" * 2000, INK, room, fonts)) == "W" * 2000
+    assert fonts.measured <= 40_000
+
+
+@pytest.mark.abuse
+def test_a_character_that_no_font_has_is_logged_once(tmp_path):
+    """It was logged each time that a line was measured: some 100,000 lines for one text."""
+    with structlog.testing.capture_logs() as logs:
+        wrapped("\U0010fffe" * 500, INK, 100, Fonts(tmp_path))
+    assert len([entry for entry in logs if entry["event"] == "no_glyph"]) == 1
 
 
 @pytest.mark.parametrize("font_size", [4, 1000])
