@@ -13,6 +13,8 @@ from gpu_worker.errors import InvalidMedia, MediaTooLarge, MediaTooLong, TooMany
 from gpu_worker.ffmpeg import FORMATS, decoding_limit
 
 MAX_RATE = Fraction(240)
+#: By how much a frame may exceed the limit and still be told from a damaged one.
+OPENING = 4
 #: ffmpeg's numbers of BT.2020 primaries, and of the transfer functions of HDR: SMPTE 2084 (PQ) and HLG.
 BT2020, HDR_TRANSFERS = 9, (16, 18)
 
@@ -132,11 +134,11 @@ def _refuse_text(path: Path) -> None:
 
 
 def _opened(path: Path, limits: Limits = Limits()) -> InputContainer:
-    # Opening a file may decode a frame of it already.
+    # Opening a file may decode a frame of it already. Beyond this limit the size is not even told, so it is a wide one.
     options = {
         "protocol_whitelist": "file",
         "format_whitelist": FORMATS,
-        "max_pixels": decoding_limit(limits.pixels),
+        "max_pixels": decoding_limit(OPENING * limits.pixels),
     }
     return av.open(str(path), options=options, metadata_errors="replace")
 
