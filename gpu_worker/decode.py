@@ -12,11 +12,11 @@ from fractions import Fraction
 from pathlib import Path
 from typing import IO
 
-from gpu_worker.errors import FfmpegFailed, InvalidMedia, WorkerError
-from gpu_worker.ffmpeg import INPUT_OPTIONS, run_ffmpeg
+from gpu_worker.errors import FfmpegFailed, InvalidMedia, MediaTooLarge, WorkerError
+from gpu_worker.ffmpeg import INPUT_OPTIONS, decoding_limit, run_ffmpeg
 from gpu_worker.frames import Frame, frame_bytes, frame_from_bytes
 from gpu_worker.guard import Guard
-from gpu_worker.probe import SourceFacts
+from gpu_worker.probe import Limits, SourceFacts
 
 #: How much of a video may be missing at its end before it counts as truncated.
 MISSING_SECONDS = 0.25
@@ -34,6 +34,7 @@ def decode(
     guard: Guard,
     interpolated_fps: Fraction | None = None,
     hardware: bool = False,
+    max_pixels: int = Limits().pixels,
 ) -> Iterator[Iterator[Frame]]:
     """Yields `count` frames from index `first` on, frame i being the one at `i / facts.fps` seconds.
 
@@ -43,6 +44,7 @@ def decode(
 
     Raises:
         InvalidMedia: while iterating, when the file cannot be decoded, or ends long before its header says.
+        MediaTooLarge: while iterating, when a frame has more than `max_pixels`; it is not decoded.
     """
     # A quarter of a frame early, so that no rounding of timestamps can lose the first one.
     begin = float((first - Fraction(1, 4)) / facts.fps) if first > 0 else 0.0
@@ -51,7 +53,7 @@ def decode(
     decoder = ["-c:v", facts.alpha_decoder] if facts.alpha_decoder else []
     arguments = [
         *INPUT_OPTIONS,
-        *("-max_error_rate", str(MAX_LOST_SHARE)),
+        *("-max_error_rate", str(MAX_LOST_SHARE), "-max_pixels", decoding_limit(max_pixels)),
         *(("-hwaccel", "cuda") if hardware else ()),
         *decoder,
         *seek,
@@ -71,7 +73,9 @@ def decode(
             try:
                 ffmpeg.finish()
             except FfmpegFailed as error:
+                _refuse_grown(error.detail, max_pixels)
                 raise InvalidMedia("The video is damaged and cannot be decoded.", error.detail) from error
+            _refuse_grown(ffmpeg.said(), max_pixels)
             _refuse_truncated(float(seen / fps), float(count / fps), ffmpeg.said())
 
         yield frames()
@@ -140,6 +144,14 @@ def _read_exactly(pipe: IO[bytes], size: int) -> bytearray | None:
             return None
         view = view[count:]
     return buffer
+
+
+def _refuse_grown(said: str, max_pixels: int) -> None:
+    """Tells from ffmpeg's words that a frame was too large: the size in a header, or the first frame's, is not every frame's."""
+    if "exceeds specified max pixel count" in said:
+        raise MediaTooLarge(
+            f"The picture becomes too large within the video; {max_pixels} pixels are taken.", said
+        )
 
 
 def _refuse_truncated(readable: float, promised: float, said: str) -> None:

@@ -17,7 +17,7 @@ WorkerError                 has a code that the broker understands, and a senten
 ├── OutOfMemory
 ├── StorageUnavailable      the bucket failed or could not be reached
 ├── Cancelled               the attempt was cancelled or superseded: stop, publish nothing
-├── HandedBack              the worker was told to end: another one may do the job
+├── HandedBack              the worker was told to end, or is too old: another one may do the job
 └── FfmpegFailed            ffmpeg ended badly: a bug of ours, or of the machine
 """
 
@@ -136,7 +136,7 @@ class Cancelled(WorkerError):
 
 
 class HandedBack(WorkerError):
-    """The worker ends before the job does."""
+    """This worker ends before the job does, or is too old for it; another one may do it."""
 
     code = ErrorCode.WORKER_LOST
 

@@ -13,7 +13,8 @@ import av
 import av.error
 from av.container import InputContainer
 
-from gpu_worker.ffmpeg import FORMATS
+from gpu_worker.ffmpeg import FORMATS, decoding_limit
+from gpu_worker.probe import Limits
 
 #: One request's worth.
 BLOCK_BYTES = 2 << 20
@@ -37,9 +38,8 @@ def fetch_excerpt(
     """
     with _Sparse(read_range, size, path) as file:
         try:
-            with av.open(
-                file, "r", options={"format_whitelist": FORMATS}, metadata_errors="replace"
-            ) as container:
+            options = {"format_whitelist": FORMATS, "max_pixels": decoding_limit(Limits().pixels)}
+            with av.open(file, "r", options=options, metadata_errors="replace") as container:
                 if not _has_an_index(container):
                     return None
                 for start, end in [(0.0, 0.0), *sorted(parts)]:

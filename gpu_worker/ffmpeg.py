@@ -22,7 +22,16 @@ STDERR_TAIL_LINES = 40
 PIPE_BYTES = 1 << 20
 #: Demuxers for files from strangers; playlists and scripts, which could open other files, are not among them.
 FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,mpegts,avi,mpeg,flv,asf"
+#: What a child finds in its environment, where the worker has it: how to start, and which GPU it may use. Not the keys of
+#: the bucket and of RunPod: files from strangers are decoded there.
+PASSED_ON = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "LD_LIBRARY_PATH")
+PASSED_ON_PREFIXES = ("CUDA_", "NVIDIA_")
 INPUT_OPTIONS = ("-protocol_whitelist", "file,pipe", "-format_whitelist", FORMATS)
+
+
+def decoding_limit(max_pixels: int) -> str:
+    """Returns the decoders' own limit of a frame's pixels; some more, since they count what they add to its edges."""
+    return str(max_pixels + max_pixels // 4 + (1 << 16))
 
 
 @dataclass(frozen=True)
@@ -88,6 +97,7 @@ def run_ffmpeg(
         stderr=subprocess.PIPE,
         bufsize=0,
         process_group=0,
+        env=_environment(),
     )
     if sys.platform == "linux":  # ffmpeg's own -timelimit ends in a SIGKILL that says nothing
         with contextlib.suppress(ProcessLookupError):
@@ -110,6 +120,14 @@ def run_ffmpeg(
             if pipe is not None:
                 with contextlib.suppress(BrokenPipeError):
                     pipe.close()
+
+
+def _environment() -> dict[str, str]:
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name in PASSED_ON or name.startswith(PASSED_ON_PREFIXES)
+    }
 
 
 def _ended(process: subprocess.Popen[bytes]) -> tuple[int, float]:

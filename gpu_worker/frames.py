@@ -2,6 +2,7 @@
 box in it.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
@@ -88,6 +89,17 @@ class Box:
         """Returns the box moved, and if need be shrunk, into a `width` x `height` picture."""
         w, h = min(self.width, width), min(self.height, height)
         return Box(min(max(self.x, 0.0), width - w), min(max(self.y, 0.0), height - h), w, h)
+
+
+#: How many samples of a plane a step works on at once where it needs several numbers for each of them.
+BAND_SAMPLES = 1 << 21
+
+
+def bands(height: int, width: int) -> Iterator[slice]:
+    """Yields the rows of a plane in stretches of about BAND_SAMPLES samples, each of a multiple of 4 rows but for the last."""
+    step = max(4, BAND_SAMPLES // width & ~3)
+    for top in range(0, height, step):
+        yield slice(top, min(height, top + step))
 
 
 def frame_bytes(width: int, height: int) -> int:

@@ -20,6 +20,7 @@ import structlog
 import torch
 from pydantic import ValidationError
 from runpod.http_client import AsyncClientSession
+from runpod.serverless.modules import rp_fitness
 from runpod.serverless.modules.rp_http import send_result
 from runpod.serverless.modules.worker_state import JobsProgress
 from structlog.contextvars import bound_contextvars
@@ -44,6 +45,9 @@ PROGRESS_SECONDS = 1.0
 STOP_SECONDS = 10.0
 #: The exit code of a worker whose GPU has failed it.
 DEVICE_LOST = 70
+
+#: What Pydantic calls a field, a word of a closed list and a choice of literals that the model lacks.
+NEWER_WORDS = {"extra_forbidden", "enum", "literal_error"}
 
 Send = Callable[[Progress], Awaitable[None]]
 Handler = Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]
@@ -216,7 +220,18 @@ def _validated(raw: Any) -> WorkerInput:
     except ValidationError as error:
         found = error.errors(include_url=False)
         told = "; ".join(f"{'.'.join(map(str, one['loc'])) or 'input'}: {one['msg']}" for one in found)
+        if _is_newer(raw, {one["type"] for one in found}):
+            raise HandedBack(f"The GPU worker is older than the broker: {told}.") from error
         raise InvalidParams(f"The job's input is wrong: {told}.") from error
+
+
+def _is_newer(raw: Any, wrong: set[str]) -> bool:
+    """True where an input is wrong only in words that a later release may have added.
+
+    A broker validates what it sends, so its words are right and the worker's are old. A value out of its range is no such
+    word: no other worker would take it either. A job from the console has no attempt token; nobody would try that one again.
+    """
+    return isinstance(raw, dict) and raw.get("attempt_token") is not None and wrong <= NEWER_WORDS
 
 
 def _named(asked: WorkerInput) -> dict[str, str]:
@@ -259,6 +274,23 @@ def _one_at_a_time() -> Callable[[int], int]:
     return one
 
 
+def choose_checks(skipped: set[str]) -> None:
+    """Registers the SDK's own checks of the machine as it does itself, and then takes out those that are skipped.
+
+    The SDK can switch all of them off, and no single one.
+    """
+    rp_fitness._ensure_gpu_check_registered()
+    rp_fitness._ensure_system_checks_registered()
+    named = {check.__name__.strip("_").removesuffix("_check"): check for check in rp_fitness._fitness_checks}
+    kept = [name for name in named if name not in skipped]
+    rp_fitness.clear_fitness_checks()
+    for name in kept:
+        rp_fitness.register_fitness_check(named[name])
+    log.info(
+        "machine_checks", run=",".join(kept), skipped=",".join(name for name in named if name in skipped)
+    )
+
+
 def main() -> None:
     """Runs the SDK's worker loop, or one job where it is given one (`--test_input`, `test_input.json`)."""
     structlog.configure(
@@ -286,6 +318,7 @@ def main() -> None:
         log.info("workspaces_swept", count=swept)
     cold_start_seconds = round(time.monotonic() - began, 3)
     handler = make_handler(settings, open_bucket(settings), models, cold_start_seconds)
+    choose_checks(set(settings.skipped_checks.split(",")))
     with contextlib.suppress(KeyboardInterrupt):
         runpod.serverless.start({"handler": handler, "concurrency_modifier": _one_at_a_time()})
 

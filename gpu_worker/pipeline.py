@@ -8,8 +8,9 @@ import contextlib
 import hashlib
 import secrets
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
 
 import structlog
@@ -35,6 +36,8 @@ log = structlog.get_logger(__name__)
 Report = Callable[[Progress], None]
 #: Which part of the bar belongs to the frames.
 FRAMES_FROM, FRAMES_TO = 5, 90
+#: Of all pictures that are put over a video.
+MAX_PICTURES_BYTES = 64 << 20
 
 
 class Execution:
@@ -115,6 +118,7 @@ class Execution:
             runpod_job_id=self._runpod_job_id,
             worker_id=self._settings.worker_id,
             at_ms=int(time.time() * 1000),
+            version=version("reelbroker"),
         )
         self._bucket.write(self._document("started.json"), started.model_dump_json().encode())
         return None
@@ -128,10 +132,13 @@ class Execution:
             key: self._fetched(key, folder / f"source-{number}")
             for number, key in enumerate(self._job.video_keys)
         }
-        pngs = {key: self._picture(key) for key in needed_pngs(params)}
+        pngs = self._pictures(needed_pngs(params))
         fetch_seconds = clock.lap()
         by_gpu = settings.decodes_in_hardware and nvdec_works()
-        sources = {key: Source(path, self._probed(key, path), by_gpu) for key, path in paths.items()}
+        sources = {
+            key: Source(path, self._probed(key, path), by_gpu, settings.max_pixels)
+            for key, path in paths.items()
+        }
         kit = Kit(self._models.engine, sources, pngs, Fonts(settings.font_dir), settings.torch_device)
         composition = compose(params, input_key, kit)
         output = folder / "output.mp4"
@@ -154,11 +161,18 @@ class Execution:
             )
         return path
 
-    def _picture(self, key: str) -> bytes:
-        body = self._bucket.read(object_key(self._job.user_id, key))
-        if body is None:
-            raise SourceNotFound(f"{key}: The picture is not in the bucket.")
-        return body
+    def _pictures(self, keys: Sequence[str]) -> dict[str, bytes]:
+        """Reads all pictures; they are held until the job ends, so one limit holds for all of them together."""
+        pictures: dict[str, bytes] = {}
+        left = MAX_PICTURES_BYTES
+        for key in keys:
+            with self._naming(key):
+                body = self._bucket.read(object_key(self._job.user_id, key), left)
+                if body is None:
+                    raise SourceNotFound("The picture is not in the bucket.")
+            pictures[key] = body
+            left -= len(body)
+        return pictures
 
     def _probed(self, key: str, path: Path) -> SourceFacts:
         settings = self._settings

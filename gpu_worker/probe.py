@@ -10,9 +10,11 @@ from av.container import InputContainer
 from av.video.stream import VideoStream
 
 from gpu_worker.errors import InvalidMedia, MediaTooLarge, MediaTooLong, TooManyStreams, UnsupportedMedia
-from gpu_worker.ffmpeg import FORMATS
+from gpu_worker.ffmpeg import FORMATS, decoding_limit
 
 MAX_RATE = Fraction(240)
+#: By how much a frame may exceed the limit and still be told from a damaged one.
+OPENING = 4
 #: ffmpeg's numbers of BT.2020 primaries, and of the transfer functions of HDR: SMPTE 2084 (PQ) and HLG.
 BT2020, HDR_TRANSFERS = 9, (16, 18)
 
@@ -84,13 +86,15 @@ def probe(path: Path, limits: Limits = Limits()) -> SourceFacts:
     """
     _refuse_text(path)
     try:
-        with _opened(path) as container:
+        with _opened(path, limits) as container:
             stream = _video_stream(container)
             _refuse_beyond(container, stream, limits)
             frame = next(container.decode(stream), None)
             if frame is None:
                 raise InvalidMedia("The file has a video track without a single frame.")
             facts = _facts(path, container, stream, frame)
+            # Pixels that are not square in the file are made so: one may become thousands.
+            _refuse_large(facts.width, facts.height, limits)
             if facts.duration_seconds > limits.seconds:
                 raise MediaTooLong(
                     f"The video is {facts.duration_seconds:.0f} seconds long; {limits.seconds:g} are taken."
@@ -129,15 +133,25 @@ def _refuse_text(path: Path) -> None:
         raise InvalidMedia("The file is text, not a video.")
 
 
-def _opened(path: Path) -> InputContainer:
-    options = {"protocol_whitelist": "file", "format_whitelist": FORMATS}
+def _opened(path: Path, limits: Limits = Limits()) -> InputContainer:
+    # Opening a file may decode a frame of it already. Beyond this limit the size is not even told, so it is a wide one.
+    options = {
+        "protocol_whitelist": "file",
+        "format_whitelist": FORMATS,
+        "max_pixels": decoding_limit(OPENING * limits.pixels),
+    }
     return av.open(str(path), options=options, metadata_errors="replace")
 
 
 def _refuse_beyond(container: InputContainer, stream: VideoStream, limits: Limits) -> None:
     if len(container.streams) > limits.streams:
         raise TooManyStreams(f"The file has {len(container.streams)} streams; {limits.streams} are taken.")
-    width, height = stream.codec_context.width, stream.codec_context.height
+    _refuse_large(stream.codec_context.width, stream.codec_context.height, limits)
+    # The frame itself may be larger than its container says.
+    stream.codec_context.options = {"max_pixels": decoding_limit(limits.pixels)}
+
+
+def _refuse_large(width: int, height: int, limits: Limits) -> None:
     if width * height > limits.pixels:
         raise MediaTooLarge(f"The picture is too large: {width}x{height}; {limits.pixels} pixels are taken.")
 

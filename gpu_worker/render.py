@@ -15,13 +15,15 @@ from gpu_worker.edits.timeline import EPSILON_SECONDS, Shown, frame_at
 from gpu_worker.edits.transition import mix
 from gpu_worker.encode import SOUND, Quality, Sound, encode
 from gpu_worker.errors import InvalidMedia, OutOfMemory, OutputTooLong
-from gpu_worker.frames import Frame
+from gpu_worker.frames import Frame, frame_bytes
 from gpu_worker.guard import Guard
-from gpu_worker.stages import Ahead, Behind
+from gpu_worker.stages import DEPTH, Ahead, Behind
 from gpu_worker.transfer import Landing
 
 #: Sound is read from that long before it is needed, so that decoders have settled when it is.
 SOUND_RUN_IN_SECONDS = 2.0
+#: Of frames between two stages.
+WAITING_BYTES = 64 << 20
 
 
 @dataclass
@@ -74,7 +76,7 @@ def render(
     count = timeline.frame_count(fps)
     with (
         encode(path, composition.size, fps, quality, _sound(composition), guard, limits.bytes) as encoder,
-        Behind(encoder.write) as written,
+        Behind(encoder.write, _depth(*composition.size)) as written,
         Stage(composition, guard) as stage,
     ):
         moments = (float(index / fps) for index in range(count))
@@ -168,6 +170,7 @@ class Stage:
             footage = self._on.pop(index)
             with contextlib.closing(footage), self._naming(self._composition.clips[index]):
                 footage.finish()
+            self._composition.clips[index].look.let_go()
 
     @contextlib.contextmanager
     def _naming(self, clip: Clip) -> Iterator[None]:
@@ -225,9 +228,17 @@ class Footage:
                 self._guard,
                 run.interpolated_fps,
                 source.hardware,
+                source.max_pixels,
             )
         )
-        return _Reader(iter(self._open.enter_context(Ahead(frames))))
+        return _Reader(
+            iter(self._open.enter_context(Ahead(frames, _depth(source.facts.width, source.facts.height))))
+        )
+
+
+def _depth(width: int, height: int) -> int:
+    """Returns how many frames of that size may wait between two stages."""
+    return max(1, min(DEPTH, WAITING_BYTES // frame_bytes(width, height)))
 
 
 def _alone(shown: list[Shown]) -> bool:

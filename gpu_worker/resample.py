@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as functional
 
+from gpu_worker.frames import BAND_SAMPLES
+
 #: Keys' cubic with a = -1/2, the one that reproduces quadratics (R. Keys, "Cubic convolution interpolation for
 #: digital image processing", IEEE Trans. ASSP 29(6), 1981).
 CUBIC_A = -0.5
@@ -50,9 +52,21 @@ def resample(plane: torch.Tensor, columns: Taps, rows: Taps) -> torch.Tensor:
     Returns:
         (rows, columns) float32, not rounded.
     """
-    columns, left, right = _on(columns, plane.shape[1], plane.device)
     rows, top, bottom = _on(rows, plane.shape[0], plane.device)
-    source = plane[top:bottom, left:right].t().contiguous().float()  # turned while it is still small
+    count, step = len(columns.indices), max(1, BAND_SAMPLES // (bottom - top))
+    if count <= step:
+        return _resample(plane[top:bottom], columns, rows)
+    # What lies between the two filters can be several times as large as the result.
+    made = plane.new_empty((len(rows.indices), count), dtype=torch.float32)
+    for first in range(0, count, step):
+        some = slice(first, first + step)
+        made[:, some] = _resample(plane[top:bottom], Taps(columns.indices[some], columns.weights[some]), rows)
+    return made
+
+
+def _resample(plane: torch.Tensor, columns: Taps, rows: Taps) -> torch.Tensor:
+    columns, left, right = _on(columns, plane.shape[1], plane.device)
+    source = plane[:, left:right].t().contiguous().float()  # turned while it is still small
     wide = functional.embedding_bag(columns.indices, source, per_sample_weights=columns.weights, mode="sum")
     return functional.embedding_bag(
         rows.indices, wide.t().contiguous(), per_sample_weights=rows.weights, mode="sum"

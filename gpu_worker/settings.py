@@ -46,6 +46,11 @@ class Settings(BaseSettings):
     #: After a SIGTERM, how long the job in hand may go on before it is handed back; containers are killed after 10.
     drain_seconds: float = Field(default=7, validation_alias="REELBROKER_DRAIN_SECONDS", ge=0)
 
+    #: The SDK's own checks of the machine that are left out, by name (gpu_worker/handler.py), as in `network,disk`.
+    skipped_checks: str = Field(
+        default="", validation_alias="REELBROKER_SKIPPED_CHECKS", pattern="^[a-z_]*(,[a-z_]+)*$"
+    )
+
     #: Where Real-ESRGAN's files of weights are, and the model of QUALITY jobs that name none (see upscale/models.py).
     models_dir: Path = Field(default=Path("/models"), validation_alias="REELBROKER_MODELS_DIR")
     quality_model: str | None = Field(default=None, validation_alias="REELBROKER_QUALITY_MODEL")
@@ -69,10 +74,10 @@ class Settings(BaseSettings):
 
     @property
     def torch_device(self) -> torch.device:
-        """The device that frames are edited on."""
-        if self.device == "auto":
-            return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        return torch.device(self.device)
+        """The device that frames are edited on; a GPU with its index, as tensors have it."""
+        if self.device == "cpu" or (self.device == "auto" and not torch.cuda.is_available()):
+            return torch.device("cpu")
+        return torch.device("cuda", 0)
 
     @property
     def gpu(self) -> str | None:

@@ -23,14 +23,14 @@ class _End:
 
 
 class Ahead(Generic[T]):
-    """The same items, made by another thread up to DEPTH in advance; its error is raised where they run out.
+    """The same items, made by another thread up to `depth` in advance; its error is raised where they run out.
 
     Leaving the `with` early waits for the item that is being made.
     """
 
-    def __init__(self, items: Iterator[T]) -> None:
+    def __init__(self, items: Iterator[T], depth: int = DEPTH) -> None:
         self._items = items
-        self._made: queue.Queue[T | _End] = queue.Queue(DEPTH)
+        self._made: queue.Queue[T | _End] = queue.Queue(depth)
         self._left = threading.Event()
         self._thread = threading.Thread(target=self._work, daemon=True)
 
@@ -71,9 +71,9 @@ class Behind(Generic[T]):
     Left without an error, all items were handed over; with one, those that wait are dropped.
     """
 
-    def __init__(self, sink: Callable[[T], None]) -> None:
+    def __init__(self, sink: Callable[[T], None], depth: int = DEPTH) -> None:
         self._sink = sink
-        self._waiting: queue.Queue[T | _End] = queue.Queue(DEPTH)
+        self._waiting: queue.Queue[T | _End] = queue.Queue(depth)
         self._error: BaseException | None = None
         self._dropped = threading.Event()
         self._thread = threading.Thread(target=self._work, daemon=True)
@@ -91,7 +91,7 @@ class Behind(Generic[T]):
             self._raise()
 
     def put(self, item: T) -> None:
-        """Waits while DEPTH items wait already."""
+        """Waits while `depth` items wait already."""
         self._raise()
         self._waiting.put(item)
 

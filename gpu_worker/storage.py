@@ -25,6 +25,8 @@ log = structlog.get_logger(__name__)
 _TRANSFER = TransferConfig(multipart_threshold=100 << 20, multipart_chunksize=16 << 20, max_concurrency=4)
 #: A file up to that size is fetched whole, which is simpler and as fast.
 WHOLE_BYTES = 64 << 20
+#: The documents of an attempt have some hundred bytes.
+DOCUMENT_BYTES = 1 << 20
 _MISSING = {"404", "NoSuchKey", "NotFound"}
 _EXISTS = {"412", "PreconditionFailed"}
 
@@ -53,8 +55,7 @@ class Bucket:
             try:
                 head = self._client.head_object(Bucket=self._name, Key=key)
                 size = head["ContentLength"]
-                if size > max_bytes:
-                    raise FileTooLarge(f"The file has {size} bytes; {max_bytes} are taken.")
+                _refuse_larger(size, max_bytes)
 
                 def read_range(begin: int, end: int) -> bytes:
                     wanted = f"bytes={begin}-{end - 1}"
@@ -80,11 +81,18 @@ class Bucket:
             extra = {"ContentType": "video/mp4"}
             self._client.upload_file(str(path), self._name, key, ExtraArgs=extra, Config=_TRANSFER)
 
-    def read(self, key: str) -> bytes | None:
-        """Returns a small object, or None where there is none."""
+    def read(self, key: str, max_bytes: int = DOCUMENT_BYTES) -> bytes | None:
+        """Returns a small object, or None where there is none.
+
+        Raises:
+            FileTooLarge: it has more than `max_bytes`, which are not read.
+        """
         with _answers(f"GET {key}"):
             try:
-                return self._client.get_object(Bucket=self._name, Key=key)["Body"].read()
+                answer = self._client.get_object(Bucket=self._name, Key=key)
+                with answer["Body"] as body:
+                    _refuse_larger(answer["ContentLength"], max_bytes)
+                    return body.read()
             except ClientError as error:
                 if _code(error) in _MISSING:
                     return None
@@ -145,6 +153,11 @@ def _answers(what: str) -> Iterator[None]:
         raise StorageUnavailable(
             "The object store failed or could not be reached.", f"{what}: {error}"
         ) from error
+
+
+def _refuse_larger(size: int, max_bytes: int) -> None:
+    if size > max_bytes:
+        raise FileTooLarge(f"The file has {size} bytes; {max_bytes} are taken.")
 
 
 def _code(error: ClientError) -> str:

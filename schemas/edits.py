@@ -42,6 +42,8 @@ from schemas.keys import ObjectKey
 
 MAX_SECONDS = 86_400.0
 MAX_PIXELS_PER_SIDE = 7680
+#: Of 16x16 pixels each: the frame size of level 6.2, the highest one (ITU-T H.264, table A-1).
+MAX_MACROBLOCKS = 139_264
 MAX_KEYFRAMES = 10_000
 MAX_CLIPS = 200
 
@@ -155,6 +157,17 @@ class OutputParams(Edit):
     target_fps: Annotated[float, Strict(), Field(ge=1, le=240)] | None = None
     export_mode: Annotated[ExportMode, UpperCase] = ExportMode.FAST
     include_audio: StrictBool = True
+
+    @model_validator(mode="after")
+    def _has_a_level_of_h264(self) -> Self:
+        width, height = getattr(self, "output_width", None), getattr(self, "output_height", None)
+        if width and height and math.ceil(width / 16) * math.ceil(height / 16) > MAX_MACROBLOCKS:
+            raise PydanticCustomError(
+                "size",
+                "{width}x{height} is larger than the largest picture of H.264, which is about 8192x4352",
+                {"at": ["output_height"], "width": width, "height": height},
+            )
+        return self
 
 
 class Framing(Edit):

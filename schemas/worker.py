@@ -22,8 +22,9 @@ class WorkerInput(Edited):
     """The `input` of a provider job. Without `attempt_token` (a job pasted into the RunPod console) the worker writes
     exactly `output_key` and no control documents; with one, the worker draws the output key itself.
 
-    A worker refuses fields that it does not know, since what it left out might be part of the edit. So workers are brought up to date
-    before brokers: an older one ends every job as `invalid_params`, and names the field.
+    A worker does not leave out fields that it does not know, since they might be part of the edit. Which it then is depends on
+    who sent them: with an `attempt_token`, a broker has checked the input and may be newer than the worker, which hands the job
+    back (`worker_lost`) for another one to do; without, somebody has typed a field wrong, and reads which (`invalid_params`).
     """
 
     job_id: JobId
@@ -51,6 +52,7 @@ class Started(FromWorker):
     runpod_job_id: str
     worker_id: str
     at_ms: int
+    version: str | None = None  #: of the worker; the first ones did not tell it
 
 
 class Progress(FromWorker):

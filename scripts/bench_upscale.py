@@ -34,7 +34,7 @@ GPU_CASES = (("realesr-animevideov3", (270, 480), 60), ("RealESRGAN_x4plus", (27
 
 def compare(clip: Path) -> dict[str, Any]:
     """Prints a line a model and returns the figures."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
     name = (
         torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     )

@@ -203,6 +203,16 @@ def test_a_cancel_stops_the_worker_and_the_next_job_runs(stack, source):
     assert time.monotonic() - began < 30
 
 
+def test_the_stack_s_worker_is_checked_as_on_runpod(stack):
+    """The SDK's checks of memory and disk ran and passed; the one that needs the internet is left out, and the log says so."""
+    told = (stack.stack.folder / "logs" / "worker-1.log").read_text()
+    (chosen,) = [line for line in told.splitlines() if "action=machine_checks" in line][-1:]
+    assert "run=memory,disk" in chosen
+    assert "skipped=network" in chosen
+    assert "Memory check passed" in told
+    assert "Disk space check passed" in told
+
+
 def test_no_secret_is_in_the_logs(stack, source):
     """Keys and signed URLs stay out of every part's log."""
     stack.finished(stack.submit(source, end_time=0.2, **SMALL))

@@ -387,9 +387,8 @@ def worker_environment(base_url: str, endpoint_id: str, api_key: str, worker_id:
         "RUNPOD_POD_ID": worker_id,
         "RUNPOD_AI_API_KEY": api_key,
         "RUNPOD_LOG_LEVEL": "INFO",
-        # These look for a GPU, for free memory and for the internet: a laptop has none to spare.
-        "RUNPOD_SKIP_AUTO_SYSTEM_CHECKS": "true",
-        "RUNPOD_SKIP_GPU_CHECK": "true",
+        # All other checks of the SDK run here as on RunPod; everything that the worker calls is on this machine.
+        "REELBROKER_SKIPPED_CHECKS": "network",
     }
 
 

@@ -11,11 +11,11 @@ from gpu_worker.edits.caption import caption
 from gpu_worker.edits.crop import CropPath, Resampler, rotate
 from gpu_worker.edits.fonts import Fonts
 from gpu_worker.edits.highlight import Highlights
-from gpu_worker.edits.layer import Layer, layer_of
+from gpu_worker.edits.layer import Layer, TimedLayer, layer_of
 from gpu_worker.edits.text import text_layers
 from gpu_worker.edits.timeline import CUT, ClipTime, Timeline
 from gpu_worker.frames import Frame
-from gpu_worker.probe import SourceFacts
+from gpu_worker.probe import Limits, SourceFacts
 from gpu_worker.transfer import frame_to_device
 from gpu_worker.upscale.engine import Engine
 from schemas.edits import (
@@ -34,11 +34,16 @@ CAPTION_FADE_SECONDS = 0.25
 
 @dataclass(frozen=True)
 class Source:
-    """A video of the bucket, on this machine; with `hardware`, the GPU decodes it."""
+    """A video of the bucket, on this machine; with `hardware`, the GPU decodes it.
+
+    Attributes:
+        max_pixels: of each of its frames, which may be larger than the first one.
+    """
 
     path: Path
     facts: SourceFacts
     hardware: bool = False
+    max_pixels: int = Limits().pixels
 
 
 @dataclass(frozen=True)
@@ -51,7 +56,7 @@ class Look:
     device: torch.device
     rotation: float = 0.0
     highlights: Highlights | None = None
-    layers: tuple[Layer, ...] = ()
+    layers: tuple[TimedLayer, ...] = ()
 
     def of(self, frames: Sequence[Frame], moments: Sequence[float]) -> list[Frame]:
         """Makes the output's pictures, on the device, of the source's at `moments`.
@@ -64,6 +69,11 @@ class Look:
         else:
             shown = self.engine(drawn, [self.path.at(moment) for moment in moments], *self.size)
         return [self._written_on(frame, moment) for frame, moment in zip(shown, moments, strict=True)]
+
+    def let_go(self) -> None:
+        """Frees what was made for the clip; it has ended."""
+        for layer in self.layers:
+            layer.let_go()
 
     def _drawn_on(self, frame: Frame, moment: float) -> Frame:
         if is_upright(self.rotation) and self.highlights is None:
@@ -186,7 +196,7 @@ def _framed(
     kit: Kit,
     name: str,
     highlights: Highlights | None = None,
-    layers: tuple[Layer, ...] = (),
+    layers: tuple[TimedLayer, ...] = (),
 ) -> Clip:
     facts = source.facts
     untouched = (
@@ -208,12 +218,15 @@ def _framed(
 def _annotated(
     clip: AnnotatedClip, params: OutputParams, source: Source, size: tuple[int, int], kit: Kit, name: str
 ) -> Clip:
-    card = caption(clip, size, kit.fonts)
-    layers: tuple[Layer, ...] = ()
-    if card is not None:
-        when = (clip.start_time, clip.end_time, CAPTION_FADE_SECONDS)
-        made = layer_of(card, (0, size[1] - card.height), size, when, device=kit.device)
-        layers = (made,) if made else ()
+    when = (clip.start_time, clip.end_time, CAPTION_FADE_SECONDS)
+
+    def captioned() -> Layer | None:
+        card = caption(clip, size, kit.fonts)
+        if card is None:
+            return None
+        return layer_of(card, (0, size[1] - card.height), size, when, device=kit.device)
+
+    layers = (TimedLayer(clip.start_time, clip.end_time, size[0] * size[1], captioned),)
     framing = Framing(start_time=clip.start_time, end_time=clip.end_time)
     return _framed(framing, params, source, size, kit, name, layers=layers)
 

@@ -13,7 +13,7 @@ import torch.nn.functional as functional
 
 from gpu_worker.edits.keyframes import bracket, mixed, seconds_of
 from gpu_worker.errors import InvalidParams
-from gpu_worker.frames import BLACK, Box, Frame, chroma_size
+from gpu_worker.frames import BLACK, Box, Frame, bands, chroma_size
 from gpu_worker.probe import SourceFacts
 from gpu_worker.resample import resample, taps
 from gpu_worker.transfer import frame_to_device
@@ -151,10 +151,26 @@ def _rotate_plane(
     plane: torch.Tensor, picture: tuple[int, int], degrees: float, black: int, scale: int
 ) -> torch.Tensor:
     """Samples one plane bicubically along the turned axes; `scale` is 2 for chroma."""
+    turned = torch.empty_like(plane)
+    # Relative to black, because zeros are what comes in from outside.
+    relative = plane.float().sub_(black)[None, None]
+    for rows in bands(plane.shape[0], 4 * plane.shape[1]):
+        grid = _turned_grid(plane, rows, picture, degrees, scale)
+        sampled = functional.grid_sample(
+            relative, grid[None], mode="bicubic", padding_mode="zeros", align_corners=False
+        )
+        turned[rows] = (sampled[0, 0] + black + 0.5).clamp_(0, 255)
+    return turned
+
+
+def _turned_grid(
+    plane: torch.Tensor, rows: slice, picture: tuple[int, int], degrees: float, scale: int
+) -> torch.Tensor:
+    """Returns where in the plane the samples of some rows come from, (rows, width, 2), as `grid_sample` takes it."""
     height, width = plane.shape
     # Positions in luma pixels from the picture's centre, minding where chroma samples sit.
     x = torch.arange(width, dtype=torch.float64) * scale
-    y = torch.arange(height, dtype=torch.float64) * scale + (scale - 1) / 2
+    y = torch.arange(rows.start, rows.stop, dtype=torch.float64) * scale + (scale - 1) / 2
     centre_x, centre_y = (picture[0] - 1) / 2, (picture[1] - 1) / 2
     grid_y, grid_x = torch.meshgrid(y - centre_y, x - centre_x, indexing="ij")
     angle = math.radians(degrees)
@@ -163,13 +179,4 @@ def _rotate_plane(
     u = source_x / scale
     v = (source_y - (scale - 1) / 2) / scale
     grid = torch.stack([(2 * u + 1) / width - 1, (2 * v + 1) / height - 1], dim=-1)
-    # Relative to black, because zeros are what comes in from outside.
-    relative = (plane.float() - black)[None, None]
-    turned = functional.grid_sample(
-        relative,
-        grid.float().to(plane.device)[None],
-        mode="bicubic",
-        padding_mode="zeros",
-        align_corners=False,
-    )
-    return (turned[0, 0] + black + 0.5).clamp_(0, 255).to(torch.uint8)
+    return grid.float().to(plane.device)

@@ -48,13 +48,19 @@ class Fonts:
         for path in self._candidates(bold):
             if ord(character) in _covered(path):
                 return path
-        log.warning("no_glyph", character=f"U+{ord(character):04X}")
+        _note_missing(character)
         return first
 
     def _candidates(self, bold: bool) -> Iterator[Path]:
         yield _open_sans(bold)
         for folder in self._folders:
             yield from _fonts_in(folder, bold)
+
+
+@functools.lru_cache(maxsize=4096)
+def _note_missing(character: str) -> None:
+    """Logs a character once: a text is measured many times."""
+    log.warning("no_glyph", character=f"U+{ord(character):04X}")
 
 
 @functools.lru_cache(maxsize=64)

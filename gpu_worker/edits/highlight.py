@@ -4,16 +4,18 @@ docs/effects.md has the formulas in one table; the code follows it. Everything i
 planes as they are, each mask at the places of that plane's samples, and rounded once.
 """
 
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as functional
 
 from gpu_worker.edits.keyframes import bracket, mixed, seconds_of
 from gpu_worker.edits.timeline import EPSILON_SECONDS, fade_at
-from gpu_worker.frames import BLACK, Frame, planes_of_rgb
+from gpu_worker.frames import BLACK, Frame, bands, planes_of_rgb
 from gpu_worker.probe import SourceFacts
 from schemas.overlays import Effect, HighlightKeyframe, HighlightRegion, OverlayParams
 
@@ -39,6 +41,8 @@ MIN_STROKE_PIXELS = 2.0
 #: The blur is computed on averages of that many luma samples along each axis, which looks the same and costs a 16th.
 BLUR_BLOCK = 4
 LEGAL_MAX = (235, 240, 240)
+#: So many outlines are kept from the effect to the stroke.
+KEPT_OUTLINES = 4
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,10 @@ class Ellipse:
         return self.colour_y, self.colour_u, self.colour_v
 
 
+#: An ellipse and how far it is faded in (0 to 1).
+Shown = tuple[Ellipse, float]
+
+
 @dataclass(frozen=True)
 class Region:
     """A highlight over time: `start` to `end` in seconds of the source, fading in and out for `fade` seconds.
@@ -74,7 +82,7 @@ class Region:
     times: tuple[float, ...]
     ellipses: tuple[Ellipse, ...]
 
-    def at(self, moment: float) -> tuple[Ellipse, float] | None:
+    def at(self, moment: float) -> Shown | None:
         """Returns the ellipse and how far it is faded in (0 to 1); None when there is none."""
         if not self.start - EPSILON_SECONDS <= moment < self.end - EPSILON_SECONDS:
             return None
@@ -126,36 +134,64 @@ class Highlights:
         y, u, v = (self._draw_plane(frame, shown, plane) for plane in range(3))
         return Frame(y, u, v)
 
-    def _draw_plane(self, frame: Frame, shown: Sequence[tuple[Ellipse, float]], index: int) -> torch.Tensor:
-        plane, scale, black = frame.planes[index], (1 if index == 0 else 2), BLACK[index]
-        outlines = [_Outline.of(ellipse, self._reach(ellipse), plane, scale) for ellipse, _ in shown]
-        values = plane.float()
-        if self.effect is not Effect.ORIGINAL:
-            # `light` is how much of the inside there is; the outside's weight is what it misses to the strongest.
-            light = torch.zeros_like(values)
-            for outline, (ellipse, presence) in zip(outlines, shown, strict=True):
-                inside = outline.inside(self._feather_pixels(ellipse)).mul_(presence * ellipse.opacity)
-                torch.maximum(light[outline.area], inside, out=light[outline.area])
-            strongest = max(presence * ellipse.opacity for ellipse, presence in shown)
-            weight = light.neg_().add_(strongest) if self.effect in _OUTSIDE else light
-            values = self._apply(values, weight.mul_(self.strength), black, scale, LEGAL_MAX[index])
-        for outline, (ellipse, presence) in zip(outlines, shown, strict=True):
-            there = values[outline.area]
-            colour = ellipse.colour[index]
+    def _draw_plane(self, frame: Frame, shown: Sequence[Shown], index: int) -> torch.Tensor:
+        plane, scale = frame.planes[index], (1 if index == 0 else 2)
+        block = BLUR_BLOCK // scale
+        small = None
+        if self.effect is Effect.BLUR:
+            small = _small_blurred(plane, self.blur_pixels / scale, block)
+        drawn = torch.empty_like(plane)
+        for rows in bands(*plane.shape):
+            # With many regions, outlines are computed for each use: all of them at once would take gigabytes.
+            outline = functools.lru_cache(KEPT_OUTLINES)(partial(self._outline, plane, rows, scale))
+            values = plane[rows].float()
+            if self.effect is not Effect.ORIGINAL:
+                weight = self._weight(values, shown, outline)
+                if small is not None:
+                    values = torch.lerp(values, _enlarged(small, rows, values.shape[1], block), weight)
+                else:
+                    values = self._lit(values, weight, BLACK[index], LEGAL_MAX[index])
+            self._draw_outlines(values, shown, outline, index)
+            drawn[rows] = values.add_(0.5).clamp_(0, 255)
+        return drawn
+
+    def _outline(self, plane: torch.Tensor, rows: slice, scale: int, ellipse: Ellipse) -> "_Outline":
+        return _Outline.of(ellipse, self._reach(ellipse), plane, rows, scale)
+
+    def _weight(
+        self, values: torch.Tensor, shown: Sequence[Shown], outline: Callable[[Ellipse], "_Outline"]
+    ) -> torch.Tensor:
+        """Returns how much of the effect each sample has."""
+        # `light` is how much of the inside there is; the outside's weight is what it misses to the strongest.
+        light = torch.zeros_like(values)
+        for ellipse, presence in shown:
+            near = outline(ellipse)
+            inside = near.inside(self._feather_pixels(ellipse)).mul_(presence * ellipse.opacity)
+            torch.maximum(light[near.area], inside, out=light[near.area])
+        strongest = max(presence * ellipse.opacity for ellipse, presence in shown)
+        weight = light.neg_().add_(strongest) if self.effect in _OUTSIDE else light
+        return weight.mul_(self.strength)
+
+    def _draw_outlines(
+        self,
+        values: torch.Tensor,
+        shown: Sequence[Shown],
+        outline: Callable[[Ellipse], "_Outline"],
+        index: int,
+    ) -> None:
+        """Fills and strokes the ellipses, in their order."""
+        for ellipse, presence in shown:
+            near = outline(ellipse)
+            there, colour = values[near.area], ellipse.colour[index]
             if ellipse.fill_opacity:
-                alpha = outline.inside(1.0).mul_(presence * ellipse.fill_opacity)
+                alpha = near.inside(1.0).mul_(presence * ellipse.fill_opacity)
                 there += (colour - there) * alpha
             if self.stroke_pixels and ellipse.stroke_opacity:
-                alpha = outline.stroke(self.stroke_pixels).mul_(presence * ellipse.stroke_opacity)
+                alpha = near.stroke(self.stroke_pixels).mul_(presence * ellipse.stroke_opacity)
                 there += (colour - there) * alpha
-        return values.add_(0.5).clamp_(0, 255).to(torch.uint8)
 
-    def _apply(
-        self, values: torch.Tensor, weight: torch.Tensor, black: int, scale: int, legal_max: int
-    ) -> torch.Tensor:
-        """Applies the effect where it has weight; may change both tensors."""
-        if self.effect is Effect.BLUR:
-            return torch.lerp(values, _blurred(values, self.blur_pixels / scale, BLUR_BLOCK // scale), weight)
+    def _lit(self, values: torch.Tensor, weight: torch.Tensor, black: int, legal_max: int) -> torch.Tensor:
+        """Makes values brighter or darker where the effect has weight; changes both tensors."""
         gain = weight.add_(1) if self.effect is Effect.BRIGHTNESS_BOOST else weight.neg_().add_(1)
         lit = values.sub_(black).mul_(gain).add_(black)
         # Only what was made brighter can leave the legal range.
@@ -171,7 +207,7 @@ class Highlights:
 
 @dataclass(frozen=True)
 class _Outline:
-    """The samples of one plane near an ellipse: which they are, and how far each is from its outline.
+    """The samples of some rows of a plane near an ellipse: which they are, and how far each is from its outline.
 
     Attributes:
         distance: in luma pixels, negative inside, to first order: f / |grad f|.
@@ -181,11 +217,10 @@ class _Outline:
     distance: torch.Tensor
 
     @classmethod
-    def of(cls, ellipse: Ellipse, reach: float, plane: torch.Tensor, scale: int) -> "_Outline":
-        height, width = plane.shape
+    def of(cls, ellipse: Ellipse, reach: float, plane: torch.Tensor, band: slice, scale: int) -> "_Outline":
         a, b = ellipse.radius_x, ellipse.radius_y
-        columns = _near(ellipse.x, a + reach, width, scale)
-        rows = _near(ellipse.y, b + reach, height, scale)
+        columns = _near(ellipse.x, a + reach, slice(0, plane.shape[1]), scale)
+        rows = _near(ellipse.y, b + reach, band, scale)
         # MPEG-2 siting: chroma is at every even luma column, and halfway between two luma rows.
         x = torch.arange(columns.start, columns.stop, dtype=torch.float32) * scale + 0.5
         y = torch.arange(rows.start, rows.stop, dtype=torch.float32) * scale + scale / 2
@@ -193,7 +228,7 @@ class _Outline:
         nearness = torch.hypot(dx / a, dy / b)
         slope = torch.hypot(dx / (a * a), dy / (b * b)).clamp_(min=1e-9)
         distance = torch.where(nearness < 1e-6, -min(a, b), nearness * (nearness - 1) / slope)
-        return cls((rows, columns), distance)
+        return cls((slice(rows.start - band.start, rows.stop - band.start), columns), distance)
 
     def inside(self, edge: float) -> torch.Tensor:
         """Returns 1 inside to 0 outside, with a smooth edge of `edge` pixels centred on the outline."""
@@ -205,30 +240,42 @@ class _Outline:
         return self.distance.abs().neg_().add_((width + 1) / 2).clamp_(0, 1)
 
 
-def _near(centre: float, reach: float, length: int, scale: int) -> slice:
+def _near(centre: float, reach: float, among: slice, scale: int) -> slice:
     first = math.floor((centre - reach) / scale)
     last = math.ceil((centre + reach) / scale) + 1
-    return slice(min(max(first, 0), length), min(max(last, 0), length))
+    return slice(*(min(max(end, among.start), among.stop) for end in (first, last)))
 
 
-def _blurred(values: torch.Tensor, sigma: float, block: int) -> torch.Tensor:
-    """Returns a Gaussian blur of (h, w): of the averages of blocks, brought back to size bilinearly; edges repeat."""
-    height, width = values.shape
-    padding = (0, -width % block, 0, -height % block)
-    padded = functional.pad(values[None, None], padding, mode="replicate")
-    small = functional.avg_pool2d(padded, block)
+def _small_blurred(plane: torch.Tensor, sigma: float, block: int) -> torch.Tensor:
+    """Returns a Gaussian blur of the averages of a plane's blocks, (1, 1, h / block, w / block); edges repeat."""
+    height, width = plane.shape
+    averages = []
+    for rows in bands(height, width):
+        padding = (0, -width % block, 0, -(rows.stop - rows.start) % block)
+        padded = functional.pad(plane[rows].float()[None, None], padding, mode="replicate")
+        averages.append(functional.avg_pool2d(padded, block))
+    small = torch.cat(averages, dim=2)
     radius = math.ceil(3 * sigma / block)
-    offsets = torch.arange(-radius, radius + 1, dtype=torch.float32, device=values.device)
+    offsets = torch.arange(-radius, radius + 1, dtype=torch.float32, device=plane.device)
     kernel = torch.exp(-0.5 * (offsets * block / sigma) ** 2)
     kernel /= kernel.sum()
     small = functional.conv2d(
         functional.pad(small, (radius, radius, 0, 0), mode="replicate"), kernel[None, None, None]
     )
-    small = functional.conv2d(
+    return functional.conv2d(
         functional.pad(small, (0, 0, radius, radius), mode="replicate"), kernel[None, None, :, None]
     )
-    large = functional.interpolate(small, padded.shape[2:], mode="bilinear", align_corners=False)
-    return large[0, 0, :height, :width]
+
+
+def _enlarged(small: torch.Tensor, rows: slice, width: int, block: int) -> torch.Tensor:
+    """Brings some rows of a picture back to its size bilinearly; they begin at a whole block."""
+    first, last = rows.start // block, -(-rows.stop // block)
+    # With a block more on each side, where there is one: that is how far a sample reaches.
+    above, below = max(0, first - 1), min(small.shape[2], last + 1)
+    part = small[:, :, above:below]
+    large = functional.interpolate(part, scale_factor=block, mode="bilinear", align_corners=False)
+    top = (first - above) * block
+    return large[0, 0, top : top + rows.stop - rows.start, :width]
 
 
 def _region(region: HighlightRegion, source: SourceFacts, fade: float) -> Region:

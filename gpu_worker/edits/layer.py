@@ -1,5 +1,6 @@
 """A layer: a picture with transparency, put over frames from one moment to another."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -7,7 +8,7 @@ import torch
 from PIL import Image
 
 from gpu_worker.edits.timeline import EPSILON_SECONDS, fade_at
-from gpu_worker.frames import Frame, planes_of_rgb
+from gpu_worker.frames import Frame, bands, planes_of_rgb
 
 
 @dataclass(frozen=True)
@@ -39,10 +40,55 @@ class Layer:
             top, left = self.top // scale, self.left // scale
             plane = frame.planes[index].clone()
             area = plane[top : top + alpha.shape[0], left : left + alpha.shape[1]]
-            over = area.float().mul_(1 - alpha * presence).add_(colour, alpha=presence)
-            area.copy_(over.add_(0.5).clamp_(0, 255))
+            for rows in bands(*alpha.shape):
+                over = area[rows].float().mul_(1 - alpha[rows] * presence).add_(colour[rows], alpha=presence)
+                area[rows] = over.add_(0.5).clamp_(0, 255)
             drawn.append(plane)
         return Frame(*drawn)
+
+
+class TimedLayer:
+    """A layer that is made when it is first shown, and let go of when its time is over: a job may have hundreds.
+
+    Args:
+        start, end: seconds of the source.
+        pixels: how many of its pixels are in the frame.
+        make: returns the layer; None where nothing of it is in the frame.
+    """
+
+    def __init__(self, start: float, end: float, pixels: int, make: Callable[[], Layer | None]) -> None:
+        self.start, self.end, self.pixels = start, end, pixels
+        self._make = make
+        self._made: Layer | None = None
+
+    def draw(self, frame: Frame, moment: float) -> Frame:
+        """Returns the frame with the layer over it; itself where the layer is not shown."""
+        if not self.start - EPSILON_SECONDS <= moment < self.end - EPSILON_SECONDS:
+            self.let_go()
+            return frame
+        if self._made is None:
+            self._made = self._make()
+        return frame if self._made is None else self._made.draw(frame, moment)
+
+    def let_go(self) -> None:
+        """Frees its pixels; it is made again if it is drawn again."""
+        self._made = None
+
+
+def seen_part(
+    picture: tuple[int, int], place: tuple[int, int], size: tuple[int, int]
+) -> tuple[int, int, int, int] | None:
+    """Returns left, top, right and bottom of what a layer of a picture's size covers in frames of `size`; None: nothing.
+
+    It is of an even size, as colour needs it.
+    """
+    x, y = place
+    if x >= size[0] or y >= size[1] or x + picture[0] <= 0 or y + picture[1] <= 0:
+        return None
+    # With a clear column on each side: colour is averaged across three.
+    left, top = max(0, x - 1) & ~1, max(0, y) & ~1
+    right, bottom = min(size[0], x + picture[0] + 1), min(size[1], y + picture[1])
+    return left, top, right + (right - left) % 2, bottom + (bottom - top) % 2
 
 
 def layer_of(
@@ -59,29 +105,38 @@ def layer_of(
         size: of the frames; what lies outside is cut off.
         when: start, end and fade.
     """
-    x, y = place
-    if x >= size[0] or y >= size[1] or x + picture.width <= 0 or y + picture.height <= 0:
+    seen = seen_part(picture.size, place, size)
+    if seen is None:
         return None
-    # With a clear column on each side: colour is averaged across three.
-    left, top = max(0, x - 1) & ~1, max(0, y) & ~1
-    right, bottom = min(size[0], x + picture.width + 1), min(size[1], y + picture.height)
-    canvas = Image.new("RGBA", (right - left + (right - left) % 2, bottom - top + (bottom - top) % 2))
-    canvas.paste(picture, (x - left, y - top))
-    pixels = np.asarray(canvas, np.float32) / 255
-    alpha = pixels[..., 3] * opacity
+    left, top, right, bottom = seen
+    canvas = Image.new("RGBA", (right - left, bottom - top))
+    canvas.paste(picture, (place[0] - left, place[1] - top))
     planes = []
-    for index, plane in enumerate(planes_of_rgb(*np.moveaxis(pixels[..., :3], -1, 0))):
-        colour, covered = plane * alpha, alpha
-        if index > 0:
-            colour, covered = _at_chroma(colour), _at_chroma(covered)
+    for scale, plane in zip((1, 2, 2), _planes(canvas, opacity), strict=True):
         # An odd frame has no luma for the canvas' last column or row.
-        scale = 1 if index == 0 else 2
-        rows = -(-(size[1] - top) // scale)
-        columns = -(-(size[0] - left) // scale)
-        planes.append(
-            tuple(torch.from_numpy(part[:rows, :columns].copy()).to(device) for part in (colour, covered))
-        )
-    return Layer(*when, left, top, tuple(planes))  # type: ignore[arg-type]  # pairs, built just above
+        rows, columns = -(-(size[1] - top) // scale), -(-(size[0] - left) // scale)
+        colour, alpha = (torch.from_numpy(np.ascontiguousarray(part[:rows, :columns])) for part in plane)
+        planes.append((colour.to(device), alpha.to(device)))
+    return Layer(*when, left, top, tuple(planes))
+
+
+def _planes(picture: Image.Image, opacity: float) -> list[np.ndarray]:
+    """Returns, for Y, U and V, the colour times its alpha, and the alpha, (2, h, w) each, of an RGBA picture.
+
+    Its size is even.
+    """
+    width, height = picture.size
+    made = [np.empty((2, height // scale, width // scale), np.float32) for scale in (1, 2, 2)]
+    for rows in bands(height, 4 * width):
+        pixels = np.asarray(picture.crop((0, rows.start, width, rows.stop)), np.float32) / 255
+        alpha = pixels[..., 3] * opacity
+        for index, plane in enumerate(planes_of_rgb(*np.moveaxis(pixels[..., :3], -1, 0))):
+            if index == 0:
+                made[index][:, rows] = plane * alpha, alpha
+            else:
+                half = slice(rows.start // 2, rows.stop // 2)
+                made[index][:, half] = _at_chroma(plane * alpha), _at_chroma(alpha)
+    return made
 
 
 def _at_chroma(plane: np.ndarray) -> np.ndarray:

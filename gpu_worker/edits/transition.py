@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
-from gpu_worker.frames import BLACK, Frame
+from gpu_worker.frames import BLACK, Frame, bands
 
 
 def mix(pictures: Sequence[tuple[Frame, float]]) -> Frame:
@@ -16,8 +16,11 @@ def mix(pictures: Sequence[tuple[Frame, float]]) -> Frame:
         return pictures[0][0]
     planes = []
     for index, black in enumerate(BLACK):
-        total = torch.full_like(pictures[0][0].planes[index], black, dtype=torch.float32)
-        for frame, weight in pictures:
-            total += (frame.planes[index].float() - black) * weight
-        planes.append(total.add_(0.5).clamp_(0, 255).to(torch.uint8))
+        mixed = torch.empty_like(pictures[0][0].planes[index])
+        for rows in bands(*mixed.shape):
+            total = torch.full_like(mixed[rows], black, dtype=torch.float32)
+            for frame, weight in pictures:
+                total += (frame.planes[index][rows].float() - black) * weight
+            mixed[rows] = total.add_(0.5).clamp_(0, 255)
+        planes.append(mixed)
     return Frame(*planes)

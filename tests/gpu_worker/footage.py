@@ -1,12 +1,23 @@
 """Clips made for a purpose, and how to measure what came out of them."""
 
+import resource
 import subprocess
+from contextlib import contextmanager
 
 import av
 import imageio_ffmpeg
 import numpy as np
 
 FFMPEG = imageio_ffmpeg.get_ffmpeg_exe()
+
+
+@contextmanager
+def growing_at_most(limit_bytes):
+    """Fails where the process takes so many bytes more inside than it ever had before."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    yield
+    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) << 10
+    assert grown <= limit_bytes, f"{grown >> 20} MiB"
 
 
 def make(path, *arguments, **kwargs):

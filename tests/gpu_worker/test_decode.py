@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from gpu_worker.decode import decode, nvdec_works
-from gpu_worker.errors import InvalidMedia
+from gpu_worker.errors import InvalidMedia, MediaTooLarge
 from gpu_worker.guard import Guard
-from gpu_worker.probe import probe
+from gpu_worker.probe import Limits, probe
 from tests.gpu_worker.footage import make, make_raw
 
 
@@ -127,3 +127,22 @@ def test_memory_does_not_grow_with_the_clip(big_buck_bunny):
         address = first.y.data_ptr()
         del first
         assert any(next(frames).y.data_ptr() == address for _ in range(20))
+
+
+@pytest.mark.abuse
+def test_a_picture_that_grows_within_the_video_is_not_decoded(tmp_path):
+    """The header and the first second say 64x64; a frame of 640x480 ends the job by its name, at a limit of 64x64."""
+    parts = [
+        make(
+            tmp_path / f"{size}.ts", "-f", "lavfi", "-i", f"testsrc2=s={size}:r=25:d=1", "-c:v", "mpeg2video"
+        )
+        for size in ("64x64", "640x480")
+    ]
+    grown = tmp_path / "grown.ts"
+    grown.write_bytes(b"".join(part.read_bytes() for part in parts))
+    facts = probe(grown, Limits(pixels=64 * 64))
+    with (
+        decode(grown, facts, 0, 50, Guard(), max_pixels=64 * 64) as frames,
+        pytest.raises(MediaTooLarge, match="4096 pixels are taken"),
+    ):
+        list(frames)

@@ -1,6 +1,7 @@
 """ffmpeg as a child that is owned, listened to, and never left behind."""
 
 import os
+from pathlib import Path
 
 import pytest
 
@@ -44,3 +45,24 @@ def test_much_to_say_does_not_block_it():
     ) as ffmpeg:
         ffmpeg.finish()
     assert 0 < len(ffmpeg.said().splitlines()) <= 40
+
+
+@pytest.mark.abuse
+def test_its_environment_has_no_secret(monkeypatch):
+    """A file that takes ffmpeg over finds no key of the bucket or of RunPod; it finds which GPU it may use."""
+    secrets = (
+        "R2_SECRET_ACCESS_KEY",
+        "R2_ACCESS_KEY_ID",
+        "RUNPOD_AI_API_KEY",
+        "AWS_SESSION_TOKEN",
+        "MY_TOKEN",
+    )
+    for name in secrets:
+        monkeypatch.setenv(name, "secret-that-nobody-may-see")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    with run_ffmpeg(ENDLESS, Guard(), reads=True) as ffmpeg:
+        assert len(ffmpeg.stdout.read(1000)) == 1000
+        environment = Path(f"/proc/{ffmpeg.process.pid}/environ").read_bytes().decode().split("\0")
+    assert "CUDA_VISIBLE_DEVICES=0" in environment
+    assert any(entry.startswith("PATH=") for entry in environment)
+    assert [entry for entry in environment if entry.startswith(("R2_", "RUNPOD_", "AWS_", "MY_"))] == []

@@ -28,6 +28,8 @@ from tests.http_server import Quiet, serving
 
 TOKEN = "0" * 32
 SMALL = {"output_width": 64, "output_height": 96}
+#: As somebody pastes it: it names its output, and no broker stands behind it.
+CONSOLE = {"attempt_token": None, "output_key": "out.mp4"}
 
 
 @pytest.fixture
@@ -54,11 +56,12 @@ async def test_a_job_returns_its_result(settings, bucket, job_input):
 @pytest.mark.parametrize(
     ("wrong", "words"),
     [
-        pytest.param({"type": "sharpen"}, "type", id="unknown-type"),
+        pytest.param(CONSOLE | {"type": "sharpen"}, "type", id="unknown-type"),
+        pytest.param(CONSOLE | {"params": {"ouput_width": 64}}, "params.ouput_width", id="typo"),
         pytest.param({"params": {"output_width": 3}}, "params.output_width", id="bad-param"),
+        pytest.param({"params": {"output_width": 3, "new": 1}}, "params.output_width", id="bad-and-newer"),
         pytest.param({"attempt_token": None}, "attempt_token or output_key", id="nowhere-to-write"),
         pytest.param({"user_id": "../x"}, "user_id", id="another-folder"),
-        pytest.param({"new_field": 1}, "new_field", id="a-broker-that-is-newer"),
         pytest.param({"traceparent": "x"}, "traceparent", id="no-trace"),
     ],
 )
@@ -67,6 +70,25 @@ async def test_a_wrong_input_is_named_and_not_retryable(settings, bucket, job_in
     output = await make_handler(settings(), bucket)({"id": "rp-1", "input": job_input() | wrong})
     assert words in output["error"]
     assert (output["error_code"], output["retryable"]) == ("invalid_params", False)
+
+
+@pytest.mark.parametrize(
+    ("newer", "words"),
+    [
+        pytest.param({"new_field": 1}, "new_field", id="field"),
+        pytest.param({"params": SMALL | {"sparkle": 1}}, "params.sparkle", id="field-of-the-edit"),
+        pytest.param({"type": "sharpen"}, "type", id="type"),
+        pytest.param({"params": SMALL | {"export_mode": "BEST"}}, "params.export_mode", id="word"),
+        pytest.param({"type": "upscale", "params": SMALL | {"scale": 3}}, "params.scale", id="choice"),
+    ],
+)
+async def test_a_worker_that_is_older_than_the_broker_hands_the_job_back(
+    settings, bucket, job_input, newer, words
+):
+    """A newer worker may do it; if none does, the last error names what was not understood."""
+    output = await make_handler(settings(), bucket)({"id": "rp-1", "input": job_input() | newer})
+    assert (output["error_code"], output["retryable"]) == ("worker_lost", True)
+    assert words in output["error"]
 
 
 @pytest.fixture
@@ -306,6 +328,23 @@ def test_a_worker_without_a_job_ends_at_once(settings, tmp_path):
             worker.kill()
             worker.wait()
             never.set()
+
+
+def test_a_worker_on_an_unfit_machine_ends_before_it_asks_for_a_job(settings, tmp_path):
+    """The SDK's own checks run in it as they do on RunPod: with less memory than is wanted, it exits and says so."""
+    (tmp_path / "work").mkdir(exist_ok=True)
+    platform = worker_environment("http://127.0.0.1:9", "none", "key", "worker")
+    ended = subprocess.run(
+        [sys.executable, "-m", "gpu_worker.handler"],
+        env=environment(settings(), tmp_path) | platform | {"RUNPOD_MIN_MEMORY_GB": "100000"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    told = ended.stdout + ended.stderr
+    assert ended.returncode == 1
+    assert "Fitness check failed: _memory_check" in told
+    assert "action=machine_checks" in told
 
 
 def test_one_job_runs_from_the_command_line(settings, objects, job_input, tmp_path):

@@ -4,6 +4,7 @@ import hashlib
 import json
 import threading
 import time
+from importlib.metadata import version
 
 import numpy as np
 import pytest
@@ -84,6 +85,7 @@ def test_a_job_is_done_from_bucket_to_bucket(job, short, tmp_path):
     result = job.source(short).run(**SMALL)
     started = json.loads(job.objects.get(job.document("started.json")))
     assert (started["runpod_job_id"], started["worker_id"]) == ("rp-1", "local")
+    assert started["version"] == version("reelbroker")
     assert Result.model_validate_json(job.objects.get(job.document("result.json"))) == result
     body = job.fetched(result, tmp_path / "out.mp4").read_bytes()
     assert (result.facts.bytes, result.facts.sha256) == (len(body), hashlib.sha256(body).hexdigest())

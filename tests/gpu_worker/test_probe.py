@@ -142,3 +142,12 @@ def test_a_finished_file_is_counted(big_buck_bunny):
     """Frames by packets, not by what the header claims."""
     facts = output_facts(big_buck_bunny)
     assert (facts.frames, facts.fps, facts.width, facts.audio_codec) == (132, 25.0, 1280, "aac")
+
+
+@pytest.mark.abuse
+def test_wide_pixels_count_as_what_they_become(tmp_path):
+    """320x240 pixels, each 60 times as wide as high, are frames of 19200x240."""
+    wide = make(tmp_path / "a.mp4", *PICTURE, "-vf", "setsar=60")
+    assert probe(wide).width == 19200
+    with pytest.raises(MediaTooLarge, match="19200x240"):
+        probe(wide, Limits(pixels=320 * 240))

@@ -2,8 +2,9 @@
 
 import pytest
 
-from gpu_worker.errors import SourceNotFound, StorageUnavailable
+from gpu_worker.errors import FileTooLarge, SourceNotFound, StorageUnavailable
 from gpu_worker.storage import open_bucket
+from tests.gpu_worker.footage import growing_at_most
 
 
 def test_what_is_uploaded_is_fetched(bucket, user_id, tmp_path):
@@ -38,3 +39,11 @@ def test_a_key_with_spaces_and_umlauts_is_a_key(bucket, user_id):
     """Names come from people."""
     bucket.write(f"{user_id}/uploads/clip ü 1.json", b"x")
     assert bucket.read(f"{user_id}/uploads/clip ü 1.json") == b"x"
+
+
+@pytest.mark.abuse
+def test_a_document_that_is_too_large_is_not_read(bucket, objects, user_id):
+    """Of 64 MiB, less than 16 arrive; an attempt's own documents have some hundred bytes."""
+    objects.put(f"{user_id}/stop.json", bytes(64 << 20))
+    with growing_at_most(16 << 20), pytest.raises(FileTooLarge, match="67108864 bytes; 1048576 are taken"):
+        bucket.read(f"{user_id}/stop.json")

@@ -146,6 +146,18 @@ def test_a_crop_may_touch_the_edge_but_not_leave_the_picture():
     assert first_keyframe_outside((inside,), 100, 50) is None
 
 
+@pytest.mark.parametrize(
+    ("width", "height", "fits"), [(7680, 4320, True), (7680, 4642, False), (7680, 7680, False)]
+)
+def test_an_output_is_no_larger_than_the_largest_of_h264(width, height, fits):
+    """No player has to play what is beyond level 6.2."""
+    params = {"output_width": width, "output_height": height}
+    if fits:
+        assert FramingParams.model_validate(params).output_height == height
+    else:
+        assert problems(params) == ["output_height"]
+
+
 @pytest.mark.parametrize("degrees", [0.0, 2.8e-17, 360.0, -360.0])
 def test_a_rotation_by_nothing_is_upright(degrees):
     """Editors send rounding errors for zero."""

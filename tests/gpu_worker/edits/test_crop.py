@@ -215,6 +215,6 @@ def test_a_gpu_makes_the_same_picture():
     noise = np.random.default_rng(3)
     frame = frame_of(*(noise.integers(0, 256, shape, np.uint8) for shape in ((72, 128), (36, 64), (36, 64))))
     box = Box(3.3, 1.7, 40.5, 66.1)
-    there = crop(frame_to_device(frame, torch.device("cuda")), box, 108, 192)
+    there = crop(frame_to_device(frame, torch.device("cuda", 0)), box, 108, 192)
     for a, b in zip(there.planes, crop(frame, box, 108, 192).planes, strict=True):
         assert (a.cpu().int() - b.int()).abs().max() <= 1

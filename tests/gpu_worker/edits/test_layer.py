@@ -1,11 +1,13 @@
 """A picture with transparency over frames: exact blending, fades, places."""
 
+import weakref
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from gpu_worker.edits.layer import layer_of
+from gpu_worker.edits.layer import TimedLayer, layer_of
 from gpu_worker.frames import Frame
 
 pytestmark = pytest.mark.editing
@@ -85,3 +87,22 @@ def test_the_frame_that_was_given_stays_as_it_was():
     frame = grey()
     layer_of(patch("#ffffffff"), (10, 12), SIZE, ALWAYS).draw(frame, 5.0)
     assert (frame.y.numpy() == 100).all()
+
+
+def test_a_layer_is_held_only_while_it_is_shown():
+    """It is made once, when its time begins, and let go of when it is over."""
+    made = []
+
+    def make():
+        layer = layer_of(patch("#ffffffff"), (10, 12), SIZE, (2.0, 4.0, 0.0))
+        made.append(weakref.ref(layer))
+        return layer
+
+    timed = TimedLayer(2.0, 4.0, 48, make)
+    frame = grey()
+    assert timed.draw(frame, 1.9) is frame
+    assert made == []
+    drawn = [timed.draw(frame, moment) for moment in (2.0, 3.0, 3.9)]
+    assert [one.y[14, 12].item() for one in drawn] == [235, 235, 235]
+    assert timed.draw(frame, 4.0) is frame
+    assert [layer() for layer in made] == [None]

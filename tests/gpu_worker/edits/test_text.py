@@ -1,9 +1,12 @@
 """Text as pictures: any script, any place, never wider than it may be."""
 
 import io
+import struct
+import zlib
 
 import numpy as np
 import pytest
+import structlog
 import torch
 from fontTools.fontBuilder import FontBuilder
 from fontTools.pens.ttGlyphPen import TTGlyphPen
@@ -12,9 +15,10 @@ from PIL import Image
 from gpu_worker.edits.caption import caption
 from gpu_worker.edits.fonts import Fonts
 from gpu_worker.edits.text import Ink, set_lines, shortened, text_layers, width_of, wrapped
-from gpu_worker.errors import InvalidParams
+from gpu_worker.errors import InvalidParams, MediaTooLarge
 from gpu_worker.frames import Frame
 from schemas.overlays import AnnotatedClip, TextLayer
+from tests.gpu_worker.footage import growing_at_most
 
 pytestmark = pytest.mark.editing
 
@@ -110,6 +114,99 @@ def test_a_png_that_is_none_is_named():
     """With the layer's index."""
     with pytest.raises(InvalidParams, match=r"text_layers\[0\]\.png_key"):
         layers({"png_key": "a.png"}, pngs={"a.png": b"GIF89a"})
+
+
+# ── what is too large ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def bomb(width, height):
+    """A PNG of some hundred bytes whose header promises that many pixels; its rows are missing."""
+
+    def chunk(name, body):
+        return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 6, 0, 0, 0)
+    parts = ((b"IHDR", header), (b"IDAT", zlib.compress(b"")), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts)
+
+
+DOT, LINE = png("#ffffffff", (1, 1)), png("#ffffffff", (1, 40_000))
+WHOLE = {"png_key": "a.png", "video_width": 1, "video_height": 1}
+TOO_LARGE = {
+    "letters": ({"text": "W" * 2000, "font_size": 1000}, None, InvalidParams),
+    "lines": ({"text": "W" * 2000, "font_size": 1000, "max_width": 1}, None, InvalidParams),
+    "letters-on-a-small-preview": (
+        {"text": "W", "font_size": 1000, "video_height": 0.001},
+        None,
+        InvalidParams,
+    ),
+    "outline": ({"text": "W", "font_size": 4, "outline_width": 50, "video_height": 0.5}, None, InvalidParams),
+    "scaled": (WHOLE | {"video_width": 0.005, "video_height": 0.02}, DOT, InvalidParams),
+    "scaled-by-way-of-a-larger-one": (
+        WHOLE | {"video_width": 0.5, "video_height": 60_000},
+        LINE,
+        InvalidParams,
+    ),
+    "header": ({"png_key": "a.png"}, bomb(30_000, 30_000), MediaTooLarge),
+    "header-that-pillow-takes": ({"png_key": "a.png"}, bomb(9_000, 9_000), MediaTooLarge),
+}
+
+
+@pytest.mark.abuse
+@pytest.mark.parametrize("name", TOO_LARGE)
+def test_a_layer_that_would_be_too_large_is_refused_before_it_is_made(name):
+    """It names the layer, and takes less than 32 MiB to find out."""
+    asked, body, error = TOO_LARGE[name]
+    with growing_at_most(32 << 20), pytest.raises(error, match=r"params\.text_layers\[1\]"):
+        layers({"text": "ok"}, asked, pngs={"a.png": body})
+
+
+@pytest.mark.abuse
+def test_layers_that_cover_too_much_together_are_refused():
+    """Each of them is legal. Shown one after the other, all of them are."""
+    body, asked = png("#ffffffff", (1, 1)), {"png_key": "a.png", "video_width": 2, "video_height": 1.2}
+
+    def measured(*starts):
+        each = [TextLayer(**asked, start_time=start, end_time=start + 1) for start in starts]
+        return text_layers(each, (7680, 4320), 10.0, {"a.png": body}, FONTS, CPU)
+
+    with growing_at_most(32 << 20):
+        assert len(measured(*range(200))) == 200
+        with pytest.raises(InvalidParams, match="those shown at 7 s cover"):
+            measured(1, 7, 7, 7)
+
+
+class CountingFonts(Fonts):
+    """Counts the characters that are measured."""
+
+    measured = 0
+
+    def runs(self, text, size, bold):
+        self.measured += len(text)
+        return super().runs(text, size, bold)
+
+
+@pytest.mark.abuse
+@pytest.mark.parametrize("room", [1, 100, 10_000])
+def test_a_long_word_is_broken_without_measuring_all_of_it_for_each_line(room):
+    """2000 letters: 20 times as many are measured at most. It was up to 2 million, 7 s for each layer of hundreds."""
+    fonts = CountingFonts()
+    assert "".join(wrapped("W" * 2000, INK, room, fonts)) == "W" * 2000
+    assert fonts.measured <= 40_000
+
+
+@pytest.mark.abuse
+def test_a_character_that_no_font_has_is_logged_once(tmp_path):
+    """It was logged each time that a line was measured: some 100,000 lines for one text."""
+    with structlog.testing.capture_logs() as logs:
+        wrapped("\U0010fffe" * 500, INK, 100, Fonts(tmp_path))
+    assert len([entry for entry in logs if entry["event"] == "no_glyph"]) == 1
+
+
+@pytest.mark.parametrize("font_size", [4, 1000])
+def test_letters_smaller_than_a_pixel_are_drawn_as_one(font_size):
+    """FreeType has none of less."""
+    assert layers({"text": "W", "font_size": font_size, "video_height": 65_536})[0].pixels > 0
 
 
 TEXTS = [

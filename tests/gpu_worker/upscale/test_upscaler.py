@@ -264,7 +264,7 @@ def test_crops_of_several_sizes_are_not_mixed(frames):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_a_gpu_makes_the_same_picture(frames):
     """In fp16 on the GPU against fp32 on the CPU: 50 dB and more."""
-    gpu = torch.device("cuda")
+    gpu = torch.device("cuda", 0)
     engine = Upscaler(load_model("realesr-animevideov3", NOWHERE), gpu)
     full = Upscaler(load_model("realesr-animevideov3", NOWHERE), CPU, torch.float32)
     assert engine.batch > 1
