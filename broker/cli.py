@@ -222,7 +222,9 @@ def sweep(
     with _told(), reading(settings.database_url) if dry_run else _writing(settings) as engine:
         retention = Retention(settings, JobStore(engine), open_bucket(settings))
         if dry_run:
-            _print([{"key": found.key, "bytes": found.bytes} for found in retention.removable()], as_json)
+            listed = [{"key": found.key, "bytes": found.bytes} for found in retention.removable()]
+            parts = [{"key": left.key, "bytes": None} for left in retention.unfinished()]
+            _print(listed + parts, as_json)
         else:
             console.print(f"{retention.sweep()} objects removed")
 

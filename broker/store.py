@@ -336,12 +336,23 @@ class JobStore:
                 keys.update(_keys_in(json.loads(row[2])))
         return keys
 
-    def uploads(self, user_id: str) -> set[str]:
-        """Returns the keys that the user was given URLs for, and that are not forgotten yet."""
+    def uploads(self, user_id: str) -> dict[str, int | None]:
+        """Returns the keys that the user was given URLs for, and that are not forgotten yet, with the size that was accepted."""
+        accepted = case((UPLOADS.c.completed_at.is_not(None), UPLOADS.c.bytes))
+        query = select(UPLOADS.c.key, accepted).where(UPLOADS.c.user_id == user_id)
         with self._engine.begin() as connection:
-            return set(
-                connection.execute(select(UPLOADS.c.key).where(UPLOADS.c.user_id == user_id)).scalars()
-            )
+            return {row[0]: row[1] for row in connection.execute(query)}
+
+    def refuse_upload(self, user_id: str, key: str, size: int) -> bool:
+        """Notes that an upload is larger than any may be.
+
+        Returns:
+            False where the object is none of our uploads, or was accepted with this size under an earlier limit.
+        """
+        was_accepted = and_(UPLOADS.c.completed_at.is_not(None), UPLOADS.c.bytes == size)
+        mine = update(UPLOADS).where(UPLOADS.c.user_id == user_id, UPLOADS.c.key == key, ~was_accepted)
+        with self._engine.begin() as connection:
+            return connection.execute(mine.values(bytes=size, completed_at=None)).rowcount > 0
 
     def flag(self, name: str) -> bool:
         """Whether an operator has switched something on."""

@@ -41,9 +41,10 @@ class Part(Wire):
 
 
 class UploadTicket(Wire):
-    """Where and how to PUT the file; name `video_key` as the job's `input_key` afterwards.
+    """Where and how to PUT the file, with `headers`; name `video_key` as the job's `input_key` afterwards.
 
-    `upload_url` is null where the file goes in `parts`, which are all of one size but the last.
+    `upload_url` is null where the file goes in `parts`, which are all of one size but the last, and where it has arrived. It takes
+    one file: 412 says that one is there, of an earlier try perhaps, so go on to `complete_url`, which checks its size.
     """
 
     upload_id: str
