@@ -15,6 +15,7 @@ from collections.abc import AsyncGenerator, Callable
 import structlog
 from starlette.concurrency import run_in_threadpool
 
+from broker import ids
 from broker.clock import DAY_MS, now_ms
 from broker.dispatch import DRAINING
 from broker.errors import AlreadyFinished, InvalidRequest, KeyReused, NotFound, NotRetryable, Unavailable
@@ -121,9 +122,7 @@ class JobService:
         now = self._clock()
         job = Job(
             **failed.model_dump(include=_OF_THE_REQUEST),
-            id=str(
-                uuid.uuid5(uuid.NAMESPACE_URL, f"{job_id}/retry")
-            ),  # so that there is one retry of each job
+            id=ids.derived("retry", failed.id),  # so that there is one retry of each job
             retry_of=failed.id,
             traceparent=traceparent,
             max_attempts=self._settings.max_attempts,

@@ -5,10 +5,12 @@ import asyncio
 import gc
 import json
 import tracemalloc
+import uuid
 
 import httpx
 import pytest
 
+from broker import ids
 from broker.store import JobStore
 from schemas.jobs import JobStatus
 from tests.broker.api.calls import JOB, on_one_database, submitted_ids, until
@@ -184,6 +186,43 @@ async def test_a_retry_is_one_new_job(client, provider, bucket):
     await until(client, where, lambda job: job["status"] == JobStatus.COMPLETE)
     assert (await client.post(f"{where}/retry")).status_code == 409
     assert (await client.post("/api/jobs/none/retry")).status_code == 404
+
+
+@pytest.mark.abuse
+async def test_no_user_can_take_an_id_that_another_will_need(settings, running, provider):
+    """The id of a retry, or of an older client's export, follows from what others may know: it cannot be put or sent by them."""
+    made, film = settings(), {"video": ("a.mp4", b"film", "video/mp4")}
+    fields = {"export_id": "export_1", "keyframes_json": json.dumps([KEYFRAME]), "target_fps": "30"}
+    async with running(made, provider) as client:
+        key = (await client.post("/api/keys", json={"user_id": "mallory"})).json()["key"]
+        mallory = {"Authorization": f"Bearer {key}"}
+        first = (await client.post("/api/jobs", json=JOB)).json()["job_id"]
+        await client.post(f"/api/jobs/{first}/cancel")
+        await until(client, f"/api/jobs/{first}", lambda job: job["status"] == "cancelled")
+        old = [
+            uuid.uuid5(uuid.NAMESPACE_URL, name) for name in (f"{first}/retry", f"{made.user_id}/export_1")
+        ]
+        new = [ids.derived("retry", first), ids.derived("export", made.user_id, "export_1")]
+        for taken in old:
+            assert (await client.put(f"/api/jobs/{taken}", json=JOB, headers=mallory)).status_code == 202
+        for wanted in new:
+            put = await client.put(f"/api/jobs/{wanted}", json=JOB, headers=mallory)
+            sent = await client.post(
+                "/api/export/upscale", data=fields | {"export_id": wanted}, files=film, headers=mallory
+            )
+            assert [(one.status_code, one.json()["errors"][0]["pointer"]) for one in (put, sent)] == [
+                (422, "/job_id"),
+                (422, "/export_id"),
+            ]
+        same = await client.post("/api/export/upscale", data=fields, files=film, headers=mallory)
+        retried = await client.post(f"/api/jobs/{first}/retry")
+        exported = await client.post("/api/export/upscale", data=fields, files=film)
+        assert [reply.status_code for reply in (same, retried, exported)] == [202, 202, 202]
+        assert same.json()["job_id"] != exported.json()["job_id"]
+        assert (await client.get("/api/exports/export_1/remote-status")).status_code == 200
+        assert (
+            await client.get(f"/api/exports/{exported.json()['job_id']}/remote-status")
+        ).status_code == 200
 
 
 async def test_a_quote_before_the_job_and_its_cost_afterwards(settings, running, provider, bucket):
