@@ -4,6 +4,7 @@ webhook targets in test_webhooks.py, forged calls of the provider in test_jobs.p
 import asyncio
 import gc
 import json
+import time
 import tracemalloc
 import uuid
 
@@ -11,6 +12,8 @@ import httpx
 import pytest
 
 from broker import ids
+from broker.errors import StorageError
+from broker.storage import Bucket
 from broker.store import JobStore
 from schemas.jobs import JobStatus
 from tests.broker.api.calls import JOB, on_one_database, submitted_ids, until
@@ -133,6 +136,71 @@ async def test_nobody_asks_for_more_video_than_a_days(settings, running, provide
         slow = JOB | {"params": {"end_time": 10, "segments": [{"start": 0, "end": 10, "speed": 0.25}]}}
         assert (await client.post("/api/jobs", json=slow)).status_code == 429  # 40 seconds of output
         assert (await client.post("/api/jobs", json=ten)).status_code == 202
+
+
+@pytest.mark.abuse
+async def test_a_burst_of_jobs_of_unknown_length_stays_within_a_day(settings, running, provider, bucket):
+    """Each counts by its file's size until its length is known, also by many at once, and the last what is left; a retry is no way round."""
+    made = settings(REELBROKER_MEDIA_SECONDS_PER_DAY="25")
+    bucket.write(f"{made.user_id}/a.mp4", b"x" * 400_000)  # ten seconds at most
+    provider.fault = refuse
+    async with running(made, provider) as client:
+        replies = await asyncio.gather(*(client.post("/api/jobs", json=JOB) for _ in range(20)))
+        assert sorted(reply.status_code for reply in replies) == [202] * 3 + [429] * 17
+        refused = next(reply.json() for reply in replies if reply.status_code == 429)
+        assert (refused["code"], "end_time" in refused["detail"]) == ("quota_exceeded", True)
+        one, *_ = await submitted_ids(client)
+        await client.post(f"/api/jobs/{one}/cancel")
+        await until(client, f"/api/jobs/{one}", lambda job: job["status"] == "cancelled")
+        replies = await asyncio.gather(*(client.post(f"/api/jobs/{one}/retry") for _ in range(5)))
+        assert {reply.status_code for reply in replies} == {202}
+        assert (await client.post("/api/jobs", json=JOB)).status_code == 429
+
+
+async def test_a_length_that_is_known_counts_in_place_of_the_guess(settings, running, provider, bucket):
+    """A file of 500 seconds at most may be one of 0.4 seconds: one at a time, a small quota takes many."""
+    made = settings(REELBROKER_MEDIA_SECONDS_PER_DAY="25")
+    bucket.write(f"{made.user_id}/a.mp4", b"x" * 20_000_000)
+    async with running(made, provider) as client:
+        for _ in range(3):
+            url = (await client.post("/api/jobs", json=JOB)).raise_for_status().headers["location"]
+            assert (await client.post("/api/jobs", json=JOB)).status_code == 429
+            assert (await client.post("/api/jobs", json=JOB | {"params": {"end_time": 1}})).status_code == 429
+            await until(client, url, lambda job: job["status"] == "processing")
+            Worker(bucket, list(provider.every.values())[-1]["sent"]).finish()
+            await until(client, url, lambda job: job["status"] == "complete")
+        assert (await client.post("/api/jobs", json=JOB | {"params": {"end_time": 23.7}})).status_code == 202
+
+
+@pytest.mark.abuse
+@pytest.mark.parametrize("trouble", ["missing", "away", "silent"])
+async def test_a_source_of_unknown_size_is_as_long_as_any_may_be(
+    settings, running, provider, bucket, monkeypatch, trouble
+):
+    """One that comes after its job, and one of a bucket that does not answer: the submit waits two seconds at most."""
+    made = settings(REELBROKER_MEDIA_SECONDS_PER_DAY="25")
+    provider.fault = refuse
+
+    def size(self, key):
+        if trouble == "silent":
+            time.sleep(5)
+        raise StorageError("away")
+
+    if trouble != "missing":
+        monkeypatch.setattr(Bucket, "size", size)
+    async with running(made, provider) as client:
+        began = time.monotonic()
+        job = {
+            **JOB,
+            "type": "multi_clip",
+            "input_key": None,
+            "params": {"clips": [{"input_key": "later.mp4"}]},
+        }
+        assert (await client.post("/api/jobs", json=job)).status_code == 202
+        assert time.monotonic() - began < 4
+        monkeypatch.undo()
+        if trouble != "missing":  # else the job has ended by now, since its file is not there
+            assert (await client.post("/api/jobs", json=JOB | {"params": {"end_time": 1}})).status_code == 429
 
 
 async def test_a_full_disk_takes_no_job_and_answers_all_else(settings, running, provider):
