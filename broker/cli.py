@@ -33,6 +33,7 @@ from broker.doctor import examine
 from broker.embedded.stack import Guest, Stack, run_until_signalled
 from broker.errors import BrokerError, StackError
 from broker.fleet import orphans
+from broker.plain import plain, plain_event
 from broker.retention import Retention
 from broker.settings import Settings
 from broker.storage import open_bucket
@@ -118,7 +119,8 @@ def up(
     try:
         asyncio.run(run_until_signalled(_up(Stack(folder, workers, port, origin or ()))))
     except StackError as error:
-        console.print(f"[red]The stack could not start:[/red] {error}", highlight=False)
+        told = escape(plain(str(error)))
+        console.print(f"[red]The stack could not start:[/red] {told}", highlight=False)
         raise typer.Exit(1) from None
 
 
@@ -150,7 +152,8 @@ def worker(
         try:
             asyncio.run(run_until_signalled(_join(folder)))
         except StackError as error:
-            console.print(f"[red]The worker could not join:[/red] {error}", highlight=False, soft_wrap=True)
+            told = escape(plain(str(error)))
+            console.print(f"[red]The worker could not join:[/red] {told}", highlight=False, soft_wrap=True)
             raise typer.Exit(1) from None
     elif missing := [name for name in WORKER_NEEDS if not os.environ.get(name)]:
         _refuse(f"not in the environment: {', '.join(missing)} (--folder joins a stack on this machine)")
@@ -219,7 +222,9 @@ def sweep(
     with _told(), reading(settings.database_url) if dry_run else _writing(settings) as engine:
         retention = Retention(settings, JobStore(engine), open_bucket(settings))
         if dry_run:
-            _print([{"key": found.key, "bytes": found.bytes} for found in retention.removable()], as_json)
+            listed = [{"key": found.key, "bytes": found.bytes} for found in retention.removable()]
+            parts = [{"key": left.key, "bytes": None} for left in retention.unfinished()]
+            _print(listed + parts, as_json)
         else:
             console.print(f"{retention.sweep()} objects removed")
 
@@ -235,11 +240,15 @@ def doctor(as_json: AsJson = False) -> None:
         if not as_json:
             mark = "[green]ok[/green]  " if found.ok else "[red]no[/red]  "
             console.print(
-                f"{mark}[bold]{found.what:24}[/bold] {escape(found.told)}", highlight=False, soft_wrap=True
+                f"{mark}[bold]{found.what:24}[/bold] {escape(plain(found.told))}",
+                highlight=False,
+                soft_wrap=True,
             )
             if not found.ok:
                 console.print(
-                    f"    {'':24} [yellow]{escape(found.mend)}[/yellow]", highlight=False, soft_wrap=True
+                    f"    {'':24} [yellow]{escape(plain(found.mend))}[/yellow]",
+                    highlight=False,
+                    soft_wrap=True,
                 )
     if as_json:
         print(json.dumps([asdict(found) for found in findings], indent=2))  # noqa: T201
@@ -257,7 +266,9 @@ def show_job(job_id: str, as_json: AsJson = False) -> None:
         return
     for name, value in story["job"].items():
         if value is not None:
-            console.print(f"[bold]{name:22}[/bold] {escape(str(value))}", highlight=False, soft_wrap=True)
+            console.print(
+                f"[bold]{name:22}[/bold] {escape(plain(str(value)))}", highlight=False, soft_wrap=True
+            )
     for part in ("attempts", "events"):
         console.print(f"\n[bold]{part}[/bold]")
         _print(story[part], as_json=False)
@@ -327,7 +338,7 @@ def _ask_broker(method: str, path: str, body: dict[str, Any] | None = None) -> A
             raise BrokerError(reply.json().get("detail", reply.text))
         return reply.json() if reply.content else None
     except (httpx.HTTPError, ValueError, BrokerError) as error:
-        told = f"[red]The broker at {url} did not do it:[/red] {error}"
+        told = f"[red]The broker at {url} did not do it:[/red] {escape(plain(str(error)))}"
         console.print(told, highlight=False, soft_wrap=True)
         raise typer.Exit(1) from None
 
@@ -362,7 +373,7 @@ def _told() -> Iterator[None]:
     try:
         yield
     except BrokerError as error:
-        console.print(f"[red]{error}[/red]", highlight=False, soft_wrap=True)
+        console.print(f"[red]{escape(plain(str(error)))}[/red]", highlight=False, soft_wrap=True)
         raise typer.Exit(1) from None
 
 
@@ -375,7 +386,7 @@ def _print(rows: list[dict[str, Any]], as_json: bool) -> None:
         return
     table = Table(*rows[0], box=None, pad_edge=False)
     for row in rows:
-        table.add_row(*("" if value is None else escape(str(value)) for value in row.values()))
+        table.add_row(*("" if value is None else escape(plain(str(value))) for value in row.values()))
     console.print(table, highlight=False, soft_wrap=not console.is_terminal)
 
 
@@ -387,6 +398,7 @@ def log_to_stderr(level: str = "INFO") -> None:
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.format_exc_info,
+            plain_event,
             structlog.processors.EventRenamer("action"),
             structlog.processors.LogfmtRenderer(
                 key_order=["timestamp", "level", "action"], drop_missing=True

@@ -95,6 +95,8 @@ class Ask:
     headers: Mapping[str, str] = field(default_factory=dict)
     params: Mapping[str, Any] = field(default_factory=dict)
     body: Slice | None = None
+    #: An answer that is no error here.
+    fine: int | None = None
     #: Where the answer's body goes instead of into memory.
     into: "Download | None" = None
 
@@ -170,7 +172,9 @@ def _upload(path: Path, name: str | None, told: Told | None) -> Flow[str]:
     ticket = _read(UploadTicket, (yield Ask("POST", "/api/videos/upload-url", json=body)))
     if ticket.upload_url is not None:
         headers = {**ticket.headers, "Content-Length": str(size)}
-        yield Ask("PUT", ticket.upload_url, headers=headers, body=Slice(path, 0, size, told))
+        # 412: it is there, from a try of which the answer was lost. `complete` checks it.
+        there, file = httpx.codes.PRECONDITION_FAILED, Slice(path, 0, size, told)
+        yield Ask("PUT", ticket.upload_url, headers=headers, body=file, fine=there)
     while ticket.parts:
         fresh_until = _now() + ticket.expires_in_seconds / 2
         for part in ticket.parts:
@@ -387,7 +391,7 @@ class Client(_Base):
                 reply = self._once(ask)
             except httpx.TransportError as trouble:
                 error = trouble
-            if reply is not None and not reply.is_error:
+            if reply is not None and (not reply.is_error or reply.status_code == ask.fine):
                 return reply
             if (pause := _pause(tried, reply)) is None:
                 raise error or _failure(reply)
@@ -494,7 +498,7 @@ class AsyncClient(_Base):
                 reply = await self._once(ask)
             except httpx.TransportError as trouble:
                 error = trouble
-            if reply is not None and not reply.is_error:
+            if reply is not None and (not reply.is_error or reply.status_code == ask.fine):
                 return reply
             if (pause := _pause(tried, reply)) is None:
                 raise error or _failure(reply)

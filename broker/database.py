@@ -49,6 +49,7 @@ def open_engine(database_url: str) -> Engine:
     if path is None:
         return _migrated(_postgres(database_url, pool_pre_ping=True))
     lock = _locked(path)
+    _make_private(path)
     engine = create_engine(
         database_url, pool_size=1, max_overflow=0, connect_args={"check_same_thread": False, "timeout": 5.0}
     )
@@ -94,6 +95,7 @@ def copy_database(database_url: str, target: Path) -> None:
         raise DatabaseError(f"there is no database at {path}")
     if target.exists():
         raise DatabaseError(f"{target} is there already")
+    _make_private(target)
     with contextlib.closing(_readonly(path)) as source, contextlib.closing(sqlite3.connect(target)) as copy:
         try:
             source.backup(copy)
@@ -157,16 +159,26 @@ def _readonly(path: Path) -> sqlite3.Connection:
 
 
 def _locked(path: Path) -> Any:
-    try:
-        lock = path.with_name(path.name + ".lock").open("w")
-    except OSError as error:
-        raise DatabaseError(f"{path} cannot be opened: {error.strerror}") from error
+    beside = path.with_name(path.name + ".lock")
+    _make_private(beside)
+    lock = beside.open("w")
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         lock.close()
         raise DatabaseInUse(f"{path} is in use by another process: a running broker, perhaps") from error
     return lock
+
+
+def _make_private(path: Path) -> None:
+    """Makes the file, where it is not there yet, for its owner alone; SQLite gives its `-wal` and `-shm` the same mode.
+
+    It holds the secrets of webhooks. The mode of a file that is there already is its operator's choice.
+    """
+    try:
+        path.touch(mode=0o600)
+    except OSError as error:
+        raise DatabaseError(f"{path} cannot be opened: {error.strerror}") from error
 
 
 def _prepare_sqlite(connection: Any, _record: Any) -> None:

@@ -7,7 +7,7 @@ grace period is the attempt fenced, and the next one begun.
 
 import json
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import structlog
 from starlette.concurrency import run_in_threadpool
@@ -87,13 +87,9 @@ class Dispatch:
             await self._hold_back(job)
             return
         asked = _worker_input(job, attempt)
-        sizes = {key: await self._evidence.size(job, key) for key in asked.video_keys}
-        missing = next((key for key, size in sizes.items() if size is None), None)
-        if missing is not None:
-            sentence = f"{missing}: The file is not in the bucket."
-            await self._moves.fail(job, attempt, ErrorCode.SOURCE_NOT_FOUND, sentence, "bucket")
+        source_bytes = await self._source_bytes(job, attempt, asked.video_keys)
+        if source_bytes is None:
             return
-        source_bytes = sum(size or 0 for size in sizes.values())
         settings = self._settings
         limits = deadlines(
             asked.params, source_bytes, settings.execution_timeout_seconds, settings.queue_timeout_seconds
@@ -126,6 +122,23 @@ class Dispatch:
             await self._moves.move(touched, "submit_unknown", changes)
         else:
             await self._adopt(touched, sending, runpod_job_id, "runpod:/run")
+
+    async def _source_bytes(self, job: Job, attempt: Attempt, keys: Iterable[str]) -> int | None:
+        """Returns the size of all sources together; None where one is not there or too large, and the job has ended so."""
+        most, total = self._settings.max_upload_bytes, 0
+        for key in keys:
+            size = await self._evidence.size(job, key)
+            if size is None:
+                code, sentence = ErrorCode.SOURCE_NOT_FOUND, f"{key}: The file is not in the bucket."
+            elif size > most and await self._moves.refuse_upload(job, key, size):
+                told = f"{key}: The file has {size} bytes; an upload may have {most}."
+                code, sentence = ErrorCode.FILE_TOO_LARGE, told
+            else:
+                total += size
+                continue
+            await self._moves.fail(job, attempt, code, sentence, "bucket")
+            return None
+        return total
 
     async def look_for_signs(self, job: Job, attempt: Attempt) -> None:
         """After a submit whose end is unknown: adopt the run that it started, or supersede it, but never repeat it."""

@@ -9,6 +9,7 @@ BrokerError
 │   ├── NotRetryable         a retry of a job that did not fail
 │   ├── IdTaken              the id that the client chose is in use elsewhere
 │   ├── KeyReused            an id or idempotency key came again with another request
+│   ├── FileTooLarge         an upload that is over the limit
 │   ├── UploadIncomplete     the file is not in the bucket, or not of the size announced
 │   ├── TooSlow              the body did not arrive in time
 │   ├── QuotaExceeded        one job more than the user may have
@@ -64,6 +65,10 @@ class AlreadyFinished(RequestError):
 
 class NotRetryable(RequestError):
     """Only a job that failed or was cancelled can be retried."""
+
+
+class FileTooLarge(RequestError):
+    """The file that a client uploaded is over the limit."""
 
 
 class UploadIncomplete(RequestError):

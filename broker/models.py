@@ -71,7 +71,9 @@ class JobFields(SQLModel):
     result: str | None = Field(default=None, sa_type=Text)  #: JSON of OutputFacts
     gpu_seconds: float | None = Field(default=None, sa_type=Float64)
     cost_usd: float | None = Field(default=None, sa_type=Float64)
-    media_seconds: float | None = Field(default=None, sa_type=Float64)  #: of output; None while not known
+    media_seconds: float | None = Field(
+        default=None, sa_type=Float64
+    )  #: of output; under a quota at most, until it is known
     retry_of: str | None = Field(default=None, sa_type=Text)
     traceparent: str | None = Field(
         default=None, sa_type=Text

@@ -127,6 +127,14 @@ class Moves:
         await self.end(job, attempt, "complete", changes, "bucket:result.json", gpu=result.gpu)
         await self._drop_temporary(job)
 
+    async def refuse_upload(self, job: Job, key: str, size: int) -> bool:
+        """Removes a file that is larger than an upload may be; False where it is no upload, so that no limit is for it."""
+        if not await run_in_threadpool(self._store.refuse_upload, job.user_id, key, size):
+            return False
+        await run_in_threadpool(self._bucket.delete, object_key(job.user_id, key))
+        log.warning("upload_refused", bytes=size)
+        return True
+
     async def _drop_temporary(self, job: Job) -> None:
         """Removes a file that came with the job; of a job that failed it stays a while, for a retry (retention.py)."""
         if job.input_key is None or not job.input_key.startswith(f"{TEMPORARY}/"):

@@ -5,11 +5,11 @@ Nothing fails merely for being old. What ends an attempt is evidence: the worker
 """
 
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from schemas.edits import ExportMode, Framing, MultiClipParams, OutputParams, SlowMotion
-from schemas.jobs import ErrorCode
+from schemas.jobs import ErrorCode, JobRequest
 from schemas.overlays import AnnotateParams
 
 #: How many attempts may fail with a code before the job does; `max_attempts` of all codes together bounds it further.
@@ -122,6 +122,25 @@ def output_seconds(params: OutputParams, source_seconds: float | None = None) ->
     lengths = [_shown_seconds(clip, source_seconds) for clip in clips if isinstance(clip, Framing)]
     known = [length for length in lengths if length is not None]
     return sum(known) if len(known) == len(lengths) else None
+
+
+def longest_output(asked: JobRequest, sizes: Mapping[str, int | None]) -> float:
+    """Returns what the result of a job that names no end may have in seconds at most, by the bytes of its sources.
+
+    Args:
+        sizes: by key; one that is missing, or None, is as long as any may be.
+    """
+    params = asked.params
+    clips = params.clips if isinstance(params, MultiClipParams) else (params,)
+    total = 0.0
+    for clip in clips:
+        size = sizes.get(getattr(clip, "input_key", None) or asked.input_key or "")
+        source = LONGEST_SOURCE_SECONDS if size is None else size / SLOWEST_BYTES_PER_SECOND
+        shown = (
+            _shown_seconds(clip, min(source, LONGEST_SOURCE_SECONDS)) if isinstance(clip, Framing) else 0.0
+        )
+        total += shown or 0.0
+    return total
 
 
 def _shown_seconds(clip: Framing, source_seconds: float | None) -> float | None:

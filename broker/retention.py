@@ -4,8 +4,9 @@
 |---|---|
 | `jobs/{job}/{attempt}/…` | its job ended a while ago: the documents have done their work |
 | `final_videos/…` | its job ended a while ago and points to another output, or to none |
-| `uploads/…` | this database knows the upload, it has lain there a while, and no job ever named it |
+| `uploads/…` | this database knows the upload, it has lain there a while, and no job ever named it; or it is larger than any may be |
 | `temp/…` | it has lain there a while, and no job needs it: all that named it ended a while ago |
+| parts in `uploads/` and `temp/` | their upload was begun a while ago, and is not complete |
 
 Of a job or an upload that the database does not know nothing is removed: the database may be older than the bucket, or another one.
 """
@@ -20,7 +21,7 @@ from starlette.concurrency import run_in_threadpool
 from broker.clock import DAY_MS, now_ms
 from broker.models import Job
 from broker.settings import Settings
-from broker.storage import Bucket, Found
+from broker.storage import Bucket, Found, Unfinished
 from broker.store import JobStore
 from schemas.keys import TEMPORARY, object_key
 
@@ -43,7 +44,11 @@ class Retention:
         self._clock = clock
         self._closed = asyncio.Event()
         self._documents_ms = int(settings.keep_documents_days * DAY_MS)
+        self._most_bytes = settings.max_upload_bytes
         self._uploads_ms = int(settings.keep_uploads_days * DAY_MS)
+        # URLs are given until an upload is that old, a file may come until the last of them is dead, and lies for that time
+        # again: only then is it forgotten that the file is an upload, and so to be removed.
+        self._noted_ms = 2 * self._uploads_ms + settings.url_lifetime_seconds * 1000 + DAY_MS
 
     def removable(self) -> Iterator[Found]:
         """Yields what a sweep would remove now."""
@@ -61,9 +66,22 @@ class Retention:
                 return count
             self._bucket.delete(found.key)
             count += 1
-        # Uploads are noted for longer than they lie there: that is how their users are known.
-        self._store.forget(self._clock() - KEYS_DAYS * DAY_MS, self._clock() - 2 * self._uploads_ms)
+        for left in self.unfinished():
+            if self._closed.is_set():
+                return count
+            self._bucket.drop_parts(left.key, left.multipart_id)
+            count += 1
+        self._store.forget(self._clock() - KEYS_DAYS * DAY_MS, self._clock() - self._noted_ms)
         return count
+
+    def unfinished(self) -> Iterator[Unfinished]:
+        """Yields the uploads of which a sweep would remove the parts now; the bucket's own rule may have done so before."""
+        before = self._clock() - self._uploads_ms
+        for user_id in self._store.users():
+            for folder in ("uploads", TEMPORARY):
+                for left in self._bucket.unfinished(object_key(user_id, f"{folder}/")):
+                    if left.begun_at < before:
+                        yield left
 
     def close(self) -> None:
         """Has `run` return, with a sweep that was begun cut short."""
@@ -98,10 +116,13 @@ class Retention:
     def _abandoned_uploads(self, user_id: str) -> Iterator[Found]:
         known = self._store.uploads(user_id)
         old = list(self._old(user_id, "uploads", self._uploads_ms))
-        unused = known - self._store.keys_in_use(
-            user_id
-        )  # asked for last: a job that came in meanwhile counts
-        return (found for found in old if found.key.removeprefix(object_key(user_id, "")) in unused)
+        # Asked for last: a job that came in meanwhile counts.
+        in_use = self._store.keys_in_use(user_id)
+        for found in old:
+            key = found.key.removeprefix(object_key(user_id, ""))
+            is_refused = found.bytes > self._most_bytes and found.bytes != known.get(key)
+            if key in known and (key not in in_use or is_refused):
+                yield found
 
     def _left_over(self, user_id: str) -> Iterator[Found]:
         since = self._clock() - self._documents_ms

@@ -10,18 +10,31 @@ import binascii
 import hashlib
 import json
 import uuid
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import suppress
 
+import anyio
 import structlog
+from anyio import to_thread
+from pydantic import ValidationError
 from starlette.concurrency import run_in_threadpool
 
+from broker import ids
 from broker.clock import DAY_MS, now_ms
 from broker.dispatch import DRAINING
-from broker.errors import AlreadyFinished, InvalidRequest, KeyReused, NotFound, NotRetryable, Unavailable
+from broker.errors import (
+    AlreadyFinished,
+    InvalidRequest,
+    KeyReused,
+    NotFound,
+    NotRetryable,
+    StorageError,
+    Unavailable,
+)
 from broker.events import EventHub
 from broker.limits import DiskSpace
 from broker.models import Job
-from broker.policy import output_seconds
+from broker.policy import longest_output, output_seconds
 from broker.pricing import quote
 from broker.reconciler import Reconciler
 from broker.settings import Settings
@@ -35,6 +48,8 @@ log = structlog.get_logger(__name__)
 
 #: From how many jobs like it a quote is made.
 ALIKE = 50
+#: How long a submit may take to learn the sizes of its sources.
+LOOK_SECONDS = 2.0
 
 
 class JobService:
@@ -103,7 +118,7 @@ class JobService:
             created_at=now,
             due_at=now,
         )
-        return await self._add(job, key)
+        return await self._add(job, request, key)
 
     async def retry(self, user_id: str, job_id: str, traceparent: str | None = None) -> tuple[Job, bool]:
         """Sends a job that failed once more, as a new job; asking again returns the same one.
@@ -119,22 +134,26 @@ class JobService:
                 f"Only a job that failed or was cancelled is retried; this one is {failed.status}."
             )
         now = self._clock()
+        request = _request_of(failed)
         job = Job(
             **failed.model_dump(include=_OF_THE_REQUEST),
-            id=str(
-                uuid.uuid5(uuid.NAMESPACE_URL, f"{job_id}/retry")
-            ),  # so that there is one retry of each job
+            # What was counted for the job that failed may have been a guess.
+            media_seconds=output_seconds(request.params),
+            id=ids.derived("retry", failed.id),  # so that there is one retry of each job
             retry_of=failed.id,
             traceparent=traceparent,
             max_attempts=self._settings.max_attempts,
             created_at=now,
             due_at=now,
         )
-        return await self._add(job, None)
+        return await self._add(job, request, None)
 
-    async def _add(self, job: Job, key: str | None) -> tuple[Job, bool]:
+    async def _add(self, job: Job, request: JobRequest, key: str | None) -> tuple[Job, bool]:
         settings = self._settings
-        quota = Quota(settings.max_open_jobs, settings.media_seconds_per_day, job.created_at - DAY_MS)
+        allowed, longest = settings.media_seconds_per_day, 0.0
+        if allowed is not None and job.media_seconds is None:
+            longest = longest_output(request, await self._sizes(job.user_id, request.video_keys))
+        quota = Quota(settings.max_open_jobs, allowed, job.created_at - DAY_MS, longest)
         try:
             self.check_open()
             stored = await run_in_threadpool(self._store.add, job, key, quota)
@@ -149,6 +168,15 @@ class JobService:
         if stored is job:
             log.info("accepted", job_id=job.id, type=job.type)
         return stored, stored is not job
+
+    async def _sizes(self, user_id: str, keys: Sequence[str]) -> dict[str, int | None]:
+        """Returns the sizes of a user's objects, as far as the bucket tells them at once: a submit does not wait for it."""
+        sizes: dict[str, int | None] = {}
+        with suppress(StorageError), anyio.move_on_after(LOOK_SECONDS):
+            for key in keys:
+                whole = object_key(user_id, key)
+                sizes[key] = await to_thread.run_sync(self._bucket.size, whole, abandon_on_cancel=True)
+        return sizes
 
     def check_open(self) -> None:
         """Raises Unavailable while no job is taken."""
@@ -293,6 +321,15 @@ class JobService:
         return self._reconciler.dispatch.draining
 
 
+def _request_of(job: Job) -> JobRequest:
+    """Returns what was asked for, or raises NotRetryable where this release would not take it any more."""
+    try:
+        return JobRequest(type=job.type, input_key=job.input_key, params=json.loads(job.params))
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise NotRetryable(f"The job cannot be sent again as it is: {first['msg']}.") from error
+
+
 _OF_THE_REQUEST = {
     "user_id",
     "project_id",
@@ -301,7 +338,6 @@ _OF_THE_REQUEST = {
     "input_key",
     "params",
     "meta",
-    "media_seconds",
     "fingerprint",
 }
 

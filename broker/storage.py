@@ -5,7 +5,7 @@ All methods but the presigning ones block on the network; callers run them in a 
 """
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 CONNECT_SECONDS, READ_SECONDS = 5, 20
 _MISSING = {"404", "NoSuchKey", "NotFound", "NoSuchUpload"}
 _MISSING |= {"NoSuchCORSConfiguration", "NoSuchLifecycleConfiguration"}
+#: What boto3 calls the headers that a presigned PUT may be bound to.
+_PARAMS = {"Content-Type": "ContentType", "If-None-Match": "IfNoneMatch"}
 #: The name of our rules among the bucket's.
 RULE = "reelbroker"
 
@@ -46,6 +48,15 @@ class ArrivedPart:
 
     bytes: int
     etag: str
+
+
+@dataclass(frozen=True)
+class Unfinished:
+    """A multipart upload that was begun."""
+
+    key: str
+    multipart_id: str
+    begun_at: int  #: milliseconds since the epoch
 
 
 class Bucket:
@@ -79,13 +90,19 @@ class Bucket:
             ExpiresIn=seconds,
         )
 
-    def presigned_put(self, key: str, content_type: str, seconds: int, length: int | None = None) -> str:
-        """Returns a URL that takes one PUT of `key` with exactly this content type and, if given, exactly so many bytes."""
-        exactly: dict[str, Any] = {} if length is None else {"ContentLength": length}
+    def presigned_put(
+        self, key: str, seconds: int, headers: Mapping[str, str], length: int | None = None
+    ) -> str:
+        """Returns a URL that takes a PUT of `key` with exactly these headers and, if given, exactly so many bytes.
+
+        Args:
+            headers: `Content-Type`; with `If-None-Match: *` the URL takes no second file: 412 says that one is there.
+        """
+        signed: dict[str, Any] = {_PARAMS[name]: value for name, value in headers.items()}
+        if length is not None:
+            signed["ContentLength"] = length
         return self._client.generate_presigned_url(
-            "put_object",
-            Params={"Bucket": self._name, "Key": key, "ContentType": content_type, **exactly},
-            ExpiresIn=seconds,
+            "put_object", Params={"Bucket": self._name, "Key": key, **signed}, ExpiresIn=seconds
         )
 
     def begin_parts(self, key: str, content_type: str) -> str:
@@ -139,6 +156,17 @@ class Bucket:
         """Forgets a multipart upload and what has arrived of it."""
         with self._answers("DELETE", key):
             self._client.abort_multipart_upload(Bucket=self._name, Key=key, UploadId=multipart_id)
+
+    def unfinished(self, prefix: str) -> Iterator[Unfinished]:
+        """Yields the multipart uploads below a prefix that are neither complete nor dropped."""
+        with self._answers("LIST", prefix):
+            pages = self._client.get_paginator("list_multipart_uploads").paginate(
+                Bucket=self._name, Prefix=prefix
+            )
+            for page in pages:
+                for item in page.get("Uploads", []):
+                    begun_at = int(item["Initiated"].timestamp() * 1000)
+                    yield Unfinished(item["Key"], item["UploadId"], begun_at)
 
     def set_up(self, origins: Sequence[str]) -> None:
         """Lets web pages of these origins put and get by presigned URL, and has unfinished multipart uploads removed after a day.

@@ -83,11 +83,15 @@ class JobFilter:
 
 @dataclass(frozen=True)
 class Quota:
-    """What one user may have: open jobs at once, and seconds of output among those asked for since a moment."""
+    """What one user may have: open jobs at once, and seconds of output among those asked for since a moment.
+
+    `longest` is what a job of unknown length counts until it is complete, as far as so much is left.
+    """
 
     open_jobs: int
     media_seconds: float | None
     since: int
+    longest: float = 0.0
 
 
 class JobStore:
@@ -134,9 +138,11 @@ class JobStore:
         """
         try:
             with self._engine.begin() as connection:
+                counted = job.media_seconds
                 if quota is not None:
-                    _check_quota(connection, job, quota)
-                connection.execute(insert(JOBS).values(job.model_dump(mode="json")))
+                    counted = _check_quota(connection, job, quota)
+                row = job.model_dump(mode="json") | {"media_seconds": counted}
+                connection.execute(insert(JOBS).values(row))
                 event = _add_event(connection, job, "accepted", {"status": job.status, "phase": job.phase})
                 if key is not None:
                     values = {"user_id": job.user_id, "key": key, "job_id": job.id}
@@ -336,12 +342,23 @@ class JobStore:
                 keys.update(_keys_in(json.loads(row[2])))
         return keys
 
-    def uploads(self, user_id: str) -> set[str]:
-        """Returns the keys that the user was given URLs for, and that are not forgotten yet."""
+    def uploads(self, user_id: str) -> dict[str, int | None]:
+        """Returns the keys that the user was given URLs for, and that are not forgotten yet, with the size that was accepted."""
+        accepted = case((UPLOADS.c.completed_at.is_not(None), UPLOADS.c.bytes))
+        query = select(UPLOADS.c.key, accepted).where(UPLOADS.c.user_id == user_id)
         with self._engine.begin() as connection:
-            return set(
-                connection.execute(select(UPLOADS.c.key).where(UPLOADS.c.user_id == user_id)).scalars()
-            )
+            return {row[0]: row[1] for row in connection.execute(query)}
+
+    def refuse_upload(self, user_id: str, key: str, size: int) -> bool:
+        """Notes that an upload is larger than any may be.
+
+        Returns:
+            False where the object is none of our uploads, or was accepted with this size under an earlier limit.
+        """
+        was_accepted = and_(UPLOADS.c.completed_at.is_not(None), UPLOADS.c.bytes == size)
+        mine = update(UPLOADS).where(UPLOADS.c.user_id == user_id, UPLOADS.c.key == key, ~was_accepted)
+        with self._engine.begin() as connection:
+            return connection.execute(mine.values(bytes=size, completed_at=None)).rowcount > 0
 
     def flag(self, name: str) -> bool:
         """Whether an operator has switched something on."""
@@ -412,7 +429,8 @@ def _add_event(connection: Connection, job: Job, kind: str, data: Mapping[str, A
     return event
 
 
-def _check_quota(connection: Connection, job: Job, quota: Quota) -> None:
+def _check_quota(connection: Connection, job: Job, quota: Quota) -> float | None:
+    """Returns the seconds that the job counts, or raises QuotaExceeded."""
     if connection.dialect.name == "postgresql":  # on SQLite, one transaction is at it anyway
         connection.execute(select(func.pg_advisory_xact_lock(func.hashtext(job.user_id))))
     mine = JOBS.c.user_id == job.user_id
@@ -420,10 +438,17 @@ def _check_quota(connection: Connection, job: Job, quota: Quota) -> None:
     if connection.execute(running).scalar_one() >= quota.open_jobs:
         raise QuotaExceeded(f"You have {quota.open_jobs} open jobs, as many as you may have at once.")
     if quota.media_seconds is None:
-        return
+        return job.media_seconds
     kept = JOBS.c.status.in_((*OPEN, JobStatus.COMPLETE.value))
     seconds = select(func.coalesce(func.sum(JOBS.c.media_seconds), 0.0)).where(
         mine, kept, JOBS.c.created_at >= quota.since
     )
-    if connection.execute(seconds).scalar_one() + (job.media_seconds or 0.0) > quota.media_seconds:
-        raise QuotaExceeded(f"You have asked for {quota.media_seconds:g} seconds of video within a day.")
+    left = quota.media_seconds - connection.execute(seconds).scalar_one()
+    # A job of unknown length takes what is left, and no more: a large file of a short video would be refused for ever.
+    counted = min(quota.longest, left) if job.media_seconds is None else job.media_seconds
+    if left <= 0 or counted > left:
+        told = f"You have asked for {quota.media_seconds:g} seconds of video within a day."
+        raise QuotaExceeded(
+            f"{told} A job that names no `end_time` counts by its file's size until it is complete."
+        )
+    return counted

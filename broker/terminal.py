@@ -29,6 +29,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from broker.client import Client, ClientError
+from broker.plain import plain
 from schemas.jobs import JobRequest, JobStatus, JobType, JobView
 
 console = Console()
@@ -103,7 +104,7 @@ def list_jobs(
     table = Table(*whole, "message", box=None, pad_edge=False)
     for job in found:
         status = f"{job.status} {job.progress} %" if job.status is JobStatus.PROCESSING else job.status
-        told = Text(job.message, no_wrap=True, overflow="ellipsis")
+        told = Text(plain(job.message), no_wrap=True, overflow="ellipsis")
         table.add_row(job.job_id, job.type, status, _age(job.created_at), told)
     shown = console if console.is_terminal else Console(width=WIDE)
     shown.print(table if found else "none", highlight=False)
@@ -158,7 +159,7 @@ def upload(video: Path, as_json: AsJson = False) -> None:
         _wrong(f"there is no file {video}")
     with _broker() as client:
         key = _put(client, video, as_json)
-    print(json.dumps({"video_key": key}) if as_json else key)  # noqa: T201
+    print(json.dumps({"video_key": key}) if as_json else plain(key))  # noqa: T201
 
 
 def download(job_id: str, output: Path, as_json: AsJson = False) -> None:
@@ -192,7 +193,7 @@ def _broker() -> Iterator[Client]:
             yield client
     except (ClientError, httpx.HTTPError, OSError) as error:
         told = f"{url}: {error}" if isinstance(error, httpx.HTTPError) else str(error)
-        print(told, file=sys.stderr)  # noqa: T201
+        print(plain(told), file=sys.stderr)  # noqa: T201
         raise typer.Exit(1) from None
     except KeyboardInterrupt:
         raise typer.Exit(130) from None
@@ -200,21 +201,23 @@ def _broker() -> Iterator[Client]:
 
 def _put(client: Client, video: Path, quiet: bool) -> str:
     with _bar(quiet, DownloadColumn()) as bar:
-        task = bar.add_task(f"Uploading {video.name}", total=video.stat().st_size)
+        task = bar.add_task(f"Uploading {plain(video.name)}", total=video.stat().st_size)
         return client.upload(video, told=lambda count: bar.advance(task, count))
 
 
 def _fetch(client: Client, job: JobView, output: Path, quiet: bool) -> None:
     with _bar(quiet, DownloadColumn()) as bar:
-        task = bar.add_task(f"Downloading {output.name}", total=job.result.bytes if job.result else None)
+        task = bar.add_task(
+            f"Downloading {plain(output.name)}", total=job.result.bytes if job.result else None
+        )
         client.download(job, output, told=lambda count: bar.advance(task, count))
 
 
 def _follow(client: Client, job: JobView, quiet: bool) -> JobView:
     with _bar(quiet, TaskProgressColumn(), TimeElapsedColumn()) as bar:
-        task = bar.add_task(job.message, total=100)
+        task = bar.add_task(plain(job.message), total=100)
         for seen in client.watch(job.job_id):
-            bar.update(task, description=seen.message, completed=seen.progress)
+            bar.update(task, description=plain(seen.message), completed=seen.progress)
             job = seen
     return job
 
@@ -226,7 +229,7 @@ def _bar(quiet: bool, *columns: Any) -> Progress:
 
 def _tell(job: JobView, as_json: bool) -> None:
     if as_json:
-        print(job.model_dump_json(indent=2))  # noqa: T201
+        print(json.dumps(job.model_dump(mode="json"), indent=2))  # noqa: T201
         return
     told = f"{job.job_id}  {job.status}"
     if job.error is not None:
@@ -236,7 +239,7 @@ def _tell(job: JobView, as_json: bool) -> None:
         told += f": {facts.width}x{facts.height}, {facts.duration_seconds:.2f} s, {facts.bytes:,} bytes"
     if job.cost_usd is not None:
         told += f", {job.cost_usd:.4f} USD"
-    console.print(told, highlight=False, soft_wrap=True, markup=False)
+    console.print(plain(told), highlight=False, soft_wrap=True, markup=False)
 
 
 def _age(since: str) -> str:
@@ -291,5 +294,5 @@ def _checked(fields: dict[str, Any]) -> JobRequest:
 
 
 def _wrong(sentence: str) -> NoReturn:
-    print(sentence, file=sys.stderr)  # noqa: T201
+    print(plain(sentence), file=sys.stderr)  # noqa: T201
     raise typer.Exit(2)

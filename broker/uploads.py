@@ -6,17 +6,18 @@ goes on with the parts that are missing, from wherever it is asked for again.
 
 import uuid
 from collections.abc import Callable
+from pathlib import PurePosixPath
 
-from sqlalchemy import Engine, delete, insert, select, update
+from sqlalchemy import Engine, insert, select, update
 from starlette.concurrency import run_in_threadpool
 
-from broker.clock import now_ms
-from broker.errors import BodyTooLarge, InvalidRequest, NotFound, UploadIncomplete
+from broker.clock import DAY_MS, now_ms
+from broker.errors import BodyTooLarge, FileTooLarge, InvalidRequest, NotFound, UploadIncomplete
 from broker.models import UploadRow, table
 from broker.settings import Settings
 from broker.storage import ArrivedPart, Bucket
 from broker.store import JobStore
-from schemas.keys import TEMPORARY, object_key
+from schemas.keys import MAX_NAME_BYTES, TEMPORARY, object_key
 from schemas.uploads import MAX_PARTS, DownloadUrl, Part, Uploaded, UploadRequest, UploadTicket
 
 UPLOADS = table("uploads")
@@ -25,6 +26,10 @@ IN_PARTS_FROM = 100_000_000
 PART_BYTES = 16 * 2**20
 #: How many URLs are signed at once; ask again for those of the further parts.
 PARTS_AT_ONCE = 100
+#: What is noted of an upload that was dropped. It stays known, since its URL may still be good: the sweep removes what comes.
+DROPPED = 0
+#: What is kept of a suffix where a name is too long.
+MAX_SUFFIX_BYTES = 16
 
 
 class IncomingFile:
@@ -112,7 +117,7 @@ class UploadService:
         upload = UploadRow(
             id=upload_id,
             user_id=user_id,
-            key=f"uploads/{upload_id}/{request.filename}",
+            key=f"uploads/{upload_id}/{_shortened(request.filename)}",
             content_type=request.content_type,
             bytes=request.bytes,
             created_at=self._clock(),
@@ -120,14 +125,35 @@ class UploadService:
         if request.bytes is not None and request.bytes >= IN_PARTS_FROM:
             whole = object_key(user_id, upload.key)
             upload.multipart_id = self._bucket.begin_parts(whole, upload.content_type)
-        ticket = self._ticket(upload)
+        # An older client puts with its content type alone; it is known by the field that it sends.
+        ticket = self._ticket(upload, once="job_id" not in request.model_fields_set)
         with self._engine.begin() as connection:
             connection.execute(insert(UPLOADS).values(upload.model_dump()))
         return ticket
 
     async def resume(self, user_id: str, upload_id: str) -> UploadTicket:
-        """Returns fresh URLs for what has not arrived yet, or raises NotFound."""
-        return await run_in_threadpool(lambda: self._ticket(self._upload(user_id, upload_id)))
+        """Returns fresh URLs for what has not arrived yet.
+
+        Raises:
+            NotFound: no such upload, or one that was begun too long ago.
+            FileTooLarge: it has arrived, and was refused.
+        """
+        return await run_in_threadpool(self._resume, user_id, upload_id)
+
+    def _resume(self, user_id: str, upload_id: str) -> UploadTicket:
+        upload = self._upload(user_id, upload_id)
+        if upload.completed_at is None:
+            # Later the sweep has forgotten the upload before its URL is dead, and so would not find the file.
+            if upload.created_at < self._clock() - self._settings.keep_uploads_days * DAY_MS:
+                raise NotFound(f"The upload {upload_id[:64]} is too old; begin another one.")
+            self._check_size(upload, upload.bytes or 0)
+        return self._ticket(upload, has_arrived=self._is_there(upload))
+
+    def _is_there(self, upload: UploadRow) -> bool:
+        """Whether a file that goes in one PUT has arrived: then no URL takes another."""
+        if upload.completed_at is not None or upload.multipart_id is not None:
+            return False
+        return self._bucket.size(object_key(upload.user_id, upload.key)) is not None
 
     async def complete(self, user_id: str, upload_id: str) -> Uploaded:
         """Sees to it that the whole file is in the bucket; asking again is fine.
@@ -135,6 +161,7 @@ class UploadService:
         Raises:
             NotFound: no such upload.
             UploadIncomplete: says what is missing.
+            FileTooLarge: the file is removed.
         """
         return await run_in_threadpool(self._complete, user_id, upload_id)
 
@@ -149,6 +176,8 @@ class UploadService:
                     raise UploadIncomplete(f"{len(missing)} parts are missing; the first is part {first}.")
                 self._bucket.join_parts(key, upload.multipart_id, arrived)
         size = self._bucket.size(key)
+        if upload.completed_at is None:
+            self._check_size(upload, max(size or 0, upload.bytes or 0))
         if size is None:
             raise UploadIncomplete("The file is not in the bucket.")
         if upload.bytes not in (None, size):
@@ -157,6 +186,15 @@ class UploadService:
             done = update(UPLOADS).where(UPLOADS.c.id == upload_id, UPLOADS.c.completed_at.is_(None))
             connection.execute(done.values(completed_at=self._clock(), bytes=size))
         return Uploaded(upload_id=upload_id, video_key=upload.key, bytes=size)
+
+    def _check_size(self, upload: UploadRow, size: int) -> None:
+        """Removes a file that is over the limit, and raises FileTooLarge; no more URLs are given for it."""
+        most = self._settings.max_upload_bytes
+        if size <= most:
+            return
+        self._store.refuse_upload(upload.user_id, upload.key, size)
+        self._bucket.delete(object_key(upload.user_id, upload.key))
+        raise FileTooLarge(f"The file has {size} bytes, and may have {most} at most. It is removed.")
 
     async def abandon(self, user_id: str, upload_id: str) -> None:
         """Drops what has arrived of an upload that is not complete; a complete one stays. Raises NotFound."""
@@ -172,7 +210,7 @@ class UploadService:
         elif upload.key not in self._store.keys_in_use(user_id):
             self._bucket.delete(key)
         with self._engine.begin() as connection:
-            connection.execute(delete(UPLOADS).where(UPLOADS.c.id == upload_id))
+            connection.execute(update(UPLOADS).where(UPLOADS.c.id == upload_id).values(bytes=DROPPED))
 
     def incoming(self, user_id: str) -> IncomingFile:
         """Returns a file to write into: a temporary one, which goes with the job that it is for."""
@@ -192,19 +230,19 @@ class UploadService:
         query = select(UPLOADS).where(UPLOADS.c.id == upload_id, UPLOADS.c.user_id == user_id)
         with self._engine.begin() as connection:
             row = connection.execute(query).mappings().first()
-        if row is None:
+        if row is None or (row["bytes"] == DROPPED and row["completed_at"] is None):
             raise NotFound(f"There is no upload {upload_id[:64]}.")
         return UploadRow(**row)
 
-    def _ticket(self, upload: UploadRow) -> UploadTicket:
+    def _ticket(self, upload: UploadRow, once: bool = True, has_arrived: bool = False) -> UploadTicket:
         seconds = self._settings.url_lifetime_seconds
         key = object_key(upload.user_id, upload.key)
         url, headers, parts = None, {}, []
-        if upload.completed_at is not None:
+        if upload.completed_at is not None or has_arrived:
             pass
         elif upload.multipart_id is None:
-            url = self._bucket.presigned_put(key, upload.content_type, seconds, upload.bytes)
-            headers = {"Content-Type": upload.content_type}
+            headers = {"Content-Type": upload.content_type} | ({"If-None-Match": "*"} if once else {})
+            url = self._bucket.presigned_put(key, seconds, headers, upload.bytes)
         else:
             multipart_id, missing = self._still_missing(upload, key, upload.multipart_id)
             parts = [self._part(key, multipart_id, *part, seconds) for part in missing[:PARTS_AT_ONCE]]
@@ -237,6 +275,15 @@ class UploadService:
     def _part(self, key: str, multipart_id: str, number: int, offset: int, length: int, seconds: int) -> Part:
         url = self._bucket.presigned_part(key, multipart_id, number, length, seconds)
         return Part(number=number, offset=offset, bytes=length, upload_url=url)
+
+
+def _shortened(filename: str) -> str:
+    """Returns a name that is no longer than a part of a key may be, with its suffix, cut between two characters."""
+    if len(filename.encode()) <= MAX_NAME_BYTES:
+        return filename
+    suffix = PurePosixPath(filename).suffix.encode()[:MAX_SUFFIX_BYTES]
+    stem = filename.encode()[: MAX_NAME_BYTES - len(suffix)]
+    return stem.decode(errors="ignore") + suffix.decode(errors="ignore")
 
 
 def _plan(upload: UploadRow) -> list[tuple[int, int, int]]:

@@ -52,8 +52,8 @@ AT_ONCE_EACH = 2
 Resolve = Callable[[str, int], Awaitable[Sequence[str]]]
 #: Threads of their own: a DNS that does not answer must not hold up names that others want.
 _NAMES = ThreadPoolExecutor(4, thread_name_prefix="webhook-names")
-#: What `ipaddress` takes for global, and leads inside where a network translates addresses.
-_TRANSLATED = [ipaddress.ip_network(net) for net in ("::/96", "64:ff9b::/96", "64:ff9b:1::/48", "fec0::/10")]
+#: All IPv6 addresses of the internet. What is outside may lead inside, translated (`::ffff:0:127.0.0.1`, `64:ff9b::7f00:1`).
+_INTERNET = ipaddress.IPv6Network("2000::/3")
 
 
 class Refused(Exception):  # caught in here, and told in a sentence
@@ -307,10 +307,12 @@ class WebhookService:
 
 def _is_public(address: str) -> bool:
     ip = ipaddress.ip_address(address.partition("%")[0])
-    if isinstance(ip, ipaddress.IPv6Address) and (inner := ip.ipv4_mapped or ip.sixtofour):
-        ip = inner
-    translated = any(ip in network for network in _TRANSLATED)
-    return ip.is_global and not ip.is_multicast and not translated
+    if isinstance(ip, ipaddress.IPv6Address):
+        if inner := ip.ipv4_mapped or ip.sixtofour:
+            return _is_public(str(inner))
+        if ip not in _INTERNET:
+            return False
+    return ip.is_global and not ip.is_multicast
 
 
 def _new_secret() -> str:

@@ -6,7 +6,7 @@ from pydantic import AfterValidator, Field, Strict, StringConstraints
 from pydantic_core import PydanticCustomError
 
 from schemas.jobs import Wire
-from schemas.keys import ObjectKey
+from schemas.keys import STEERING, ObjectKey
 
 MAX_BYTES = 5 * 2**40  #: of one object in S3 and R2
 MAX_PARTS = 10_000
@@ -23,7 +23,7 @@ class UploadRequest(Wire):
 
     filename: Annotated[
         str,
-        StringConstraints(min_length=1, max_length=255, pattern=r"^[^\x00-\x1f\x7f/\\]+$"),
+        StringConstraints(min_length=1, max_length=255, pattern=rf"^[^{STEERING}/\\]+$"),
         AfterValidator(_named),
     ]
     content_type: Annotated[str, StringConstraints(pattern=r"^video/[a-z0-9.+-]{1,64}$")] = "video/mp4"
@@ -41,9 +41,10 @@ class Part(Wire):
 
 
 class UploadTicket(Wire):
-    """Where and how to PUT the file; name `video_key` as the job's `input_key` afterwards.
+    """Where and how to PUT the file, with `headers`; name `video_key` as the job's `input_key` afterwards.
 
-    `upload_url` is null where the file goes in `parts`, which are all of one size but the last.
+    `upload_url` is null where the file goes in `parts`, which are all of one size but the last, and where it has arrived. It takes
+    one file: 412 says that one is there, of an earlier try perhaps, so go on to `complete_url`, which checks its size.
     """
 
     upload_id: str

@@ -248,7 +248,9 @@ class Bench:
     @contextlib.asynccontextmanager
     async def surroundings(self) -> AsyncIterator[None]:
         """Runs object store and provider."""
-        weed = subprocess.Popen(self.store.command(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        weed = subprocess.Popen(
+            self.store.command(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, umask=0o077
+        )
         try:
             while not self.store.prepare():
                 assert weed.poll() is None, "the object store ended"

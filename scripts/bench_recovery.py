@@ -153,7 +153,11 @@ def main() -> None:
         )
         (folder / "store").mkdir()
         process = subprocess.Popen(
-            objects.command(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+            objects.command(),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+            umask=0o077,
         )
         try:
             while not objects.prepare():

@@ -127,7 +127,7 @@ The same by hand, with the stack running (scripts/up in another terminal):
   export REELBROKER_URL={stack.broker_url} REELBROKER_API_KEY={stack.api_key}
   auth="Authorization: Bearer $REELBROKER_API_KEY"
   curl -H "$auth" $REELBROKER_URL/api/videos/upload-url -d {shlex.quote(upload)}
-  curl -T {shlex.quote(str(video))} -H 'Content-Type: video/mp4' 'UPLOAD_URL'
+  curl -T {shlex.quote(str(video))} -H 'Content-Type: video/mp4' -H 'If-None-Match: *' 'UPLOAD_URL'
   curl -H "$auth" $REELBROKER_URL/api/jobs -d {shlex.quote(body)}
   curl -H "$auth" $REELBROKER_URL/api/jobs/JOB_ID
   curl -H "$auth" -L -o out.mp4 $REELBROKER_URL/api/jobs/JOB_ID/output""")

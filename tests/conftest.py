@@ -73,7 +73,9 @@ def object_store(tmp_path_factory):
     folder = tmp_path_factory.mktemp("store")
     store = ObjectStore(folder, ports, secrets.token_hex(10), secrets.token_urlsafe(30), "reelbroker")
     with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(store.command(), stdout=log, stderr=log, start_new_session=True)
+        process = subprocess.Popen(
+            store.command(), stdout=log, stderr=log, start_new_session=True, umask=0o077
+        )
     try:
         deadline = time.monotonic() + 30
         while not store.prepare():

@@ -12,6 +12,7 @@ import anyio
 from starlette.requests import Request
 from starlette.responses import Response
 
+from broker import ids
 from broker.api import reading
 from broker.api.forms import read_form
 from broker.errors import AlreadyFinished, InvalidRequest, NotFound
@@ -95,7 +96,7 @@ async def upscale(request: Request) -> Response:
         if await file.complete() == 0:
             raise InvalidRequest([("/video", "send the video as a file")])
         asked = reading.validated(UpscaleFields, json.dumps(fields))
-        job_id = as_job_id(user, asked.export_id) if asked.export_id else str(uuid.uuid4())
+        job_id = _new_job_id(user, asked.export_id)
         job = reading.validated(JobRequest, json.dumps(asked.job_fields(file.key)))
         stored = await _known(service, user, job_id)
         if stored is None:
@@ -129,7 +130,16 @@ def as_job_id(user: str, export_id: str) -> str:
     try:
         return str(uuid.UUID(export_id))
     except ValueError:
-        return str(uuid.uuid5(uuid.NAMESPACE_URL, f"{user}/{export_id}"))
+        return ids.derived("export", user, export_id)
+
+
+def _new_job_id(user: str, export_id: str | None) -> str:
+    """Returns the id of a job that is to be made; raises InvalidRequest where a client may not choose it."""
+    if export_id is None:
+        return str(uuid.uuid4())
+    job_id = as_job_id(user, export_id)
+    is_ours = job_id == ids.derived("export", user, export_id)
+    return job_id if is_ours else reading.as_uuid(job_id, "/export_id")
 
 
 async def _working_video(

@@ -16,6 +16,7 @@ from broker.api.headers import EVERYWHERE
 from broker.errors import (
     AlreadyFinished,
     BodyTooLarge,
+    FileTooLarge,
     IdTaken,
     InvalidRequest,
     KeyReused,
@@ -38,6 +39,7 @@ QUOTA_SECONDS, CLOSED_SECONDS = 10, 30
 _STATUS: dict[type[RequestError], tuple[int, str]] = {
     InvalidRequest: (422, "invalid_request"),
     BodyTooLarge: (413, "body_too_large"),
+    FileTooLarge: (413, "file_too_large"),
     NotFound: (404, "not_found"),
     AlreadyFinished: (409, "already_finished"),
     NotRetryable: (409, "not_retryable"),

@@ -1,7 +1,6 @@
 """Reading a request: its body within limits, its query, and the headers that mean something; and saying models as JSON."""
 
 import re
-import uuid
 from typing import TypeVar
 
 import anyio
@@ -9,6 +8,7 @@ from pydantic import BaseModel, ValidationError
 from starlette.requests import HTTPConnection, Request
 from starlette.responses import Response
 
+from broker import ids
 from broker.api.problems import invalid
 from broker.errors import BodyTooLarge, InvalidRequest, TooSlow
 from broker.service import JobService
@@ -59,12 +59,13 @@ def query(request: Request, model: type[Model]) -> Model:
         raise invalid(error) from error
 
 
-def as_uuid(text: str) -> str:
-    """Returns a UUID in its usual spelling, or raises InvalidRequest."""
+def as_uuid(text: str, pointer: str = "/job_id") -> str:
+    """Returns a UUID that a client has chosen for a job, in its usual spelling, or raises InvalidRequest."""
     try:
-        return str(uuid.UUID(text))
+        return ids.chosen(text)
     except ValueError as error:
-        raise InvalidRequest([("/job_id", "must be a UUID that you have drawn")]) from error
+        sentence = "must be a UUID that you have drawn, of any version but 8"
+        raise InvalidRequest([(pointer, sentence)]) from error
 
 
 def idempotency_key(request: Request) -> str | None:

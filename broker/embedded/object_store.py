@@ -1,19 +1,33 @@
 """The embedded object store: SeaweedFS from its wheel, on loopback, under the stack's folder.
 
 `weed mini` is one process with everything S3 needs. It is given every port, because it would otherwise take fixed
-ones, and one generated key pair. Anonymous requests are refused: files leave only by presigned URL, as with R2.
+ones, and one generated key pair. Its parts talk to each other on ports of their own, and each of these is closed to
+whoever has no key of this run:
+
+| port | without a key |
+|---|---|
+| S3 | 403; files leave only by presigned URL, as with R2. `/healthz` and `/status` say that it is up |
+| filer | 404: its HTTP is switched off. The S3 part uses a socket file that only the owner may open |
+| volume | 401: reading and writing need a token. `/status` tells how full the disk is |
+| master, admin | a page and metrics about the cluster, with no names of objects |
+| gRPC of each | the handshake fails: a client needs the certificate of this run |
 """
 
 import json
+import secrets
 import shutil
 import sys
 import tempfile
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from broker.errors import StackError
 from broker.storage import cors_rule
@@ -21,6 +35,9 @@ from broker.storage import cors_rule
 PORT_NAMES = tuple(
     f"{part}.port{kind}" for part in ("master", "volume", "filer", "s3", "admin") for kind in ("", ".grpc")
 )
+#: The parts of SeaweedFS that open or use gRPC, by their names in `security.toml`.
+_GRPC_PARTS = ("master", "volume", "filer", "s3", "admin", "worker", "client")
+_TOKENS = ("signing", "signing.read", "filer_signing", "filer_signing.read")
 
 
 @dataclass(frozen=True)
@@ -43,14 +60,18 @@ class ObjectStore:
         return f"http://127.0.0.1:{self.ports['s3.port']}"
 
     def command(self) -> list[str]:
-        """Writes the key file and returns the command that runs the store in the foreground."""
+        """Writes the files with keys and returns the command that runs the store in the foreground.
+
+        Run it with a umask of 0o077: it makes sockets in the temporary folder that anybody could open otherwise.
+        """
         self.sweep()
         data = self.folder / "data"
-        data.mkdir(parents=True, exist_ok=True)
-        keys = self.folder / "s3.json"
-        keys.touch(mode=0o600)
-        keys.write_text(json.dumps(self._identities()))
+        data.mkdir(mode=0o700, parents=True, exist_ok=True)
+        keys = self._secret("s3.json", json.dumps(self._identities()).encode())
+        self._secure_parts()
         flags = {
+            # Otherwise the filer reads out and deletes whatever anybody on this machine names, web pages included.
+            "disableHttp": "true",
             "dir": data,
             "ip": "127.0.0.1",
             "ip.bind": "127.0.0.1",
@@ -63,7 +84,8 @@ class ObjectStore:
             "s3.port.lance": 0,
             **self.ports,
         }
-        return [_weed(), "-logtostderr=true", "mini", *(f"-{name}={value}" for name, value in flags.items())]
+        options = [f"-{name}={value}" for name, value in flags.items()]
+        return [_weed(), "-logtostderr=true", f"-config_dir={self.folder}", "mini", *options]
 
     def prepare(self) -> bool:
         """Makes the bucket and its CORS rules if they are missing; False while the store is not up yet."""
@@ -91,10 +113,50 @@ class ObjectStore:
             for left in Path(tempfile.gettempdir()).glob(f"seaweedfs-*-{port}.sock"):
                 left.unlink(missing_ok=True)
 
+    def _secure_parts(self) -> None:
+        """Draws what the store's parts identify themselves to each other with; it is new on each start."""
+        key = ec.generate_private_key(ec.SECP256R1())
+        pem, pkcs8 = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
+        known = self._secret("parts.crt", _certificate(key).public_bytes(pem))
+        private = self._secret("parts.key", key.private_bytes(pem, pkcs8, serialization.NoEncryption()))
+        pair = f"cert = {_toml(known)}\nkey = {_toml(private)}"
+        grpc = [f"[grpc.{part}]\n{pair}" for part in _GRPC_PARTS]
+        tokens = [f"[jwt.{name}]\nkey = {_toml(secrets.token_urlsafe(32))}" for name in _TOKENS]
+        self._secret("security.toml", "\n".join([f"[grpc]\nca = {_toml(known)}", *grpc, *tokens]).encode())
+
+    def _secret(self, name: str, content: bytes) -> Path:
+        path = self.folder / name
+        path.touch(mode=0o600)
+        path.chmod(0o600)
+        path.write_bytes(content)
+        return path
+
     def _identities(self) -> object:
         pair = {"accessKey": self.access_key, "secretKey": self.secret_key}
         actions = ["Admin", "Read", "Write", "List", "Tagging"]
         return {"identities": [{"name": "reelbroker", "credentials": [pair], "actions": actions}]}
+
+
+def _toml(text: object) -> str:
+    """Returns the text as TOML writes a string, which is as JSON does."""
+    return json.dumps(str(text), ensure_ascii=False)
+
+
+def _certificate(key: ec.EllipticCurvePrivateKey) -> x509.Certificate:
+    """Returns a certificate that vouches for itself: each part of the store shows it, and takes no other."""
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "reelbroker-store")])
+    now = datetime.now(UTC)
+    return (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=3650))
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
 
 
 def _weed() -> str:

@@ -100,6 +100,7 @@ class JobQueue:
 
     def __init__(self, database: Path, limits: Limits, now: float) -> None:
         self._limits = limits
+        database.touch(mode=0o600)  # jobs carry the tokens of their webhooks
         self._file = sqlite3.connect(database, isolation_level=None, check_same_thread=False)
         self._file.execute("PRAGMA journal_mode=WAL")
         self._file.execute("PRAGMA synchronous=OFF")

@@ -46,6 +46,8 @@ STEADY_SECONDS = 30.0
 LOG_TAIL_LINES = 20
 LOG_LIMIT_BYTES = 20 << 20
 LOG_CHECK_SECONDS = 5.0
+#: The umask of all parts: what they write is the owner's alone.
+PRIVATE = 0o077
 _PR_SET_PDEATHSIG = 1
 
 
@@ -131,8 +133,11 @@ class Stack:
 
     def _opened(self) -> Identity:
         """Takes the folder for itself; returns what is kept there."""
-        for name in ("logs", "home", "work"):
-            (self.folder / name).mkdir(parents=True, exist_ok=True)
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for name in ("logs", "home", "work", "store"):
+            (self.folder / name).mkdir(exist_ok=True)
+            # Also where an older release made it. The folder above may be somebody else's, so its mode stays.
+            (self.folder / name).chmod(0o700)
         self._lock = _locked(self.folder / "lock")
         return _identity(self.folder / "stack.json", self._port)
 
@@ -299,6 +304,7 @@ class RunningPart:
         """Starts the process and waits until it is ready."""
         command, environment = self.part.command()
         if self._process is None:
+            self._log.touch(mode=0o600)
             self._log.write_bytes(b"")
         with self._log.open("ab") as output:
             self._log_start = output.tell()
@@ -310,6 +316,7 @@ class RunningPart:
                 env=_base_environment(self._folder) | environment,
                 cwd=self._folder,
                 start_new_session=True,
+                umask=PRIVATE,
                 preexec_fn=_die_with_parent,
             )
         deadline = time.monotonic() + READY_SECONDS
@@ -408,6 +415,7 @@ def _die_with_parent() -> None:
 
 
 def _locked(path: Path) -> IO[str]:
+    path.touch(mode=0o600)
     lock = path.open("w")
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

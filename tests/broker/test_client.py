@@ -140,27 +140,42 @@ def test_what_the_broker_refuses_is_an_error_with_its_code(served, make):
         client.get("none")
 
 
-def test_an_answer_that_is_lost_makes_no_second_job(served, make):
-    """The submit is sent again with the key that was drawn for it."""
-    inner = httpx.HTTPTransport() if make is Client else httpx.AsyncHTTPTransport()
-    lost = []
+def losing(make, method, lost):
+    """A transport that loses the first three answers to a method; `lost` gets their statuses."""
+    inner = httpx.HTTPTransport if make is Client else httpx.AsyncHTTPTransport
 
-    class Losing(type(inner)):
+    class Losing(inner):
         def handle_request(self, request):
             reply = super().handle_request(request)
-            if len(lost) < 3 and request.method == "POST":
+            if len(lost) < 3 and request.method == method:
                 lost.append(reply.status_code)
                 raise httpx.ReadError("cut off")
             return reply
 
         async def handle_async_request(self, request):
             reply = await super().handle_async_request(request)
-            if len(lost) < 3 and request.method == "POST":
+            if len(lost) < 3 and request.method == method:
                 lost.append(reply.status_code)
                 raise httpx.ReadError("cut off")
             return reply
 
-    with make(served.url, API_KEY, transport=Losing()) as client:
+    return Losing()
+
+
+def test_an_upload_whose_answer_is_lost_has_arrived(served, make, tmp_path):
+    """The bucket refuses to take the file again, with 412: it is there, and `complete` says that it is whole."""
+    video, lost = tmp_path / "clip.mp4", []
+    video.write_bytes(b"x" * 3_000_000)
+    with make(served.url, API_KEY, transport=losing(make, "PUT", lost)) as client:
+        key = client.upload(video)
+        assert lost == [200, 412, 412]
+        assert client.quote(JOB | {"input_key": key}).output_seconds == 3
+
+
+def test_an_answer_that_is_lost_makes_no_second_job(served, make):
+    """The submit is sent again with the key that was drawn for it."""
+    lost = []
+    with make(served.url, API_KEY, transport=losing(make, "POST", lost)) as client:
         job = client.submit(JOB)
         assert lost == [202, 202, 202]
         assert [one.job_id for one in client.jobs().jobs] == [job.job_id]

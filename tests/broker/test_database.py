@@ -1,6 +1,8 @@
 """The database as a whole: how it is set up, who may open it, copies of it, and older shapes of it."""
 
+import os
 import sqlite3
+import stat
 
 import psycopg
 import pytest
@@ -42,6 +44,25 @@ def test_the_file_is_set_up_to_lose_nothing(tmp_path):
     assert told == ["wal", 2, 1, 5000]
     assert engine.pool.size() == 1
     engine.dispose()
+
+
+@pytest.mark.abuse
+def test_a_database_and_its_copies_are_the_owners_alone(tmp_path, make_job):
+    """Secrets of webhooks are in them: the file, its log, its lock, a copy, and what a copy is restored to."""
+    before = os.umask(0o022)
+    try:
+        url = f"sqlite:///{tmp_path}/jobs.db"
+        store = JobStore(open_engine(url))
+        store.add(make_job())
+        copy_database(url, tmp_path / "copy.db")
+        running = {path.name: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()}
+        store.close()
+        restore_database(tmp_path / "copy.db", url)
+        restored = {path.name: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()}
+    finally:
+        os.umask(before)
+    assert {"jobs.db", "jobs.db-wal", "jobs.db-shm", "jobs.db.lock", "copy.db"} <= running.keys()
+    assert {*running.values(), *restored.values()} == {0o600}
 
 
 def test_the_migrations_make_the_tables_that_the_models_describe(database_url):

@@ -7,11 +7,12 @@ from broker.policy import (
     TRIES,
     backoff_seconds,
     deadlines,
+    longest_output,
     timeout_code,
     tries_again,
     wait_seconds,
 )
-from schemas.jobs import ErrorCode, JobType
+from schemas.jobs import ErrorCode, JobRequest, JobType
 
 FULL = 10_000_000
 HOUR = 3600
@@ -131,3 +132,18 @@ def test_the_more_jobs_are_open_the_rarer_each_is_looked_at():
     assert wait_seconds(0, open_jobs=40) <= 1.2
     looks = sum(1 / wait_seconds(0, open_jobs=10_000) for _ in range(10_000))
     assert looks == pytest.approx(LOOKS_PER_SECOND, rel=0.1)
+
+
+@pytest.mark.abuse
+def test_each_clip_is_as_long_as_its_own_source_may_be():
+    """By its bytes, the part of it that is shown, and its speed; an unknown source is as long as any may be."""
+    clips = [
+        {"input_key": "b.mp4"},
+        {"input_key": "c.mp4", "end_time": 3},
+        {"start_time": 2, "segments": [{"start": 2, "end": 10, "speed": 0.5}]},
+    ]
+    asked = JobRequest(type="multi_clip", input_key="a.mp4", params={"clips": clips})
+    sizes = {"a.mp4": 10 * 40_000, "b.mp4": 7 * 40_000, "c.mp4": 10**12}
+    assert longest_output(asked, sizes) == pytest.approx(7 + 3 + 16)
+    assert longest_output(asked, sizes | {"b.mp4": 10**15}) == pytest.approx(6 * 3600 + 3 + 16)
+    assert longest_output(asked, {"a.mp4": 10 * 40_000}) == pytest.approx(6 * 3600 + 3 + 16)

@@ -137,6 +137,37 @@ def test_an_upload_that_the_database_does_not_know_stays(shelf):
     assert strange in shelf.sweep()
 
 
+@pytest.mark.abuse
+def test_parts_of_an_upload_that_never_completes_go(shelf):
+    """Nobody sees them in a list, and they are paid for; those of a form's file too. A new one has a few days."""
+    begun = []
+    for key in ("uploads/1/a.mp4", "temp/2/source.mp4", "final_videos/x.mp4"):
+        whole = object_key(shelf.user, key)
+        begun.append((whole, shelf.bucket.begin_parts(whole, "video/mp4")))
+        shelf.bucket.put_part(*begun[-1], 1, b"x" * 1000)
+    shelf.upload("uploads/1/b.mp4")
+
+    def left():
+        return [shelf.bucket.parts(*one) is not None for one in begun]
+
+    shelf.sweep(later=DAY_MS)
+    assert left() == [True, True, True]
+    shelf.sweep()
+    assert left() == [False, False, True]
+
+
+@pytest.mark.abuse
+def test_an_upload_is_known_for_as_long_as_a_file_may_come(settings, store, make_job):
+    """URLs are given until it is a week old, and may live for another: what comes last is swept a week later."""
+    shelf = Shelf(settings(REELBROKER_URL_LIFETIME_SECONDS=str(7 * 86_400)), store, make_job)
+    shelf.upload("uploads/1/a.mp4")
+    shelf.sweep(later=15 * DAY_MS)
+    shelf.put("uploads/1/a.mp4")
+    assert "uploads/1/a.mp4" not in shelf.sweep(later=21 * DAY_MS)
+    shelf.sweep(later=30 * DAY_MS)
+    assert shelf.store.uploads(shelf.user) == {}
+
+
 def test_idempotency_keys_go_after_a_week(shelf):
     """And are then free again."""
     first = shelf.make_job(user_id=shelf.user, created_at=now_ms())

@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 
 import pytest
 import structlog
@@ -127,3 +128,22 @@ def test_a_broker_that_is_not_there_is_said_in_a_line(monkeypatch):
     monkeypatch.setattr("broker.client.AGAIN_SECONDS", (0.01,))
     result = CliRunner().invoke(cli, ["jobs", "list"])
     assert (result.exit_code, "http://127.0.0.1:9" in result.output) == (1, True)
+
+
+@pytest.mark.abuse
+def test_what_a_worker_tells_steers_no_terminal(shell):
+    """A job's error may quote its source: `watch`, the list, and JSON show it spelled out."""
+    shell.bucket.write(f"{shell.user}/a.mp4", b"a video")
+    job = json.loads(shell.types("submit", "a.mp4", "--json"))
+    attack = "\x1b]0;owned\x07\x9b2J\u202e"
+    while not shell.provider.jobs:
+        time.sleep(0.05)
+    output = {"error_code": "invalid_media", "retryable": False}
+    shell.provider.only().update(status="FAILED", error=f"Not a video: {attack}", output=output)
+    told = [shell.types("watch", job["job_id"], code=1), shell.types("jobs", "list")]
+    as_json = shell.types("watch", job["job_id"], "--json", code=1)
+    for shown in (*told, as_json):
+        assert not set("\x1b\x07\x9b\u202e") & set(shown)
+    for shown in told:
+        assert r"Not a video: \x1b]0;owned\x07\x9b2J\u202e" in shown
+    assert json.loads(as_json)["error"].endswith(attack)

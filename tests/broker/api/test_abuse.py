@@ -4,11 +4,16 @@ webhook targets in test_webhooks.py, forged calls of the provider in test_jobs.p
 import asyncio
 import gc
 import json
+import time
 import tracemalloc
+import uuid
 
 import httpx
 import pytest
 
+from broker import ids
+from broker.errors import StorageError
+from broker.storage import Bucket
 from broker.store import JobStore
 from schemas.jobs import JobStatus
 from tests.broker.api.calls import JOB, on_one_database, submitted_ids, until
@@ -133,6 +138,71 @@ async def test_nobody_asks_for_more_video_than_a_days(settings, running, provide
         assert (await client.post("/api/jobs", json=ten)).status_code == 202
 
 
+@pytest.mark.abuse
+async def test_a_burst_of_jobs_of_unknown_length_stays_within_a_day(settings, running, provider, bucket):
+    """Each counts by its file's size until its length is known, also by many at once, and the last what is left; a retry is no way round."""
+    made = settings(REELBROKER_MEDIA_SECONDS_PER_DAY="25")
+    bucket.write(f"{made.user_id}/a.mp4", b"x" * 400_000)  # ten seconds at most
+    provider.fault = refuse
+    async with running(made, provider) as client:
+        replies = await asyncio.gather(*(client.post("/api/jobs", json=JOB) for _ in range(20)))
+        assert sorted(reply.status_code for reply in replies) == [202] * 3 + [429] * 17
+        refused = next(reply.json() for reply in replies if reply.status_code == 429)
+        assert (refused["code"], "end_time" in refused["detail"]) == ("quota_exceeded", True)
+        one, *_ = await submitted_ids(client)
+        await client.post(f"/api/jobs/{one}/cancel")
+        await until(client, f"/api/jobs/{one}", lambda job: job["status"] == "cancelled")
+        replies = await asyncio.gather(*(client.post(f"/api/jobs/{one}/retry") for _ in range(5)))
+        assert {reply.status_code for reply in replies} == {202}
+        assert (await client.post("/api/jobs", json=JOB)).status_code == 429
+
+
+async def test_a_length_that_is_known_counts_in_place_of_the_guess(settings, running, provider, bucket):
+    """A file of 500 seconds at most may be one of 0.4 seconds: one at a time, a small quota takes many."""
+    made = settings(REELBROKER_MEDIA_SECONDS_PER_DAY="25")
+    bucket.write(f"{made.user_id}/a.mp4", b"x" * 20_000_000)
+    async with running(made, provider) as client:
+        for _ in range(3):
+            url = (await client.post("/api/jobs", json=JOB)).raise_for_status().headers["location"]
+            assert (await client.post("/api/jobs", json=JOB)).status_code == 429
+            assert (await client.post("/api/jobs", json=JOB | {"params": {"end_time": 1}})).status_code == 429
+            await until(client, url, lambda job: job["status"] == "processing")
+            Worker(bucket, list(provider.every.values())[-1]["sent"]).finish()
+            await until(client, url, lambda job: job["status"] == "complete")
+        assert (await client.post("/api/jobs", json=JOB | {"params": {"end_time": 23.7}})).status_code == 202
+
+
+@pytest.mark.abuse
+@pytest.mark.parametrize("trouble", ["missing", "away", "silent"])
+async def test_a_source_of_unknown_size_is_as_long_as_any_may_be(
+    settings, running, provider, bucket, monkeypatch, trouble
+):
+    """One that comes after its job, and one of a bucket that does not answer: the submit waits two seconds at most."""
+    made = settings(REELBROKER_MEDIA_SECONDS_PER_DAY="25")
+    provider.fault = refuse
+
+    def size(self, key):
+        if trouble == "silent":
+            time.sleep(5)
+        raise StorageError("away")
+
+    if trouble != "missing":
+        monkeypatch.setattr(Bucket, "size", size)
+    async with running(made, provider) as client:
+        began = time.monotonic()
+        job = {
+            **JOB,
+            "type": "multi_clip",
+            "input_key": None,
+            "params": {"clips": [{"input_key": "later.mp4"}]},
+        }
+        assert (await client.post("/api/jobs", json=job)).status_code == 202
+        assert time.monotonic() - began < 4
+        monkeypatch.undo()
+        if trouble != "missing":  # else the job has ended by now, since its file is not there
+            assert (await client.post("/api/jobs", json=JOB | {"params": {"end_time": 1}})).status_code == 429
+
+
 async def test_a_full_disk_takes_no_job_and_answers_all_else(settings, running, provider):
     """503 before anything is accepted."""
     async with running(settings(REELBROKER_MIN_FREE_BYTES=str(2**60)), provider) as client:
@@ -184,6 +254,43 @@ async def test_a_retry_is_one_new_job(client, provider, bucket):
     await until(client, where, lambda job: job["status"] == JobStatus.COMPLETE)
     assert (await client.post(f"{where}/retry")).status_code == 409
     assert (await client.post("/api/jobs/none/retry")).status_code == 404
+
+
+@pytest.mark.abuse
+async def test_no_user_can_take_an_id_that_another_will_need(settings, running, provider):
+    """The id of a retry, or of an older client's export, follows from what others may know: it cannot be put or sent by them."""
+    made, film = settings(), {"video": ("a.mp4", b"film", "video/mp4")}
+    fields = {"export_id": "export_1", "keyframes_json": json.dumps([KEYFRAME]), "target_fps": "30"}
+    async with running(made, provider) as client:
+        key = (await client.post("/api/keys", json={"user_id": "mallory"})).json()["key"]
+        mallory = {"Authorization": f"Bearer {key}"}
+        first = (await client.post("/api/jobs", json=JOB)).json()["job_id"]
+        await client.post(f"/api/jobs/{first}/cancel")
+        await until(client, f"/api/jobs/{first}", lambda job: job["status"] == "cancelled")
+        old = [
+            uuid.uuid5(uuid.NAMESPACE_URL, name) for name in (f"{first}/retry", f"{made.user_id}/export_1")
+        ]
+        new = [ids.derived("retry", first), ids.derived("export", made.user_id, "export_1")]
+        for taken in old:
+            assert (await client.put(f"/api/jobs/{taken}", json=JOB, headers=mallory)).status_code == 202
+        for wanted in new:
+            put = await client.put(f"/api/jobs/{wanted}", json=JOB, headers=mallory)
+            sent = await client.post(
+                "/api/export/upscale", data=fields | {"export_id": wanted}, files=film, headers=mallory
+            )
+            assert [(one.status_code, one.json()["errors"][0]["pointer"]) for one in (put, sent)] == [
+                (422, "/job_id"),
+                (422, "/export_id"),
+            ]
+        same = await client.post("/api/export/upscale", data=fields, files=film, headers=mallory)
+        retried = await client.post(f"/api/jobs/{first}/retry")
+        exported = await client.post("/api/export/upscale", data=fields, files=film)
+        assert [reply.status_code for reply in (same, retried, exported)] == [202, 202, 202]
+        assert same.json()["job_id"] != exported.json()["job_id"]
+        assert (await client.get("/api/exports/export_1/remote-status")).status_code == 200
+        assert (
+            await client.get(f"/api/exports/{exported.json()['job_id']}/remote-status")
+        ).status_code == 200
 
 
 async def test_a_quote_before_the_job_and_its_cost_afterwards(settings, running, provider, bucket):

@@ -263,11 +263,14 @@ async def test_a_new_secret_and_the_former_one_sign_together_for_a_day(office):
     )
 
 
+@pytest.mark.abuse
 @on_one_database
 @pytest.mark.parametrize(
     "addresses",
     [
         ["127.0.0.1"], ["10.1.2.3"], ["192.168.0.1"], ["169.254.169.254"], ["100.64.0.1"], ["0.0.0.0"], ["224.0.0.1"],
+        ["::ffff:0:127.0.0.1"], ["::ffff:0:a01:203"], ["64:ff9b::127.0.0.1"], ["64:ff9b:1::7f00:1"], ["100::1"], ["5f00::1"], ["4000::1"],
+        ["2001:0:4136:e378:8000:63bf:80ff:fffe"], ["::ffff:192.168.0.1"], ["2002:c0a8:1::1"], ["ff0e::1"],
         ["64:ff9b::a00:1"], ["::7f00:1"], ["fec0::1"], ["::1"], ["fd00::1"], ["fe80::1%eth0"], ["::ffff:127.0.0.1"], ["2002:7f00:1::"], ["93.184.215.14", "127.0.0.1"], [],
     ],
     ids=lambda addresses: ",".join(addresses) or "none",

@@ -2,9 +2,14 @@
 
 import os
 import signal
+import socket
+import ssl
+import stat
 import subprocess
+import tempfile
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import httpx
 import pytest
@@ -33,7 +38,9 @@ class Process:
     """One run of a store."""
 
     def __init__(self, store, log):
-        self.process = subprocess.Popen(store.command(), stdout=log, stderr=log, start_new_session=True)
+        self.process = subprocess.Popen(
+            store.command(), stdout=log, stderr=log, start_new_session=True, umask=0o077
+        )
         deadline = time.monotonic() + 30
         while not store.prepare():
             assert time.monotonic() < deadline
@@ -93,6 +100,91 @@ def test_preparing_twice_changes_nothing(object_store):
     assert bucket.size("u/stays.json") == 1
 
 
-def test_the_keys_are_for_the_owner_only(object_store):
-    """The file with the secret is not readable by others."""
-    assert (object_store.folder / "s3.json").stat().st_mode & 0o077 == 0
+def listening(url):
+    """The TCP ports that the process behind a URL listens on, from /proc."""
+    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    sockets = {f"socket:[{row[9]}]": int(row[1].split(":")[1], 16) for row in rows if row[3] == "0A"}
+    ours = httpx.URL(url).port
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            held = {str(file.readlink()) for file in (process / "fd").iterdir()}
+        except OSError:
+            continue
+        ports = {port for name, port in sockets.items() if name in held}
+        if ours in ports:
+            return ports
+    raise AssertionError(f"nobody listens on {url}")
+
+
+def first_bytes(port, tls=None):
+    """What a port answers to the beginning of a gRPC call, in the clear or through TLS without a certificate."""
+    with socket.create_connection(("127.0.0.1", port), timeout=5) as plain:
+        try:
+            with plain if tls is None else tls.wrap_socket(plain) as channel:
+                channel.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0")
+                return channel.recv(64)
+        except (ssl.SSLError, ConnectionError):
+            return b""
+
+
+def asked(method, port, path):
+    """The answer to a request without a key from another site's page; None where HTTP is not spoken."""
+    try:
+        headers = {"Origin": "http://elsewhere.test"}
+        return httpx.request(method, f"http://127.0.0.1:{port}{path}", headers=headers, timeout=5)
+    except httpx.RemoteProtocolError:
+        return None
+
+
+@pytest.mark.abuse
+def test_no_port_gives_out_or_deletes_an_object_without_a_key(object_store):
+    """Each port that the store listens on is asked for an object and for its deletion, by all names that it has."""
+    bucket, key = view(object_store), "u/private.mp4"
+    bucket.write(key, b"a private film")
+    deadline = time.monotonic() + 20
+    while (ports := listening(object_store.url)) != set(object_store.ports.values()):
+        assert time.monotonic() < deadline  # the admin part comes up last
+        time.sleep(0.1)
+    paths = [f"/buckets/{object_store.bucket}/{key}", f"/{object_store.bucket}/{key}", "/1,01abcdef01", "/"]
+    paths += [f"/buckets/{object_store.bucket}/?recursive=true", "/dir/assign", "/dir/lookup?volumeId=1"]
+    told = [asked(method, port, path) for method in ("GET", "DELETE") for port in ports for path in paths]
+    replies = [reply for reply in told if reply is not None]
+    assert len(replies) == 2 * 5 * len(paths)
+    assert not [reply for reply in replies if b"private film" in reply.content]
+    listings = [reply for reply in replies if key not in reply.url.path]
+    assert not [reply for reply in listings if b"private" in reply.content]
+    assert {reply.status_code for reply in replies if reply.url.path != "/"} <= {400, 401, 403, 404, 405}
+    volume = [reply for reply in replies if "/1,01abcdef01" in str(reply.url)]
+    assert [r.status_code for r in volume if r.url.port == object_store.ports["volume.port"]] == [401, 401]
+    assert bucket.read(key) == b"a private film"
+
+
+@pytest.mark.abuse
+def test_no_grpc_port_talks_to_a_client_without_a_certificate(object_store):
+    """`weed shell` and its kind get no further than the handshake: in the clear, and through TLS."""
+    anybody = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    anybody.check_hostname, anybody.verify_mode = False, ssl.CERT_NONE
+    anybody.set_alpn_protocols(["h2"])
+    for name in (name for name in PORT_NAMES if name.endswith(".grpc")):
+        plain = first_bytes(object_store.ports[name])
+        # Nothing, or a TLS alert; a gRPC server that talks begins with a SETTINGS frame.
+        assert plain[:1] in (b"", b"\x15"), name
+        assert first_bytes(object_store.ports[name], anybody) == b"", name
+
+
+@pytest.mark.abuse
+def test_files_and_sockets_of_the_store_are_the_owners_alone(object_store):
+    """No other user of the machine may open a file with keys, the media, or a socket file."""
+    view(object_store).write("u/private.mp4", b"x" * 100_000)
+    sockets = [
+        path
+        for port in object_store.ports.values()
+        for path in Path(tempfile.gettempdir()).glob(f"seaweedfs-*-{port}.sock")
+    ]
+    secret = [object_store.folder / name for name in ("s3.json", "parts.key", "security.toml")]
+    media = list((object_store.folder / "data").rglob("*.dat"))
+    assert len(sockets) >= 5
+    assert len(media) >= 1
+    open_to_others = [path for path in (*sockets, *secret, *media) if path.stat().st_mode & 0o077]
+    assert open_to_others == []
+    assert stat.S_IMODE((object_store.folder / "data").stat().st_mode) == 0o700

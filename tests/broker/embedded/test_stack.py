@@ -11,7 +11,7 @@ from itertools import pairwise
 import pytest
 
 from broker.embedded import stack as module
-from broker.embedded.stack import Part, RunningPart, _identity
+from broker.embedded.stack import Part, RunningPart, Stack, _identity
 from broker.errors import StackError
 
 
@@ -128,6 +128,40 @@ def test_ports_and_keys_are_kept_in_a_file_for_the_owner_only(tmp_path):
     assert _identity(path, None) == first
     assert path.stat().st_mode & 0o077 == 0
     assert len(set(first.ports.values())) == len(first.ports) == 12
+
+
+@pytest.mark.abuse
+async def test_what_a_stack_writes_is_the_owners_alone(tmp_path):
+    """Its folders, the lock, the keys, the logs, and what its parts write, also where an older release left them open."""
+    before = os.umask(0o022)
+    try:
+        (tmp_path / "old" / "logs").mkdir(parents=True)
+        for folder in (tmp_path / "old", tmp_path / "new"):
+            stack = Stack(folder)
+            stack._opened()
+            stack._lock.close()
+            is_written = (folder / "written").exists
+            command = [sys.executable, "-c", "open('written', 'w').close(); import time; time.sleep(60)"]
+
+            async def is_ready(is_written=is_written):
+                return is_written()
+
+            running = RunningPart(Part("part", lambda command=command: (command, {}), is_ready), folder)
+            await running.start()
+            await running.stop()
+    finally:
+        os.umask(before)
+    below = [path for name in ("old", "new") for path in (tmp_path / name).rglob("*")]
+    assert {path.name for path in below} >= {
+        "logs",
+        "store",
+        "work",
+        "lock",
+        "stack.json",
+        "part.log",
+        "written",
+    }
+    assert [path for path in (*below, tmp_path / "new") if path.stat().st_mode & 0o077] == []
 
 
 def test_a_port_that_was_taken_meanwhile_is_drawn_anew(tmp_path):
