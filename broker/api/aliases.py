@@ -47,7 +47,9 @@ async def start(request: Request) -> Response:
     asked = await reading.body(request, StartRequest)
     user, service = reading.user(request), reading.service(request)
     key = asked.input_key or await _working_video(service, user, asked.project_id, job_type, asked.params)
-    job = reading.validated(JobRequest, json.dumps({**asked.job_fields, "type": job_type, "input_key": key}))
+    job = await reading.validated(
+        JobRequest, json.dumps({**asked.job_fields, "type": job_type, "input_key": key})
+    )
     stored, _ = await service.submit(
         user, job, reading.idempotency_key(request), traceparent=reading.traceparent(request)
     )
@@ -95,9 +97,9 @@ async def upscale(request: Request) -> Response:
         fields = await read_form(request, "video", file)
         if await file.complete() == 0:
             raise InvalidRequest([("/video", "send the video as a file")])
-        asked = reading.validated(UpscaleFields, json.dumps(fields))
+        asked = await reading.validated(UpscaleFields, json.dumps(fields))
         job_id = as_job_id(user, asked.export_id) if asked.export_id else str(uuid.uuid4())
-        job = reading.validated(JobRequest, json.dumps(asked.job_fields(file.key)))
+        job = await reading.validated(JobRequest, json.dumps(asked.job_fields(file.key)))
         stored = await _known(service, user, job_id)
         if stored is None:
             stored, _ = await service.submit(user, job, None, job_id, reading.traceparent(request))
