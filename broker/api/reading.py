@@ -48,7 +48,9 @@ def _validated(model: type[Model], text: bytes | str) -> Model:
     try:
         return model.model_validate_json(text)
     except ValidationError as error:
-        raise invalid(error) from error
+        wrong = invalid(error)
+    # Not from within: the other one holds all that was sent, for as long as anybody holds this one.
+    raise wrong
 
 
 def _check_members(text: bytes | str) -> None:

@@ -46,9 +46,15 @@ class Process:
 
     def memory(self):
         """Returns its resident memory in bytes."""
+        return self._status("VmRSS")
+
+    def most_memory(self):
+        """Returns the most that it ever was."""
+        return self._status("VmHWM")
+
+    def _status(self, name):
         status = Path(f"/proc/{self.pid}/status").read_text()
-        line = next(line for line in status.splitlines() if line.startswith("VmRSS"))
-        return int(line.split()[1]) * 1024
+        return int(next(line for line in status.splitlines() if line.startswith(name)).split()[1]) * 1024
 
     def connect(self):
         """Opens a connection that says nothing yet."""
