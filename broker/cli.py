@@ -8,6 +8,7 @@ import contextlib
 import importlib.util
 import json
 import os
+import resource
 import socket
 import sys
 from collections.abc import Iterator
@@ -28,6 +29,7 @@ from sqlalchemy import Engine
 from broker import operations, terminal
 from broker.app import create_app
 from broker.clock import now_ms
+from broker.connection import Connection
 from broker.database import copy_database, open_engine, reading, restore_database
 from broker.doctor import examine
 from broker.embedded.stack import Guest, Stack, run_until_signalled
@@ -51,6 +53,8 @@ terminal.add_to(cli, jobs)
 console = Console()
 #: How long requests that are under way may take once the broker is told to end, and how long a client's WebSocket message may be.
 STOP_SECONDS, MAX_SOCKET_BYTES = 5, 65_536
+#: How many files are enough for the most connections that we take, and how many of them are left for all else.
+MOST_FILES, OWN_FILES = 10_240, 256
 #: Without these a worker cannot begin. RunPod sets the last one; where it is missing, the SDK runs `test_input.json` and ends.
 WORKER_NEEDS = (
     "R2_ENDPOINT",
@@ -84,6 +88,8 @@ def serve() -> None:
         log_level="warning",
         timeout_graceful_shutdown=STOP_SECONDS,
         ws_max_size=MAX_SOCKET_BYTES,
+        http=Connection,
+        limit_concurrency=_room_for_connections(),
     )
     Server(config).run(_inherited_sockets())
 
@@ -96,6 +102,15 @@ class Server(uvicorn.Server):
             server.close()  # no more are accepted
         await asyncio.sleep(LAST_WORDS_SECONDS)
         await super().shutdown(sockets)
+
+
+def _room_for_connections() -> int:
+    """Raises the number of files that may be open as far as we may; returns for how many connections that is enough."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_FILES)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+    return max(most - OWN_FILES, most // 2)
 
 
 def _inherited_sockets() -> list[socket.socket] | None:

@@ -23,10 +23,17 @@ CACHED_MS = 5_000
 
 @dataclass(frozen=True)
 class Principal:
-    """On whose behalf a request is made; an admin may also do what concerns all users."""
+    """On whose behalf a request is made; an admin may also do what concerns all users.
+
+    Args:
+        key_id: the API key that was shown, here or for the ticket; it may be revoked while a stream is open.
+        until_ms: when the token expires that was shown.
+    """
 
     user_id: str
     admin: bool = False
+    key_id: str | None = None
+    until_ms: int | None = None
 
 
 class Credentials:
@@ -76,7 +83,7 @@ class Credentials:
 
     def principal(self, key: str) -> Principal | None:
         """Returns whom a key stands for, or None."""
-        valid = select(KEYS.c.user_id, KEYS.c.admin).where(
+        valid = select(KEYS.c.id, KEYS.c.user_id, KEYS.c.admin).where(
             KEYS.c.sha256 == _hash(key), KEYS.c.revoked_at.is_(None)
         )
         with self._engine.begin() as connection:
@@ -85,14 +92,32 @@ class Credentials:
             return None
         if len(self._cache) > 10_000:
             self._cache.clear()
-        principal = Principal(row.user_id, bool(row.admin))
+        principal = Principal(row.user_id, bool(row.admin), key_id=row.id)
         self._cache[_hash(key)] = (now_ms() + CACHED_MS, principal)
         return principal
 
-    def create_ticket(self, user_id: str) -> str:
-        """Draws a ticket that lets the user in once, within a minute."""
-        ticket, now = secrets.token_urlsafe(24), now_ms()
-        values = {"sha256": _hash(ticket), "user_id": user_id, "expires_at": now + TICKET_SECONDS * 1000}
+    def holds(self, principal: Principal) -> bool:
+        """Whether what was shown for a principal still lets it in: the token has not expired, and nobody has revoked the key."""
+        if principal.until_ms is not None and principal.until_ms <= now_ms():
+            return False
+        if principal.key_id is None:
+            return True
+        valid = select(KEYS.c.id).where(KEYS.c.id == principal.key_id, KEYS.c.revoked_at.is_(None))
+        with self._engine.begin() as connection:
+            return connection.execute(valid).first() is not None
+
+    def create_ticket(self, principal: Principal) -> str:
+        """Draws a ticket that lets the user in once, within a minute, and for no longer than what was shown for it.
+
+        What that was stands in the ticket itself: nobody can change it, since only the hash of the whole lets anybody in.
+        """
+        until = "" if principal.until_ms is None else str(principal.until_ms)
+        ticket, now = f"{secrets.token_urlsafe(24)}.{principal.key_id or ''}.{until}", now_ms()
+        values = {
+            "sha256": _hash(ticket),
+            "user_id": principal.user_id,
+            "expires_at": now + TICKET_SECONDS * 1000,
+        }
         with self._engine.begin() as connection:
             connection.execute(delete(TICKETS).where(TICKETS.c.expires_at < now))
             connection.execute(insert(TICKETS).values(values))
@@ -105,7 +130,10 @@ class Credentials:
             row = connection.execute(select(TICKETS).where(this)).first()
             if row is None or connection.execute(delete(TICKETS).where(this)).rowcount == 0:
                 return None
-        return Principal(row.user_id) if row.expires_at > now_ms() else None
+        # One that was drawn by an older broker has neither.
+        key_id, until = [*ticket.split("."), "", ""][1:3]
+        principal = Principal(row.user_id, key_id=key_id or None, until_ms=int(until) if until else None)
+        return principal if row.expires_at > now_ms() and self.holds(principal) else None
 
 
 def _hash(secret: str) -> str:

@@ -28,6 +28,9 @@ BrokerError
 └── StackError               a part of the embedded stack could not start or stay up
 """
 
+#: How many wrong fields the sentence of an InvalidRequest names; `fields` has all.
+TOLD_FIELDS = 10
+
 
 class BrokerError(Exception):
     """Base of all errors raised by the broker itself."""
@@ -46,7 +49,10 @@ class InvalidRequest(RequestError):
     """
 
     def __init__(self, fields: list[tuple[str, str]], status: int = 422) -> None:
-        super().__init__("; ".join(f"{pointer or '/'}: {detail}" for pointer, detail in fields))
+        told = [f"{pointer or '/'}: {detail}" for pointer, detail in fields[:TOLD_FIELDS]]
+        if len(fields) > TOLD_FIELDS:
+            told.append(f"and {len(fields) - TOLD_FIELDS} more")
+        super().__init__("; ".join(told))
         self.fields = fields
         self.status = status
 

@@ -56,13 +56,18 @@ class TokenVerifier:
             jwt.PyJWTError,
             TypeError,
             ValueError,
-        ) as error:  # a key of another kind than the algorithm's is a TypeError
+            RecursionError,
+        ) as error:  # a key of another kind than the algorithm's is a TypeError, a header of brackets alone a RecursionError
             raise InvalidToken(f"The token is not valid: {error}") from error
         subject = claims.get(self._user_claim)
         if not isinstance(subject, str) or not subject:
             raise InvalidToken(f"The token has no claim {self._user_claim!r}.")
         scopes = claims.get("scope", "")
-        return Principal(as_user_id(subject), isinstance(scopes, str) and ADMIN_SCOPE in scopes.split())
+        return Principal(
+            as_user_id(subject),
+            admin=isinstance(scopes, str) and ADMIN_SCOPE in scopes.split(),
+            until_ms=(int(claims["exp"]) + LEEWAY_SECONDS) * 1000,
+        )
 
     def _claims(self, token: str) -> dict[str, Any]:
         algorithm = jwt.get_unverified_header(token).get("alg")

@@ -20,6 +20,15 @@ FRAMING_SYNONYMS = {
     "source_end_time": "end_time",
 }
 SEGMENT_WORDS = {"segment_data", "segments_data"}
+_SEGMENT_DATA_WORDS = {
+    "trim_start",
+    "trim_end",
+    "trim_range",
+    "segments",
+    "boundaries",
+    "user_splits",
+    "segment_speeds",
+}
 #: The caller's own bookkeeping, sent along with a clip.
 IGNORED_WORDS = {"clip_index", "working_clip_id", "file_name", "duration"}
 FRAMING_WORDS = {*FRAMING_SYNONYMS, *SEGMENT_WORDS, *IGNORED_WORDS, "source_width", "source_height"}
@@ -29,9 +38,16 @@ REGION_WORDS |= {"radius_x", "radius_y", "opacity", "stroke_opacity", "fill_opac
 CLIPS_SYNONYMS = {**_OUTPUT_SYNONYMS, "clips_data": "clips"}
 
 
+#: No name that is known has more characters; the expressions of `to_snake` take a second for a name of 1 MB.
+LONGEST_NAME = 64
+
+
 def canonical(key: Any, known: Any) -> Any:
     """Returns the snake_case of a camelCase key that is known, and any other key as it is."""
-    return to_snake(key) if isinstance(key, str) and to_snake(key) in known else key
+    if not isinstance(key, str) or key in known or len(key) > LONGEST_NAME:
+        return key
+    name = to_snake(key)
+    return name if name in known else key
 
 
 def renamed(raw: dict[str, Any], synonyms: dict[str, str]) -> dict[str, Any]:
@@ -56,17 +72,8 @@ def from_segment_data(data: Any) -> dict[str, Any]:
         return {}
     if not isinstance(data, dict):
         raise PydanticCustomError("segment_data", "segment_data must be an object")
-    data = {to_snake(key): value for key, value in data.items()}
-    unknown = data.keys() - {
-        "trim_start",
-        "trim_end",
-        "trim_range",
-        "segments",
-        "boundaries",
-        "user_splits",
-        "segment_speeds",
-    }
-    if unknown:
+    data = {canonical(key, _SEGMENT_DATA_WORDS): value for key, value in data.items()}
+    if unknown := data.keys() - _SEGMENT_DATA_WORDS:
         raise PydanticCustomError(
             "segment_data", "segment_data has an unknown field: {name}", {"name": min(unknown)}
         )

@@ -92,7 +92,9 @@ class HighlightRegion(OnPreview):
     start_frame: FrameIndex | None = None
     end_frame: FrameIndex | None = None
     enabled: StrictBool = True
-    keyframes: Annotated[tuple[HighlightKeyframe, ...], Field(max_length=MAX_KEYFRAMES), AtLeastOne]
+    keyframes: Annotated[
+        tuple[HighlightKeyframe, ...], Field(max_length=MAX_KEYFRAMES, fail_fast=True), AtLeastOne
+    ]
 
     @model_validator(mode="before")
     @classmethod
@@ -171,13 +173,15 @@ class OverlayParams(Framing, OutputParams):
 
     output_width: EvenPixels | None = None
     output_height: EvenPixels | None = None
-    highlight_regions: Annotated[tuple[HighlightRegion, ...], Field(max_length=MAX_REGIONS)] = ()
+    highlight_regions: Annotated[
+        tuple[HighlightRegion, ...], Field(max_length=MAX_REGIONS, fail_fast=True)
+    ] = ()
     effect_type: Annotated[Effect, LowerCase] = Effect.BLUR
     effect_strength: Share | None = None
     feather: Share | None = None
     stroke_width: Annotated[float, Strict(), Field(ge=0, le=100)] | None = None
     fade_seconds: Annotated[float, Strict(), Field(ge=0, le=10)] = 0.25
-    text_layers: Annotated[tuple[TextLayer, ...], Field(max_length=MAX_LAYERS)] = ()
+    text_layers: Annotated[tuple[TextLayer, ...], Field(max_length=MAX_LAYERS, fail_fast=True)] = ()
 
     @model_validator(mode="before")
     @classmethod
@@ -200,7 +204,7 @@ class AnnotatedClip(Edit):
     rating: Annotated[int, Strict(), Field(ge=1, le=5)] | None = None
     tags: Annotated[
         tuple[Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=60)], ...],
-        Field(max_length=20),
+        Field(max_length=20, fail_fast=True),
     ] = ()
 
     @model_validator(mode="after")
@@ -215,7 +219,7 @@ class AnnotateParams(OutputParams):
 
     output_width: EvenPixels | None = None
     output_height: EvenPixels | None = None
-    clips: Annotated[tuple[AnnotatedClip, ...], Field(max_length=MAX_CLIPS), AtLeastOne]
+    clips: Annotated[tuple[AnnotatedClip, ...], Field(max_length=MAX_CLIPS, fail_fast=True), AtLeastOne]
     transition: Transition = Transition()
 
     @model_validator(mode="after")

@@ -18,7 +18,7 @@ class WebhookRequest(Wire):
     """The body of `POST /api/webhooks`."""
 
     url: Annotated[str, StringConstraints(max_length=2000, pattern=r"^https?://[^\s/@]+(/[^\s]*)?$")]
-    kinds: Annotated[frozenset[HookKind], Field(min_length=1)] = frozenset(HookKind)
+    kinds: Annotated[frozenset[HookKind], Field(min_length=1, fail_fast=True)] = frozenset(HookKind)
 
 
 class WebhookView(Wire):

@@ -17,7 +17,7 @@ async def me(request: Request) -> Response:
 
 async def create_ticket(request: Request) -> Response:
     """Get a ticket: good once, within a minute, as `?ticket=` of an EventSource or a WebSocket, which cannot send headers."""
-    ticket = await run_in_threadpool(_credentials(request).create_ticket, reading.user(request))
+    ticket = await run_in_threadpool(_credentials(request).create_ticket, request.user.principal)
     return reading.json(Ticket(ticket=ticket, expires_in_seconds=TICKET_SECONDS), 201)
 
 

@@ -47,7 +47,10 @@ async def start(request: Request) -> Response:
     asked = await reading.body(request, StartRequest)
     user, service = reading.user(request), reading.service(request)
     key = asked.input_key or await _working_video(service, user, asked.project_id, job_type, asked.params)
-    job = reading.validated(JobRequest, json.dumps({**asked.job_fields, "type": job_type, "input_key": key}))
+    text = json.dumps({**asked.job_fields, "type": job_type, "input_key": key})
+    # It may take thirty times as much memory as the text, and the text may have to wait for its turn.
+    del asked
+    job = await reading.validated(JobRequest, text)
     stored, _ = await service.submit(
         user, job, reading.idempotency_key(request), traceparent=reading.traceparent(request)
     )
@@ -95,9 +98,12 @@ async def upscale(request: Request) -> Response:
         fields = await read_form(request, "video", file)
         if await file.complete() == 0:
             raise InvalidRequest([("/video", "send the video as a file")])
-        asked = reading.validated(UpscaleFields, json.dumps(fields))
-        job_id = _new_job_id(user, asked.export_id)
-        job = reading.validated(JobRequest, json.dumps(asked.job_fields(file.key)))
+        asked = await reading.validated(UpscaleFields, json.dumps(fields))
+        given_id, text = asked.export_id, json.dumps(asked.job_fields(file.key))
+        job_id = _new_job_id(user, given_id)
+        # As above.
+        del asked
+        job = await reading.validated(JobRequest, text)
         stored = await _known(service, user, job_id)
         if stored is None:
             stored, _ = await service.submit(user, job, None, job_id, reading.traceparent(request))
@@ -107,7 +113,7 @@ async def upscale(request: Request) -> Response:
         raise
     if stored.input_key != file.key:  # sent again: the first one's file is the job's
         await file.discard()
-    export_id = asked.export_id or stored.id
+    export_id = given_id or stored.id
     return reading.json(UpscaleAccepted(status="accepted", export_id=export_id, job_id=stored.id), 202)
 
 

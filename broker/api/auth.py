@@ -22,6 +22,14 @@ ADMIN = "admin"
 _LOCAL = ("localhost", "127.0.0.1", "[::1]", "::1")
 
 
+class Caller(SimpleUser):
+    """The user who asks, and what was shown for it."""
+
+    def __init__(self, principal: Principal) -> None:
+        super().__init__(principal.user_id)
+        self.principal = principal
+
+
 class Authentication(AuthenticationBackend):
     """Accepts `Authorization: Bearer KEY-OR-TOKEN`, and `?ticket=` on live routes.
 
@@ -40,11 +48,11 @@ class Authentication(AuthenticationBackend):
         # Threads of their own: an identity provider that does not answer must hold up nobody else.
         self._fetching = CapacityLimiter(4)
 
-    async def authenticate(self, conn: HTTPConnection) -> tuple[AuthCredentials, SimpleUser]:
+    async def authenticate(self, conn: HTTPConnection) -> tuple[AuthCredentials, Caller]:
         """Returns the user, or raises AuthenticationError."""
         principal = await self._principal(conn)
         scopes = ["authenticated", ADMIN] if principal.admin else ["authenticated"]
-        return AuthCredentials(scopes), SimpleUser(principal.user_id)
+        return AuthCredentials(scopes), Caller(principal)
 
     async def _principal(self, conn: HTTPConnection) -> Principal:
         credentials: Credentials = conn.state.credentials

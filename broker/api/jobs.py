@@ -10,6 +10,7 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
 from broker.api import reading
+from broker.errors import InvalidRequest
 from broker.models import Job
 from broker.runpod import RemoteId
 from broker.store import JobFilter
@@ -32,8 +33,8 @@ class ListQuery(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    status: Annotated[tuple[JobStatus, ...], BeforeValidator(_several)] = ()
-    type: Annotated[tuple[JobType, ...], BeforeValidator(_several)] = ()
+    status: Annotated[tuple[JobStatus, ...], Field(fail_fast=True), BeforeValidator(_several)] = ()
+    type: Annotated[tuple[JobType, ...], Field(fail_fast=True), BeforeValidator(_several)] = ()
     project_id: Annotated[int, Field(ge=0, le=2**53 - 1)] | None = None
     search: Annotated[str, Field(max_length=200, pattern=r"^[^\x00]*$")] | None = None
     limit: Annotated[int, Field(ge=1, le=100)] = 50
@@ -123,8 +124,8 @@ async def runpod_hook(request: Request) -> Response:
     """The GPU provider says that something happened to a job. Only a reason to look now: what it says is not believed."""
     raw = await reading.raw_body(request)
     try:
-        told = HookBody.model_validate_json(raw)
-    except ValueError:  # the call counts, whatever it says
+        told = await reading.validated(HookBody, raw)
+    except InvalidRequest:  # the call counts, whatever it says
         told = HookBody()
     path = request.path_params
     await reading.service(request).hint(path["job_id"], path["token"], told.id)

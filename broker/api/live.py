@@ -1,28 +1,40 @@
-"""A job as it happens: the same frames over server-sent events and over a WebSocket, with the same `seq`, resumable."""
+"""A job as it happens: the same frames over server-sent events and over a WebSocket, with the same `seq`, resumable.
+
+A stream ends when what opened it lets nobody in any more: a key that was revoked, a token that has expired.
+"""
 
 import asyncio
-import json
 import random
-from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from contextlib import aclosing, contextmanager
+from typing import Any
 
+import structlog
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from sqlalchemy.exc import DataError
+from sqlalchemy.exc import DataError, SQLAlchemyError
 from sse_starlette import EventSourceResponse, ServerSentEvent
-from starlette.requests import Request
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import HTTPConnection, Request
 from starlette.responses import Response
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from broker.api import reading
 from broker.api.aliases import as_job_id
+from broker.credentials import Credentials
 from broker.errors import NotFound
+from broker.limits import RequestLimit
 from broker.metrics import Metrics
 from broker.service import JobService
 from schemas.aliases import ExportProgress
 from schemas.jobs import EventView, Snapshot
 
-#: Close codes of our own, in the range that is free for it.
+log = structlog.get_logger(__name__)
+
+#: Close codes of our own, in the range that is free for it; and two of RFC 6455's registry.
 NOT_FOUND = 4404
+NO_LONGER_ALLOWED, TRY_AGAIN_LATER = 1008, 1013
+#: How often an open stream is asked whether its key or token is still good.
+RECHECK_SECONDS = 60.0
 #: How long a WebSocket stays open behind the last frame.
 LINGER_SECONDS = 0.5
 #: How long the export editor's socket waits for its job, which it names before sending it.
@@ -37,10 +49,11 @@ class WatchQuery(BaseModel):
     after: int | None = Field(None, ge=0, le=2**31)
 
 
-class Resume(BaseModel):
-    """What a WebSocket client may send."""
+class Said(BaseModel):
+    """What a WebSocket client may send, beside the bare word `ping`."""
 
-    resume_after: int = Field(ge=0, le=2**31)
+    type: Any = None
+    resume_after: int | None = Field(None, ge=0, le=2**31)
 
 
 async def events(request: Request) -> Response:
@@ -65,28 +78,70 @@ async def events(request: Request) -> Response:
     if request.method == "HEAD":  # it would never end
         return Response(media_type="text/event-stream")
     return EventSourceResponse(
-        _sse(service.watch(user, job_id, after), request.state.metrics),
+        _sse(request, service.watch(user, job_id, after)),
         headers={"Cache-Control": "no-cache"},
         sep="\n",
     )
 
 
 async def _sse(
-    frames: AsyncGenerator[Snapshot | EventView], metrics: Metrics
+    request: Request, frames: AsyncGenerator[Snapshot | EventView]
 ) -> AsyncIterator[ServerSentEvent]:
     # Jittered, so that after a restart of the broker not all come back in the same moment.
     yield ServerSentEvent(retry=random.randint(2000, 4000), comment="hello", sep="\n")  # noqa: S311
+    metrics: Metrics = request.state.metrics
     with metrics.stream("sse"):
-        async with aclosing(frames):
-            async for frame in frames:
+        async with aclosing(_while_allowed(request, frames)) as allowed:
+            async for frame in allowed:
                 yield ServerSentEvent(data=_data(frame), event=_name(frame), id=str(frame.seq), sep="\n")
+
+
+async def _while_allowed(
+    request: Request, frames: AsyncGenerator[Snapshot | EventView]
+) -> AsyncGenerator[Snapshot | EventView]:
+    """Yields frames until there are no more, or until nobody is let in any more by what opened the stream."""
+    with _lapse(request) as lapsed:
+        async with aclosing(frames):
+            while not lapsed.done():
+                coming = asyncio.ensure_future(anext(frames, None))
+                try:
+                    await asyncio.wait({coming, lapsed}, return_when=asyncio.FIRST_COMPLETED)
+                finally:
+                    if not coming.done():
+                        coming.cancel()
+                        await asyncio.wait({coming})
+                if coming.cancelled() or (frame := coming.result()) is None:
+                    return
+                yield frame
+
+
+@contextmanager
+def _lapse(connection: HTTPConnection) -> Iterator[asyncio.Task[None]]:
+    """Has a task that ends once nobody is let in any more by what opened this connection."""
+    task = asyncio.create_task(_until_lapsed(connection))
+    try:
+        yield task
+    finally:
+        task.cancel()
+
+
+async def _until_lapsed(connection: HTTPConnection) -> None:
+    credentials: Credentials = connection.state.credentials
+    holds = True
+    while holds:
+        await asyncio.sleep(RECHECK_SECONDS)
+        try:
+            holds = await run_in_threadpool(credentials.holds, connection.user.principal)
+        except SQLAlchemyError as error:  # the database is away: that takes nobody's key
+            log.warning("recheck_failed", error=str(error))
 
 
 async def socket(websocket: WebSocket) -> None:
     """The same frames as JSON: `{"event": "snapshot", "seq", "job"}`, then `{"event": "update", "seq", "at", "kind", "changes"}`.
 
     `?after=` resumes, and so does a message `{"resume_after": seq}`: what follows `{"event": "resumed", "seq"}` is what comes after it.
-    `ping` is answered with `pong`. Closed with 1000 after the end.
+    `ping` is answered with `pong`. Closed with 1000 after the end, with 1008 once the key or token lets nobody in any more, and with
+    1013 for more messages than requests are allowed.
     """
     service, user, job_id = (
         reading.service(websocket),
@@ -102,7 +157,7 @@ async def socket(websocket: WebSocket) -> None:
         await service.version(user, job_id)
         async with asyncio.TaskGroup() as tasks:
             resumed: asyncio.Queue[int] = asyncio.Queue()
-            listening = tasks.create_task(_listen(websocket, resumed))
+            listening = tasks.create_task(_attend(websocket, resumed))
             telling = tasks.create_task(_tell(websocket, service, user, job_id, after))
             asking = tasks.create_task(resumed.get())
             while not listening.done():
@@ -121,9 +176,10 @@ async def socket(websocket: WebSocket) -> None:
                     asking = tasks.create_task(resumed.get())
                 elif over:
                     break
+            code = listening.result() if listening.done() else 1000
             for task in (listening, telling, asking):
                 task.cancel()
-        await _close(websocket, 1000)
+        await _close(websocket, code)
     except (NotFound, DataError):
         await _close(websocket, NOT_FOUND)
 
@@ -147,26 +203,45 @@ async def _tell(
         return
 
 
-async def _listen(websocket: WebSocket, resumed: asyncio.Queue[int] | None = None) -> None:
-    """Answers pings until the client has gone, and counts it for as long."""
+async def _attend(websocket: WebSocket, resumed: asyncio.Queue[int] | None = None) -> int:
+    """Listens until the client has gone, has said too much, or is allowed to watch no longer; returns the code to close with."""
+    listening = asyncio.ensure_future(_listen(websocket, resumed))
+    with _lapse(websocket) as lapsed:
+        try:
+            await asyncio.wait({listening, lapsed}, return_when=asyncio.FIRST_COMPLETED)
+            return listening.result() if listening.done() else NO_LONGER_ALLOWED
+        finally:
+            listening.cancel()
+
+
+async def _listen(websocket: WebSocket, resumed: asyncio.Queue[int] | None) -> int:
+    """Answers pings until the client has gone, and counts it for as long; each message counts as a request."""
     metrics: Metrics = websocket.state.metrics
+    limit: RequestLimit = websocket.state.limit
     try:
         with metrics.stream("websocket"):
             while True:
                 said = await websocket.receive_text()
-                if said == "ping":
-                    await websocket.send_text("pong")
-                    continue
-                try:
-                    message = json.loads(said)
-                    if isinstance(message, dict) and message.get("type") == "ping":
-                        await websocket.send_text('{"type":"pong"}')
-                    elif resumed is not None:
-                        resumed.put_nowait(Resume.model_validate(message).resume_after)
-                except ValueError:  # nothing that we understand
-                    continue
+                left, _ = limit.take(reading.user(websocket))
+                if left < 0:
+                    return TRY_AGAIN_LATER
+                await _answer(websocket, said, resumed)
     except (WebSocketDisconnect, KeyError):  # KeyError: bytes instead of text
+        return 1000
+
+
+async def _answer(websocket: WebSocket, said: str, resumed: asyncio.Queue[int] | None) -> None:
+    if said == "ping":
+        await websocket.send_text("pong")
         return
+    try:
+        message = Said.model_validate_json(said)
+    except ValidationError:  # nothing that we understand
+        return
+    if message.type == "ping":
+        await websocket.send_text('{"type":"pong"}')
+    elif resumed is not None and message.resume_after is not None:
+        resumed.put_nowait(message.resume_after)
 
 
 async def export_socket(websocket: WebSocket) -> None:
@@ -175,12 +250,13 @@ async def export_socket(websocket: WebSocket) -> None:
     job_id = as_job_id(user, websocket.path_params["export_id"])
     await websocket.accept()
     async with asyncio.TaskGroup() as tasks:
-        listening = tasks.create_task(_listen(websocket))
+        listening = tasks.create_task(_attend(websocket))
         telling = tasks.create_task(_tell_export(websocket, service, user, job_id))
         await asyncio.wait({listening, telling}, return_when=asyncio.FIRST_COMPLETED)
+        code = listening.result() if listening.done() else 1000
         for task in (listening, telling):
             task.cancel()
-    await _close(websocket, 1000)
+    await _close(websocket, code)
 
 
 async def _tell_export(websocket: WebSocket, service: JobService, user: str, job_id: str) -> None:

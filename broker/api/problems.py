@@ -35,6 +35,8 @@ log = structlog.get_logger(__name__)
 
 #: When to come again: a quota frees itself with the next job that ends, and a drain is an operator's matter.
 QUOTA_SECONDS, CLOSED_SECONDS = 10, 30
+#: How many errors of a request are told, and how many characters of a pointer and of a sentence.
+MAX_ERRORS, LONGEST_TEXT = 100, 300
 
 _STATUS: dict[type[RequestError], tuple[int, str]] = {
     InvalidRequest: (422, "invalid_request"),
@@ -139,13 +141,21 @@ async def crashed(request: Request, error: Exception) -> Response:
 
 
 def invalid(error: ValidationError) -> InvalidRequest:
-    """Turns Pydantic's findings into pointers and sentences."""
-    return InvalidRequest([(_pointer(found), found["msg"]) for found in error.errors(include_url=False)])
+    """Turns Pydantic's findings into pointers and sentences: the first hundred, each cut to a length that one can read."""
+    findings = error.errors(include_url=False, include_input=False)
+    fields = [(_cut(_pointer(found)), _cut(found["msg"])) for found in findings[:MAX_ERRORS]]
+    if len(findings) > MAX_ERRORS:
+        fields.append(("", f"and {len(findings) - MAX_ERRORS} more errors"))
+    return InvalidRequest(fields)
 
 
 def _pointer(found: Any) -> str:
     path = [*found["loc"], *found.get("ctx", {}).get("at", [])]
     return "".join("/" + str(part).replace("~", "~0").replace("/", "~1") for part in path)
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= LONGEST_TEXT else text[:LONGEST_TEXT] + "…"
 
 
 HANDLERS: dict[Any, Any] = {

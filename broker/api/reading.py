@@ -4,7 +4,9 @@ import re
 from typing import TypeVar
 
 import anyio
+from anyio import CapacityLimiter, to_thread
 from pydantic import BaseModel, ValidationError
+from pydantic_core import from_json
 from starlette.requests import HTTPConnection, Request
 from starlette.responses import Response
 
@@ -17,19 +19,54 @@ from broker.settings import Settings
 Model = TypeVar("Model", bound=BaseModel)
 MAX_KEY = 255
 LONGEST_WAIT = 25
+#: No object of ours has more members, and no query more names.
+MAX_MEMBERS, MAX_NAMES = 1000, 100
+#: Bodies from this size on are validated in a thread.
+LARGE_BYTES = 16_384
+#: Each of them may take some fifty times its size for a moment.
+_large = CapacityLimiter(2)
 
 
 async def body(request: Request, model: type[Model]) -> Model:
     """Reads the body and validates it; raises InvalidRequest, BodyTooLarge or TooSlow."""
-    return validated(model, await raw_body(request))
+    return await validated(model, await raw_body(request))
 
 
-def validated(model: type[Model], text: bytes | str) -> Model:
-    """Reads JSON as a model, or raises InvalidRequest."""
+async def validated(model: type[Model], text: bytes | str) -> Model:
+    """Reads JSON as a model, or raises InvalidRequest. Few large texts are read at once, and none on the event loop."""
+    if len(text) < LARGE_BYTES:
+        return _validated(model, text)
+    return await to_thread.run_sync(_validated_large, model, text, limiter=_large)
+
+
+def _validated_large(model: type[Model], text: bytes | str) -> Model:
+    _check_members(text)
+    return _validated(model, text)
+
+
+def _validated(model: type[Model], text: bytes | str) -> Model:
     try:
         return model.model_validate_json(text)
     except ValidationError as error:
-        raise invalid(error) from error
+        wrong = invalid(error)
+    # Not from within: the other one holds all that was sent, for as long as anybody holds this one.
+    raise wrong
+
+
+def _check_members(text: bytes | str) -> None:
+    """Raises InvalidRequest for an object with more members than any of ours has; Pydantic would complain of each of them."""
+    try:
+        found = [from_json(text)]
+    except ValueError:  # the model's own reader says what is wrong
+        return
+    while found:
+        value = found.pop()
+        if isinstance(value, dict):
+            if len(value) > MAX_MEMBERS:
+                raise InvalidRequest([("", f"an object has more than {MAX_MEMBERS} members")])
+            found.extend(value.values())
+        elif isinstance(value, list):
+            found.extend(value)
 
 
 async def raw_body(request: Request) -> bytes:
@@ -49,10 +86,12 @@ async def raw_body(request: Request) -> bytes:
 
 def query(request: Request, model: type[Model]) -> Model:
     """Validates the query; a name that comes several times is a list. Raises InvalidRequest."""
-    given: dict[str, object] = {}
-    for name in request.query_params:
-        values = request.query_params.getlist(name)
-        given[name] = values if len(values) > 1 else values[0]
+    values: dict[str, list[str]] = {}
+    for name, value in request.query_params.multi_items():
+        values.setdefault(name, []).append(value)
+    if len(values) > MAX_NAMES:
+        raise InvalidRequest([("", f"the query has more than {MAX_NAMES} names")])
+    given = {name: several if len(several) > 1 else several[0] for name, several in values.items()}
     try:
         return model.model_validate(given)
     except ValidationError as error:

@@ -28,6 +28,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from broker.connection import Connection
 from broker.embedded.queue import ENDED, JobQueue, Limits, QueuedJob, State, new_id
 
 RUN_LIMIT_BYTES = 10 << 20
@@ -441,6 +442,7 @@ def main() -> None:
         create_endpoint(config),
         host=chosen.host,
         port=chosen.port,
+        http=Connection,
         access_log=False,
         log_level="warning",
         # A worker reuses its connection after a long silence; closed meanwhile, its result would be lost.

@@ -9,11 +9,9 @@ import pytest
 from broker.app import create_app
 from broker.database import open_engine
 from broker.models import Job
-from broker.settings import Settings
 from broker.store import JobStore
+from tests.broker.configured import API_KEY, configured
 from tests.broker.postgres import cluster, new_database
-
-API_KEY = "test-key-0123456789"
 
 
 @pytest.fixture(scope="session")
@@ -78,17 +76,8 @@ def settings_without_database(tmp_path, object_store):
     """Builds settings with the real bucket, and a provider where nobody listens; overrides by environment name."""
 
     def make(**overrides):
-        environment = {
-            "RUNPOD_API_KEY": "runpod-key",
-            "RUNPOD_ENDPOINT_URL": "http://127.0.0.1:9/v2/embedded",
-            "R2_ENDPOINT": object_store.url,
-            "R2_ACCESS_KEY_ID": object_store.access_key,
-            "R2_SECRET_ACCESS_KEY": object_store.secret_key,
-            "R2_BUCKET_NAME": object_store.bucket,
-            "REELBROKER_API_KEY": API_KEY,
-            "REELBROKER_USER_ID": re.sub("[^A-Za-z0-9_-]", "-", f"u-{tmp_path.name}")[-64:],
-        }
-        return Settings(_env_file=None, **(environment | overrides))
+        user_id = re.sub("[^A-Za-z0-9_-]", "-", f"u-{tmp_path.name}")[-64:]
+        return configured(object_store, **{"REELBROKER_USER_ID": user_id, **overrides})
 
     return make
 

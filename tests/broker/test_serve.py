@@ -1,6 +1,5 @@
 """`reelbroker serve` as systemd starts it: the listening socket outlives the broker, so a restart refuses nobody."""
 
-import os
 import signal
 import socket
 import subprocess
@@ -12,6 +11,7 @@ import httpx
 import pytest
 
 from broker.database import open_engine
+from tests.broker.process import environment_of, serve
 
 
 @pytest.fixture
@@ -22,23 +22,7 @@ def database_url(tmp_path):
 @pytest.fixture
 def environment(settings):
     """The settings as the environment that a process reads."""
-    made = settings()
-    names = {name: field.validation_alias for name, field in type(made).model_fields.items()}
-    values = {alias: getattr(made, name) for name, alias in names.items() if name in made.model_fields_set}
-    told = {
-        name: getattr(value, "get_secret_value", lambda value=value: value)()
-        for name, value in values.items()
-    }
-    return os.environ | {name: str(value) for name, value in told.items()}
-
-
-def serve(listening, environment, log):
-    """Starts a broker on a socket of ours, as sd_listen_fds(3) says."""
-    handed = listening.fileno()
-    command = f'exec 3<&{handed} && LISTEN_FDS=1 LISTEN_PID=$$ exec "{sys.executable}" -m broker.cli serve'
-    return subprocess.Popen(
-        ["bash", "-c", command], env=environment, pass_fds=[handed], stdout=log, stderr=log
-    )
+    return environment_of(settings())
 
 
 def test_a_restart_refuses_nobody(environment, tmp_path):

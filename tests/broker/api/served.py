@@ -8,6 +8,7 @@ import httpx
 import uvicorn
 
 from broker.app import create_app
+from broker.connection import Connection
 from broker.embedded.ports import free_ports
 
 API_KEY = "test-key-0123456789"
@@ -33,6 +34,7 @@ def serve(settings, transport, port=None):
     config = uvicorn.Config(
         create_app(settings, transport=transport),
         port=port,
+        http=Connection,
         log_level="error",
         access_log=False,
         timeout_graceful_shutdown=2,

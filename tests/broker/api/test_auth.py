@@ -1,5 +1,6 @@
 """Who is asking: keys, tokens, and a broker that asks nobody but listens to this machine alone."""
 
+import base64
 import json
 import threading
 import time
@@ -205,3 +206,12 @@ async def test_pages_of_known_origins_may_call_from_a_browser(settings, running)
             assert "ETag" in got.headers["access-control-expose-headers"]
         got = await client.get("/api/jobs", headers={"Origin": "https://evil.example"})
         assert "access-control-allow-origin" not in got.headers
+
+
+@pytest.mark.abuse
+@on_one_database
+async def test_a_token_of_brackets_is_no_token(client):
+    """401, however deep its header is nested."""
+    header = base64.urlsafe_b64encode(b"[" * 40_000).decode().rstrip("=")
+    reply = await ask(client, f"{header}.e30.e30")
+    assert (reply.status_code, len(reply.content) < 1000) == (401, True)

@@ -3,15 +3,20 @@
 import asyncio
 import json
 import random
+import time
+import uuid
 
 import httpx
+import jwt
 import pytest
 import websockets
 
+from broker import tokens
+from broker.api import live
 from broker.models import Event
 from broker.store import JobStore
 from tests.broker.api.calls import JOB, on_one_database, until
-from tests.broker.api.served import API_KEY
+from tests.broker.api.served import API_KEY, serve
 from tests.broker.provider import Worker
 
 
@@ -304,3 +309,116 @@ async def test_an_end_that_comes_while_one_asks_is_told(served, monkeypatch):
         monkeypatch.setattr(JobStore, "version", ends_behind_our_back)
         told = [data async for _, _, data in frames(client, url, headers={"Last-Event-ID": str(after)})]
     assert told[-1]["changes"]["status"] == "cancelled"
+
+
+@pytest.fixture
+def often_checked(monkeypatch):
+    """Streams are asked for their key ten times a second."""
+    monkeypatch.setattr(live, "RECHECK_SECONDS", 0.1)
+
+
+async def key_of(client, user):
+    """Makes a key of a user, and returns its id with the header that shows it."""
+    made = (await client.post("/api/keys", json={"user_id": user})).json()
+    return made["id"], {"Authorization": f"Bearer {made['key']}"}
+
+
+@pytest.mark.abuse
+@on_one_database
+@pytest.mark.parametrize("by_ticket", [False, True])
+async def test_a_stream_ends_when_its_key_is_revoked(served, often_checked, bucket, by_ticket):
+    """Of either kind, also where a ticket opened it that was made with the key; streams of other keys go on."""
+    bucket.write("bob/a.mp4", b"a video")
+    async with served.async_client(timeout=20) as client:
+        key_id, headers = await key_of(client, "bob")
+        url = (await client.post("/api/jobs", json=JOB)).headers["location"]
+        bobs = (await client.put(f"/api/jobs/{uuid.uuid4()}", json=JOB, headers=headers)).headers["location"]
+
+        async def ticket():
+            if not by_ticket:
+                return ""
+            return "?ticket=" + (await client.post("/api/tickets", headers=headers)).json()["ticket"]
+
+        shown = None if by_ticket else headers
+        at = f"{served.ws}{bobs}/ws{await ticket()}"
+        mine = f"{served.ws}{url}/ws"
+        none = httpx.AsyncClient(base_url=served.url, headers=shown, timeout=20)
+        async with (
+            none,
+            websockets.connect(at, additional_headers=shown) as socket,
+            websockets.connect(mine, additional_headers=served.headers) as other,
+            none.stream("GET", f"{bobs}/events{await ticket()}") as reply,
+        ):
+            assert reply.status_code == 200
+            await asyncio.sleep(0.5)
+            await other.send("ping")
+            await socket.send("ping")
+            left_over = await ticket()
+            await client.delete(f"/api/keys/{key_id}")
+            await asyncio.wait_for(socket.wait_closed(), 5)
+            assert socket.close_code == 1008
+            async with asyncio.timeout(5):
+                assert "event: snapshot" in (await reply.aread()).decode()
+            await other.send("ping")
+            while await other.recv() != "pong":
+                continue
+            if by_ticket:
+                assert (await none.get(f"{bobs}/events{left_over}")).status_code == 401
+
+
+@pytest.mark.abuse
+@on_one_database
+async def test_a_stream_ends_when_its_token_expires(
+    settings, running, provider, often_checked, bucket, monkeypatch
+):
+    """As soon as nobody would be let in with it."""
+    bucket.write("alice/a.mp4", b"a video")
+    monkeypatch.setattr(tokens, "LEEWAY_SECONDS", 0)
+    secret = "s" * 32
+    async with running(settings(REELBROKER_JWT_SECRET=secret), provider) as client:
+        token = jwt.encode({"sub": "alice", "exp": int(time.time()) + 3}, secret)
+        headers = {"Authorization": f"Bearer {token}"}
+        url = (await client.post("/api/jobs", json=JOB, headers=headers)).headers["location"]
+        async with asyncio.timeout(10):
+            reply = await client.get(f"{url}/events", headers=headers)
+        assert reply.text.count("event: ") >= 1
+        assert (await client.get(url, headers=headers)).status_code == 401
+
+
+@pytest.mark.abuse
+@on_one_database
+async def test_brackets_without_end_are_only_nonsense(served):
+    """As deep as a message can be; the WebSocket goes on."""
+    async with served.async_client() as client:
+        url = (await client.post("/api/jobs", json=JOB)).headers["location"]
+    for path in (f"{url}/ws", "/ws/export/none"):
+        async with websockets.connect(f"{served.ws}{path}", additional_headers=served.headers) as socket:
+            for nonsense in (
+                "[" * 60_000,
+                '{"a":' * 10_000,
+                "9" * 60_000,
+                '{"resume_after": "' + "9" * 60_000,
+            ):
+                await socket.send(nonsense)
+            await socket.send("ping")
+            while await socket.recv() != "pong":
+                continue
+
+
+@pytest.mark.abuse
+@on_one_database
+async def test_messages_of_a_websocket_count_as_requests(settings, provider):
+    """More of them than a user may make are answered with 1013; other users are not held up."""
+    with serve(settings(REELBROKER_REQUESTS_PER_MINUTE="50"), provider) as served:
+        async with served.async_client() as client:
+            _, headers = await key_of(client, "bob")
+            async with websockets.connect(
+                f"{served.ws}/ws/export/none", additional_headers=served.headers
+            ) as socket:
+                with pytest.raises(websockets.ConnectionClosed):
+                    for _ in range(60):
+                        await socket.send("ping")
+                        assert await socket.recv() == "pong"
+                assert socket.close_code == 1013
+            assert (await client.get("/api/jobs")).status_code == 429
+            assert (await client.get("/api/jobs", headers=headers)).status_code == 200
