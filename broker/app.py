@@ -20,26 +20,26 @@ from broker.api.headers import EVERYWHERE
 from broker.api.prefix import UnderPrefix
 from broker.api.problems import HANDLERS
 from broker.api.routes import routes
+from broker.bucket import open_bucket
 from broker.clock import now_ms
-from broker.credentials import Credentials
-from broker.database import open_engine, sqlite_path
+from broker.engine.reconciler import Reconciler
+from broker.engine.scheduler import ReconcileLoop
+from broker.engine.service import JobService
+from broker.engine.watch import EventHub
 from broker.errors import BrokerError
-from broker.events import EventHub
-from broker.fleet import FleetService
-from broker.limits import DiskSpace, RequestLimit
-from broker.loop import ReconcileLoop
-from broker.metrics import Metrics
-from broker.outbox import Outbox
-from broker.reconciler import Reconciler
-from broker.retention import Retention
-from broker.runpod import RunPodClient
-from broker.service import JobService
+from broker.ops.metrics import Metrics
+from broker.ops.overview import FleetService
+from broker.ops.retention import Retention
+from broker.providers.runpod import RunPodClient
+from broker.services.rate_limit import DiskSpace, RequestLimit
+from broker.services.uploads import UploadService
+from broker.services.webhooks import WebhookService, open_caller
 from broker.settings import Settings
-from broker.storage import open_bucket
-from broker.store import JobStore
+from broker.store.engine import open_engine, sqlite_path
+from broker.store.jobs import JobStore
+from broker.store.keys import Credentials
+from broker.store.webhooks import Outbox
 from broker.trace import received, trace_id
-from broker.uploads import UploadService
-from broker.webhooks import WebhookService, open_caller
 
 STOP_SECONDS = 10.0
 

@@ -11,9 +11,9 @@ import imageio_ffmpeg
 import structlog
 import torch
 
-from gpu_worker.decode import nvdec_works
-from gpu_worker.encode import nvenc_works
 from gpu_worker.errors import ModelUnavailable
+from gpu_worker.media.decode import nvdec_works
+from gpu_worker.media.encode import nvenc_works
 from gpu_worker.settings import Settings
 from gpu_worker.upscale.models import Models
 

@@ -25,15 +25,15 @@ from runpod.serverless.modules.rp_http import send_result
 from runpod.serverless.modules.worker_state import JobsProgress
 from structlog.contextvars import bound_contextvars
 
+from gpu_worker.bucket import Bucket, open_bucket
 from gpu_worker.errors import Cancelled, HandedBack, InvalidParams, WorkerError
 from gpu_worker.fitness import check_fitness
-from gpu_worker.guard import Guard
+from gpu_worker.host.guard import Guard
+from gpu_worker.host.process import prepare_process
+from gpu_worker.host.workspace import sweep_workspaces
 from gpu_worker.pipeline import Execution
-from gpu_worker.process import prepare_process
 from gpu_worker.settings import Settings
-from gpu_worker.storage import Bucket, open_bucket
 from gpu_worker.upscale.models import Models
-from gpu_worker.workspace import sweep_workspaces
 from schemas.jobs import ErrorCode
 from schemas.worker import Failure, Progress, WorkerInput
 

@@ -15,18 +15,18 @@ from pathlib import Path
 
 import structlog
 
-from gpu_worker.decode import nvdec_works
+from gpu_worker.bucket import Bucket
 from gpu_worker.edits.compose import Kit, Source, compose, needed_parts, needed_pngs
 from gpu_worker.edits.fonts import Fonts
-from gpu_worker.encode import Quality, nvenc_works
 from gpu_worker.errors import Cancelled, SourceNotFound, WorkerError
-from gpu_worker.guard import Guard
-from gpu_worker.probe import Limits, SourceFacts, output_facts, probe
-from gpu_worker.render import OutputLimits, Spent, render
+from gpu_worker.host.guard import Guard
+from gpu_worker.host.workspace import workspace
+from gpu_worker.media.decode import nvdec_works
+from gpu_worker.media.encode import Quality, nvenc_works
+from gpu_worker.media.probe import Limits, SourceFacts, output_facts, probe
+from gpu_worker.render.render import OutputLimits, Spent, render
 from gpu_worker.settings import Settings
-from gpu_worker.storage import Bucket
 from gpu_worker.upscale.models import Models
-from gpu_worker.workspace import workspace
 from schemas.jobs import OutputFacts, Phase
 from schemas.keys import object_key
 from schemas.worker import Progress, Result, Started, Timings, WorkerInput, attempt_folder

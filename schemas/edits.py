@@ -27,7 +27,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from schemas.dialects import (
+from schemas.compat.dialects import (
     CLIPS_SYNONYMS,
     FRAMING_SYNONYMS,
     FRAMING_WORDS,

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Self
 from pydantic import AfterValidator, Field, Strict, StrictBool, StringConstraints, model_validator
 from pydantic_core import PydanticCustomError
 
-from schemas.dialects import OVERLAY_SYNONYMS, REGION_WORDS, canonical, keyframed, renamed
+from schemas.compat.dialects import OVERLAY_SYNONYMS, REGION_WORDS, canonical, keyframed, renamed
 from schemas.edits import (
     MAX_CLIPS,
     MAX_KEYFRAMES,

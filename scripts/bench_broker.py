@@ -28,10 +28,10 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
+from broker.bucket import open_bucket
 from broker.embedded.object_store import PORT_NAMES, ObjectStore
 from broker.embedded.ports import free_ports
 from broker.settings import Settings
-from broker.storage import open_bucket
 
 KEY, USER, RUNPOD_KEY = "bench-key-0123456789", "bench", "runpod-key"
 JOB = {"type": "framing", "project_id": 1, "input_key": "a.mp4", "params": {"end_time": 5.0}}
@@ -277,7 +277,7 @@ class Bench:
         command = (
             [*UVICORN, self.url[17:], "bench_peer:app"]
             if plain
-            else [sys.executable, "-m", "broker.cli", "serve"]
+            else [sys.executable, "-m", "broker.cli.main", "serve"]
         )
         with running(command, self.environment | databases, self.url, file.with_suffix(".log")) as pid:
             yield pid

@@ -23,18 +23,18 @@ import httpx
 import structlog
 from sqlalchemy import Engine
 
+from broker.bucket import Bucket, open_bucket
 from broker.clock import now_ms
-from broker.database import open_engine, reading
 from broker.embedded.object_store import PORT_NAMES, ObjectStore
 from broker.embedded.ports import free_ports
-from broker.evidence import document_key
-from broker.loop import ReconcileLoop
-from broker.models import Attempt, AttemptState, Job
-from broker.reconciler import Reconciler
-from broker.runpod import RunPodClient
+from broker.engine.observe import document_key
+from broker.engine.reconciler import Reconciler
+from broker.engine.scheduler import ReconcileLoop
+from broker.providers.runpod import RunPodClient
 from broker.settings import Settings
-from broker.storage import Bucket, open_bucket
-from broker.store import JobStore
+from broker.store.engine import open_engine, reading
+from broker.store.jobs import JobStore
+from broker.store.tables import Attempt, AttemptState, Job
 from schemas.jobs import JobStatus, JobType, OutputFacts
 from schemas.keys import object_key
 from schemas.worker import Result, Timings

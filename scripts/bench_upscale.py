@@ -17,11 +17,11 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from gpu_worker.decode import decode
-from gpu_worker.frames import Box, Frame, planes_of_rgb
-from gpu_worker.guard import Guard
-from gpu_worker.probe import probe
-from gpu_worker.transfer import Landing
+from gpu_worker.host.guard import Guard
+from gpu_worker.media.decode import decode
+from gpu_worker.media.frames import Box, Frame, planes_of_rgb
+from gpu_worker.media.probe import probe
+from gpu_worker.media.transfer import Landing
 from gpu_worker.upscale.architectures import bare_packages
 from gpu_worker.upscale.upscaler import Upscaler, rgb_of
 from gpu_worker.upscale.weights import load_model

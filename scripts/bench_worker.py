@@ -26,11 +26,11 @@ from sample import sample_clip
 from gpu_worker.edits.caption import caption
 from gpu_worker.edits.compose import Kit, Source, compose
 from gpu_worker.edits.fonts import Fonts
-from gpu_worker.encode import Quality
-from gpu_worker.guard import Guard
-from gpu_worker.probe import output_facts, probe
-from gpu_worker.process import prepare_process
-from gpu_worker.render import render
+from gpu_worker.host.guard import Guard
+from gpu_worker.host.process import prepare_process
+from gpu_worker.media.encode import Quality
+from gpu_worker.media.probe import output_facts, probe
+from gpu_worker.render.render import render
 from schemas.edits import OutputParams
 from schemas.jobs import JobType
 from schemas.overlays import AnnotatedClip

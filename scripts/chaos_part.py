@@ -64,7 +64,10 @@ def _bounded(name: str, work: Callable[..., Any]) -> Callable[..., Any]:
 def main(part: str) -> None:
     """Runs the part."""
     if part == "broker":
-        from broker import cli, runpod, storage, store
+        from broker import bucket as storage
+        from broker.cli import main as cli
+        from broker.providers import runpod
+        from broker.store import jobs as store
 
         bound(store.JobStore, ("add", "move", "touch", "note", "hint"))
         bound(storage.Bucket, ("size", "read", "write"))
@@ -72,7 +75,7 @@ def main(part: str) -> None:
         sys.argv = ["reelbroker", "serve"]
         cli.main()
     else:
-        from gpu_worker import handler, storage as worker_storage
+        from gpu_worker import bucket as worker_storage, handler
 
         bound(worker_storage.Bucket, ("read", "write", "write_once", "fetch", "upload", "delete"))
         bound(handler, ("send_result",))

@@ -11,12 +11,12 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from sample import sample_clip
 
-from broker.cli import log_to_stderr
+from broker.cli.main import log_to_stderr
 from broker.client import AsyncClient, ClientError
 from broker.embedded.stack import Stack, run_until_signalled
 from broker.errors import StackError
 from gpu_worker.errors import WorkerError
-from gpu_worker.probe import SourceFacts, output_facts, probe
+from gpu_worker.media.probe import SourceFacts, output_facts, probe
 from schemas.jobs import JobStatus, JobView
 
 OUTPUT_WIDTH, OUTPUT_HEIGHT = 1080, 1920

@@ -17,12 +17,12 @@ from make_media import BAR_ROWS, CASES, CORNERS, SECONDS, Case
 
 from gpu_worker.edits.compose import Composition, Kit, Source, compose
 from gpu_worker.edits.fonts import Fonts
-from gpu_worker.encode import Quality
 from gpu_worker.errors import WorkerError
-from gpu_worker.guard import Guard
-from gpu_worker.probe import probe
-from gpu_worker.process import prepare_process
-from gpu_worker.render import render
+from gpu_worker.host.guard import Guard
+from gpu_worker.host.process import prepare_process
+from gpu_worker.media.encode import Quality
+from gpu_worker.media.probe import probe
+from gpu_worker.render.render import render
 from schemas.jobs import JobType
 
 DOC = Path(__file__).parents[1] / "docs" / "media-support.md"

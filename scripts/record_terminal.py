@@ -28,7 +28,7 @@ from rich.terminal_theme import TerminalTheme
 from rich.text import Text
 from sample import sample_clip
 
-from broker.cli import log_to_stderr
+from broker.cli.main import log_to_stderr
 from broker.client import Client
 from broker.embedded.stack import Stack
 
@@ -95,7 +95,7 @@ class Terminal:
             CalledProcessError: the command failed, which is not what the README promises.
         """
         self._stream.feed(f"\x1b[32m$\x1b[0m \x1b[1m{line}\x1b[0m\r\n".encode())
-        command = [sys.executable, "-m", "broker.cli", *shlex.split(line)[1:]]
+        command = [sys.executable, "-m", "broker.cli.main", *shlex.split(line)[1:]]
         ours, theirs = pty.openpty()
         termios.tcsetwinsize(theirs, (ROWS, COLUMNS))
         with subprocess.Popen(

@@ -38,7 +38,7 @@ class Broker:
         # The socket must be descriptor 3, and the process find its own id in the environment.
         handed = self._listening.fileno()
         command = (
-            f'exec 3<&{handed} && LISTEN_FDS=1 LISTEN_PID=$$ exec "{sys.executable}" -m broker.cli serve'
+            f'exec 3<&{handed} && LISTEN_FDS=1 LISTEN_PID=$$ exec "{sys.executable}" -m broker.cli.main serve'
         )
         with self._log.open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(

@@ -17,12 +17,12 @@ from playwright.sync_api import Browser, Page, sync_playwright
 from sample import sample_clip
 from sqlalchemy import insert
 
-from broker.cli import log_to_stderr
+from broker.cli.main import log_to_stderr
 from broker.client import Client
 from broker.clock import HOUR_MS, now_ms
-from broker.database import open_engine
 from broker.embedded.stack import Stack
-from broker.models import table
+from broker.store.engine import open_engine
+from broker.store.tables import table
 
 PICTURES = Path(__file__).parents[1] / "docs" / "pictures"
 DESK = {"viewport": {"width": 1280, "height": 900}}

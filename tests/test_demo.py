@@ -11,7 +11,7 @@ from pathlib import Path
 import httpx
 import imageio_ffmpeg
 
-from gpu_worker.probe import output_facts
+from gpu_worker.media.probe import output_facts
 from tests.stack_thread import processes_in
 
 DEMO = Path(__file__).parents[1] / "scripts" / "demo.py"
@@ -82,11 +82,11 @@ def test_ctrl_c_in_the_demo_leaves_nothing_behind(tmp_path, big_buck_bunny):
 def test_up_keeps_its_folder_to_itself_until_ctrl_c(tmp_path):
     """It lets the pages in that it was told of; a second one says that the folder is taken, and leaves the first alone, which ends with 0."""
     page = "http://localhost:5173"
-    first = start(["-m", "broker.cli", "up", "--origin", page], tmp_path)
+    first = start(["-m", "broker.cli.main", "up", "--origin", page], tmp_path)
     url = read_until(first, "Reelbroker is up").split()[-1]
     asked = {"Origin": page, "Access-Control-Request-Method": "POST"}
     assert httpx.options(f"{url}/api/jobs", headers=asked).headers["access-control-allow-origin"] == page
-    second = start(["-m", "broker.cli", "up"], tmp_path)
+    second = start(["-m", "broker.cli.main", "up"], tmp_path)
     output, _ = second.communicate(timeout=30)
     assert (second.returncode, "another stack is running" in output) == (1, True)
     assert first.poll() is None
@@ -98,7 +98,7 @@ def test_up_keeps_its_folder_to_itself_until_ctrl_c(tmp_path):
 
 def test_a_supervisor_killed_outright_leaves_nothing_behind_either(tmp_path):
     """It cannot say goodbye, but its parts notice and end."""
-    process = start(["-m", "broker.cli", "up"], tmp_path)
+    process = start(["-m", "broker.cli.main", "up"], tmp_path)
     read_until(process, "Reelbroker is up")
     process.kill()
     process.communicate(timeout=10)
@@ -113,7 +113,7 @@ def test_a_part_that_cannot_start_is_named_with_the_end_of_its_log(tmp_path):
     stack = tmp_path / ".reelbroker"
     stack.mkdir()
     (stack / "endpoint.db").write_text("this is not a database, " * 100)
-    process = start(["-m", "broker.cli", "up"], tmp_path)
+    process = start(["-m", "broker.cli.main", "up"], tmp_path)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 1
     assert "endpoint ended with code" in output
@@ -126,7 +126,7 @@ def test_a_port_in_use_is_said(tmp_path):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        process = start(["-m", "broker.cli", "up", "--port", taken.getsockname()[1]], tmp_path)
+        process = start(["-m", "broker.cli.main", "up", "--port", taken.getsockname()[1]], tmp_path)
         output, _ = process.communicate(timeout=30)
     assert process.returncode == 1
     assert "is in use" in output

@@ -17,7 +17,7 @@ import typer
 from standardwebhooks import Webhook
 
 from broker.api.routes import OPERATIONS
-from broker.cli import cli
+from broker.cli.main import cli
 from broker.embedded.ports import free_ports
 from broker.settings import Settings as BrokerSettings
 from gpu_worker.settings import Settings as WorkerSettings
@@ -306,7 +306,8 @@ def test_the_runbook_names_what_is_said():
     }
     assert codes <= set(ErrorCode)
     said = "".join(
-        (ROOT / "broker" / name).read_text() for name in ("reconciler.py", "dispatch.py", "moves.py")
+        (ROOT / "broker" / name).read_text()
+        for name in ("engine/reconciler.py", "engine/dispatch.py", "engine/apply.py")
     )
     messages = first_cells("docs/operations.md", "`message`")
     assert len(messages) == 7

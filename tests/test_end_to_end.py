@@ -13,7 +13,7 @@ import httpx
 import numpy as np
 import pytest
 
-from gpu_worker.probe import output_facts
+from gpu_worker.media.probe import output_facts
 from tests.gpu_worker.footage import luma
 from tests.stack_thread import StackThread, processes_in
 
@@ -264,7 +264,7 @@ def test_workers_join_by_a_command_work_at_once_and_leave_at_ctrl_c(stack, sourc
 def typed(folder, *words, **environment):
     """A `reelbroker worker` at a terminal of its own."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "broker.cli", "worker", *words],
+        [sys.executable, "-m", "broker.cli.main", "worker", *words],
         cwd=folder,
         env={"PATH": os.environ["PATH"], "COLUMNS": "200", **environment},
         stdout=subprocess.PIPE,

@@ -2,7 +2,7 @@
 
 import pytest
 
-from gpu_worker.probe import output_facts
+from gpu_worker.media.probe import output_facts
 from tests.stack_thread import StackThread, processes_in
 
 

@@ -12,11 +12,11 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from broker.api.problems import problem
-from broker.credentials import Credentials, Principal
 from broker.errors import RateLimited
-from broker.limits import RequestLimit
+from broker.services.rate_limit import RequestLimit
+from broker.services.tokens import InvalidToken, TokenVerifier
 from broker.settings import Settings
-from broker.tokens import InvalidToken, TokenVerifier
+from broker.store.keys import Credentials, Principal
 
 ADMIN = "admin"
 _LOCAL = ("localhost", "127.0.0.1", "[::1]", "::1")

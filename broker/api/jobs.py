@@ -9,11 +9,11 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
-from broker.api import reading
+from broker.api import requests
 from broker.errors import InvalidRequest
-from broker.models import Job
-from broker.runpod import RemoteId
-from broker.store import JobFilter
+from broker.providers.runpod import RemoteId
+from broker.store.jobs import JobFilter
+from broker.store.tables import Job
 from schemas.jobs import JobRequest, JobStatus, JobType, QuoteRequest
 
 log = structlog.get_logger(__name__)
@@ -55,18 +55,18 @@ async def submit(request: Request) -> Response:
     """
     job_id = request.path_params.get("job_id")
     if job_id is not None:
-        job_id = reading.as_uuid(job_id)
-    key = reading.idempotency_key(request)
-    asked = await reading.body(request, JobRequest)
-    user, trace = reading.user(request), reading.traceparent(request)
-    job, replayed = await reading.service(request).submit(user, asked, key, job_id, trace)
+        job_id = requests.as_uuid(job_id)
+    key = requests.idempotency_key(request)
+    asked = await requests.body(request, JobRequest)
+    user, trace = requests.user(request), requests.traceparent(request)
+    job, replayed = await requests.service(request).submit(user, asked, key, job_id, trace)
     return await _accepted(request, job, replayed)
 
 
 async def retry(request: Request) -> Response:
     """Send a job that failed or was cancelled once more: a new job, with `retry_of`. Asking again returns the same one."""
-    user, trace = reading.user(request), reading.traceparent(request)
-    job, replayed = await reading.service(request).retry(user, request.path_params["job_id"], trace)
+    user, trace = requests.user(request), requests.traceparent(request)
+    job, replayed = await requests.service(request).retry(user, request.path_params["job_id"], trace)
     return await _accepted(request, job, replayed)
 
 
@@ -75,8 +75,8 @@ async def get(request: Request) -> Response:
 
     With `Prefer: wait=N` the answer waits up to 25 s for a change: from the state that `If-None-Match` names, or from now.
     """
-    service, user, job_id = reading.service(request), reading.user(request), request.path_params["job_id"]
-    known, wait = request.headers.get("if-none-match"), reading.preferred_wait(request)
+    service, user, job_id = requests.service(request), requests.user(request), request.path_params["job_id"]
+    known, wait = request.headers.get("if-none-match"), requests.preferred_wait(request)
     if wait is not None:
         seen = _version(known) if known is not None else await service.version(user, job_id)
         job = await service.wait(user, job_id, seen, wait)
@@ -91,67 +91,67 @@ async def get(request: Request) -> Response:
 
 async def page(request: Request) -> Response:
     """List your jobs, newest first. `next_cursor` leads to the next page, and so does the `Link` header."""
-    asked = reading.query(request, ListQuery)
+    asked = requests.query(request, ListQuery)
     only = JobFilter(asked.status, asked.type, asked.project_id, asked.search)
-    found = await reading.service(request).page(reading.user(request), only, asked.cursor, asked.limit)
+    found = await requests.service(request).page(requests.user(request), only, asked.cursor, asked.limit)
     headers = {}
     if found.next_cursor is not None:
         following = request.url.include_query_params(cursor=found.next_cursor)
         headers["Link"] = f'<{following.path}?{following.query}>; rel="next"'
     # In a thread: a hundred jobs may have tens of thousands of keyframes.
-    return await run_in_threadpool(reading.json, found, 200, headers)
+    return await run_in_threadpool(requests.json, found, 200, headers)
 
 
 async def cancel(request: Request) -> Response:
     """Cancel a job, and stop paying for it. 202 while the stop is under way, 200 once it is cancelled; ask as often as you like."""
-    job = await reading.service(request).cancel(reading.user(request), request.path_params["job_id"])
-    return reading.json(job, 200 if job.status.is_terminal else 202)
+    job = await requests.service(request).cancel(requests.user(request), request.path_params["job_id"])
+    return requests.json(job, 200 if job.status.is_terminal else 202)
 
 
 async def output(request: Request) -> Response:
     """Download the finished file: a redirect to a presigned URL, minted now."""
-    url = await reading.service(request).output_url(reading.user(request), request.path_params["job_id"])
+    url = await requests.service(request).output_url(requests.user(request), request.path_params["job_id"])
     return RedirectResponse(url, 302, headers={"Cache-Control": "no-store"})
 
 
 async def quote(request: Request) -> Response:
     """Estimate a job before sending it: GPU seconds and cost, by your own jobs like it where there are enough."""
-    asked = await reading.body(request, QuoteRequest)
-    return reading.json(await reading.service(request).quote(reading.user(request), asked))
+    asked = await requests.body(request, QuoteRequest)
+    return requests.json(await requests.service(request).quote(requests.user(request), asked))
 
 
 async def runpod_hook(request: Request) -> Response:
     """The GPU provider says that something happened to a job. Only a reason to look now: what it says is not believed."""
-    raw = await reading.raw_body(request)
+    raw = await requests.raw_body(request)
     try:
-        told = await reading.validated(HookBody, raw)
+        told = await requests.validated(HookBody, raw)
     except InvalidRequest:  # the call counts, whatever it says
         told = HookBody()
     path = request.path_params
-    await reading.service(request).hint(path["job_id"], path["token"], told.id)
+    await requests.service(request).hint(path["job_id"], path["token"], told.id)
     return Response('{"status":"ok"}', media_type="application/json")
 
 
 async def _accepted(request: Request, job: Job, replayed: bool) -> Response:
-    service = reading.service(request)
+    service = requests.service(request)
     headers = {"Location": service.view(job).urls.self, "Retry-After": POLL_AFTER_SECONDS}
     if replayed:
         headers["Idempotent-Replayed"] = "true"
-    wait = reading.preferred_wait(request)
+    wait = requests.preferred_wait(request)
     if wait is not None:
         try:
             job = await service.wait(job.user_id, job.id, None, wait)
             headers["Preference-Applied"] = f"wait={wait}"
         except SQLAlchemyError as error:  # the job is stored: nothing may say that it is not
             log.error("wait_failed", job_id=job.id, error=str(error))
-    return reading.json(service.view(job), 202, headers | {"ETag": _etag(job.version)})
+    return requests.json(service.view(job), 202, headers | {"ETag": _etag(job.version)})
 
 
 def _shown(request: Request, job: Job, headers: dict[str, str] | None = None) -> Response:
     headers = _headers(job.version) | (headers or {})
     if not job.status.is_terminal:
         headers["Retry-After"] = POLL_AFTER_SECONDS
-    return reading.json(reading.service(request).view(job), 200, headers)
+    return requests.json(requests.service(request).view(job), 200, headers)
 
 
 def _headers(version: int) -> dict[str, str]:

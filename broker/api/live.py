@@ -18,14 +18,14 @@ from starlette.requests import HTTPConnection, Request
 from starlette.responses import Response
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from broker.api import reading
-from broker.api.aliases import as_job_id
-from broker.credentials import Credentials
+from broker.api import requests
+from broker.api.compat.exports import as_job_id
+from broker.engine.service import JobService
 from broker.errors import NotFound
-from broker.limits import RequestLimit
-from broker.metrics import Metrics
-from broker.service import JobService
-from schemas.aliases import ExportProgress
+from broker.ops.metrics import Metrics
+from broker.services.rate_limit import RequestLimit
+from broker.store.keys import Credentials
+from schemas.compat.aliases import ExportProgress
 from schemas.jobs import EventView, Snapshot
 
 log = structlog.get_logger(__name__)
@@ -63,8 +63,8 @@ async def events(request: Request) -> Response:
     known, so a browser that lost the connection resumes by itself (`Last-Event-ID`), and misses nothing. `?after=0` starts with the
     first event. A comment every 15 s keeps the line open. Where headers cannot be sent, authenticate by `?ticket=`.
     """
-    service, user, job_id = reading.service(request), reading.user(request), request.path_params["job_id"]
-    after = reading.query(request, WatchQuery).after
+    service, user, job_id = requests.service(request), requests.user(request), request.path_params["job_id"]
+    after = requests.query(request, WatchQuery).after
     last = request.headers.get("last-event-id", "")
     if last.isascii() and last.isdecimal() and len(last) < 10:
         after = int(last)
@@ -144,8 +144,8 @@ async def socket(websocket: WebSocket) -> None:
     1013 for more messages than requests are allowed.
     """
     service, user, job_id = (
-        reading.service(websocket),
-        reading.user(websocket),
+        requests.service(websocket),
+        requests.user(websocket),
         websocket.path_params["job_id"],
     )
     try:
@@ -222,7 +222,7 @@ async def _listen(websocket: WebSocket, resumed: asyncio.Queue[int] | None) -> i
         with metrics.stream("websocket"):
             while True:
                 said = await websocket.receive_text()
-                left, _ = limit.take(reading.user(websocket))
+                left, _ = limit.take(requests.user(websocket))
                 if left < 0:
                     return TRY_AGAIN_LATER
                 await _answer(websocket, said, resumed)
@@ -246,7 +246,7 @@ async def _answer(websocket: WebSocket, said: str, resumed: asyncio.Queue[int] |
 
 async def export_socket(websocket: WebSocket) -> None:
     """The export editor's own messages, under its own path; it may connect before it has sent the job."""
-    service, user = reading.service(websocket), reading.user(websocket)
+    service, user = requests.service(websocket), requests.user(websocket)
     job_id = as_job_id(user, websocket.path_params["export_id"])
     await websocket.accept()
     async with asyncio.TaskGroup() as tasks:

@@ -11,8 +11,8 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.json_schema import models_json_schema
 
-from broker.api.operation import Access, Answer, Operation
-from broker.api.reading import MAX_KEY
+from broker.api.requests import MAX_KEY
+from broker.api.route import Access, Answer, Operation
 from schemas.jobs import JobRequest, JobType, QuoteRequest
 
 _REF = "#/components/schemas/{model}"

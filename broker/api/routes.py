@@ -4,12 +4,22 @@ from starlette.middleware import Middleware
 from starlette.middleware.authentication import AuthenticationMiddleware
 from starlette.routing import BaseRoute, Mount, WebSocketRoute
 
-from broker.api import access, aliases, jobs, live, operations, page, reference, uploads, webhooks
+from broker.api import (
+    docs as reference,
+    health as operations,
+    jobs,
+    keys as access,
+    live,
+    page,
+    uploads,
+    webhooks,
+)
 from broker.api.auth import Authentication, Limited, unauthenticated
-from broker.api.operation import Access, Operation, resources
+from broker.api.compat import exports as aliases
+from broker.api.route import Access, Operation, resources
 from broker.settings import Settings
 from schemas.access import KeyList, KeyRequest, Me, NewKey, Ticket
-from schemas.aliases import (
+from schemas.compat.aliases import (
     ExportCancelled,
     ExportJobList,
     ExportList,

@@ -224,7 +224,7 @@ class Stack:
             "REELBROKER_LOST_AFTER_SECONDS": "10",
             "REELBROKER_CANCEL_GRACE_SECONDS": "15",
         }
-        return [sys.executable, "-m", "broker.cli", "serve"], environment
+        return [sys.executable, "-m", "broker.cli.main", "serve"], environment
 
     async def _broker_ready(self) -> bool:
         return await _get(f"{self.broker_url}/readyz") is not None

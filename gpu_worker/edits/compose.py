@@ -14,9 +14,9 @@ from gpu_worker.edits.highlight import Highlights
 from gpu_worker.edits.layer import Layer, TimedLayer, layer_of
 from gpu_worker.edits.text import text_layers
 from gpu_worker.edits.timeline import CUT, ClipTime, Timeline
-from gpu_worker.frames import Frame
-from gpu_worker.probe import Limits, SourceFacts
-from gpu_worker.transfer import frame_to_device
+from gpu_worker.media.frames import Frame
+from gpu_worker.media.probe import Limits, SourceFacts
+from gpu_worker.media.transfer import frame_to_device
 from gpu_worker.upscale.engine import Engine
 from schemas.edits import (
     Framing,

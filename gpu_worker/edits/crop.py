@@ -13,10 +13,10 @@ import torch.nn.functional as functional
 
 from gpu_worker.edits.keyframes import bracket, mixed, seconds_of
 from gpu_worker.errors import InvalidParams
-from gpu_worker.frames import BLACK, Box, Frame, bands, chroma_size
-from gpu_worker.probe import SourceFacts
-from gpu_worker.resample import resample, taps
-from gpu_worker.transfer import frame_to_device
+from gpu_worker.media.frames import BLACK, Box, Frame, bands, chroma_size
+from gpu_worker.media.probe import SourceFacts
+from gpu_worker.media.resample import resample, taps
+from gpu_worker.media.transfer import frame_to_device
 from schemas.edits import Framing, Interpolation, first_keyframe_outside, is_upright
 
 

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from gpu_worker.edits.timeline import EPSILON_SECONDS, fade_at
-from gpu_worker.frames import Frame, bands, planes_of_rgb
+from gpu_worker.media.frames import Frame, bands, planes_of_rgb
 
 
 @dataclass(frozen=True)

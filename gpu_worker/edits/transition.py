@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
-from gpu_worker.frames import BLACK, Frame, bands
+from gpu_worker.media.frames import BLACK, Frame, bands
 
 
 def mix(pictures: Sequence[tuple[Frame, float]]) -> Frame:

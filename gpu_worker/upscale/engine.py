@@ -7,7 +7,7 @@ An engine makes output pictures from what lies in boxes of source pictures. `edi
 from collections.abc import Sequence
 from typing import Protocol
 
-from gpu_worker.frames import Box, Frame
+from gpu_worker.media.frames import Box, Frame
 
 
 class Engine(Protocol):

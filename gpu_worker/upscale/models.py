@@ -17,7 +17,7 @@ import structlog
 import torch
 
 from gpu_worker.errors import InvalidParams
-from gpu_worker.frames import Box, Frame
+from gpu_worker.media.frames import Box, Frame
 from gpu_worker.upscale.upscaler import Upscaler
 from gpu_worker.upscale.weights import load_model
 from schemas.edits import ExportMode, OutputParams, UpscaleParams

@@ -17,9 +17,9 @@ import torch
 from torch import nn
 
 from gpu_worker.errors import OutOfMemory
-from gpu_worker.frames import RGB_TO_PLANES, Box, Frame, chroma_size
-from gpu_worker.resample import resample, taps
-from gpu_worker.transfer import to_device
+from gpu_worker.media.frames import RGB_TO_PLANES, Box, Frame, chroma_size
+from gpu_worker.media.resample import resample, taps
+from gpu_worker.media.transfer import to_device
 from gpu_worker.upscale.batches import Batches, CudaMemory, Memory
 from gpu_worker.upscale.precision import dtype_for, in_layout
 from gpu_worker.upscale.weights import Loaded

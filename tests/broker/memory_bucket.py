@@ -2,12 +2,12 @@
 
 import threading
 
+from broker.bucket import Found
 from broker.errors import StorageError
-from broker.storage import Found
 
 
 class MemoryBucket:
-    """What broker/storage.py's Bucket does. While `away`, every call fails."""
+    """What broker/bucket.py's Bucket does. While `away`, every call fails."""
 
     def __init__(self):
         self.objects = {}

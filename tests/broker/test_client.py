@@ -8,9 +8,10 @@ import time
 import httpx
 import pytest
 
-from broker import client as clients, uploads
+from broker import client as clients
+from broker.bucket import open_bucket
 from broker.client import ApiError, AsyncClient, Client, ClientError
-from broker.storage import open_bucket
+from broker.services import uploads
 from schemas.jobs import Snapshot
 from tests.broker.api.calls import JOB
 from tests.broker.api.served import API_KEY, serve

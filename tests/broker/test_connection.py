@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from broker import connection
-from broker.storage import open_bucket
+from broker.bucket import open_bucket
 from schemas.keys import object_key
 from tests.broker.api.calls import JOB
 from tests.broker.api.served import serve

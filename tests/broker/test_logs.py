@@ -10,8 +10,8 @@ import jwt
 import pytest
 import structlog
 
-from broker.cli import log_to_stderr
-from broker.storage import open_bucket
+from broker.bucket import open_bucket
+from broker.cli.main import log_to_stderr
 from schemas.keys import object_key
 from tests.broker.api.calls import JOB, on_one_database, until
 from tests.broker.provider import Provider, Worker

@@ -3,7 +3,7 @@
 import pytest
 import structlog
 
-from broker.cli import log_to_stderr
+from broker.cli.main import log_to_stderr
 from broker.plain import plain
 
 ATTACK = "\x1b]0;owned\x07 \x9b2J a\rb \u202egpj.exe\u2069 \x00"

@@ -8,8 +8,8 @@ import httpx
 import pytest
 import structlog
 
-from broker.cli import log_to_stderr
-from broker.storage import open_bucket
+from broker.bucket import open_bucket
+from broker.cli.main import log_to_stderr
 from broker.trace import received, trace_id
 from schemas.keys import object_key
 from tests.broker.api.calls import JOB, on_one_database, until
@@ -112,7 +112,7 @@ async def test_a_trace_leads_from_the_request_to_the_worker(settings, running, p
 @on_one_database
 async def test_trouble_with_a_job_is_told_with_its_ids(settings, running, provider, capsys, monkeypatch):
     """A look that fails, and one that crashes."""
-    monkeypatch.setattr("broker.reconciler.POSTPONED_SECONDS", 0.2)
+    monkeypatch.setattr("broker.engine.reconciler.POSTPONED_SECONDS", 0.2)
     made = settings()
     open_bucket(made).write(object_key(made.user_id, JOB["input_key"]), b"a video")
     log_to_stderr()

@@ -5,8 +5,8 @@ import secrets
 import boto3
 import pytest
 
+from gpu_worker.bucket import open_bucket
 from gpu_worker.settings import Settings
-from gpu_worker.storage import open_bucket
 
 
 @pytest.fixture

@@ -21,8 +21,8 @@ from starlette.routing import Route
 from broker.embedded.endpoint import worker_environment
 from broker.embedded.ports import free_ports
 from gpu_worker import handler as module
+from gpu_worker.bucket import open_bucket
 from gpu_worker.handler import make_handler
-from gpu_worker.storage import open_bucket
 from tests.gpu_worker.footage import make
 from tests.http_server import Quiet, serving
 

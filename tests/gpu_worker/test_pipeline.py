@@ -9,13 +9,13 @@ from importlib.metadata import version
 import numpy as np
 import pytest
 
-from gpu_worker.encode import Quality
 from gpu_worker.errors import Cancelled, InvalidMedia, InvalidParams, ModelUnavailable, SourceNotFound
-from gpu_worker.guard import Guard
 from gpu_worker.handler import models_of
+from gpu_worker.host.guard import Guard
+from gpu_worker.media.encode import Quality
+from gpu_worker.media.probe import Limits, output_facts
 from gpu_worker.pipeline import Execution
-from gpu_worker.probe import Limits, output_facts
-from gpu_worker.render import OutputLimits
+from gpu_worker.render.render import OutputLimits
 from gpu_worker.settings import Settings
 from schemas.worker import Result, WorkerInput
 from tests.gpu_worker.footage import beeps, flash_and_beep, flashes, luma, make, make_raw

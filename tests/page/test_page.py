@@ -16,7 +16,7 @@ from PIL import Image
 
 from gpu_worker.edits.crop import CropPath
 from gpu_worker.edits.timeline import ClipTime
-from gpu_worker.frames import Box
+from gpu_worker.media.frames import Box
 from schemas.edits import FramingParams
 from tests.http_server import serving
 from tests.page.conftest import PHONE

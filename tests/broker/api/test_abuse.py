@@ -12,9 +12,9 @@ import httpx
 import pytest
 
 from broker import ids
+from broker.bucket import Bucket
 from broker.errors import StorageError
-from broker.storage import Bucket
-from broker.store import JobStore
+from broker.store.jobs import JobStore
 from schemas.jobs import JobStatus
 from tests.broker.api.calls import JOB, on_one_database, submitted_ids, until
 from tests.broker.provider import Worker, refuse

@@ -10,8 +10,8 @@ import jwt
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
-from broker import credentials
-from broker.tokens import as_user_id
+from broker.services.tokens import as_user_id
+from broker.store import keys as credentials
 from tests.broker.api.calls import JOB, on_one_database
 from tests.broker.provider import Provider
 

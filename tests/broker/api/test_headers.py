@@ -5,7 +5,7 @@ import re
 import pytest
 
 from broker.api.routes import OPERATIONS
-from broker.store import JobStore
+from broker.store.jobs import JobStore
 from tests.broker.api.calls import on_one_database
 
 pytestmark = [pytest.mark.abuse, on_one_database]

@@ -7,8 +7,8 @@ import uuid
 import httpx
 import pytest
 
-from broker import policy
-from broker.storage import open_bucket
+from broker.bucket import open_bucket
+from broker.jobs import policy
 from schemas.keys import object_key
 from tests.broker.api.calls import JOB, on_one_database, submitted_ids, until
 from tests.broker.provider import Provider, Worker, refuse
@@ -338,7 +338,7 @@ async def test_ready_says_what_is_missing(settings, running, client, tmp_path):
 @on_one_database
 async def test_a_crash_of_ours_tells_no_insides(settings, running, monkeypatch):
     """500 problem+json without a traceback."""
-    from broker.service import JobService
+    from broker.engine.service import JobService
 
     async def crash(self, user_id, job_id):
         raise RuntimeError("secret path /etc/x")

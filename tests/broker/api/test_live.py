@@ -11,10 +11,10 @@ import jwt
 import pytest
 import websockets
 
-from broker import tokens
 from broker.api import live
-from broker.models import Event
-from broker.store import JobStore
+from broker.services import tokens
+from broker.store.jobs import JobStore
+from broker.store.tables import Event
 from tests.broker.api.calls import JOB, on_one_database, until
 from tests.broker.api.served import API_KEY, serve
 from tests.broker.provider import Worker
@@ -267,7 +267,7 @@ async def test_a_websocket_answers_pings_and_says_why_it_closes(served):
 
 def test_an_event_knows_whether_it_is_the_last():
     """By the status that it changed to."""
-    from broker.views import ends
+    from broker.jobs.views import ends
 
     told = {"job_id": "j", "seq": 1, "at": 1, "kind": "x"}
     assert not ends(Event(**told, data='{"progress": 100}'))

@@ -18,9 +18,9 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy.exc import OperationalError
 
-from broker.fleet import FleetService
-from broker.metrics import Metrics
-from broker.storage import open_bucket
+from broker.bucket import open_bucket
+from broker.ops.metrics import Metrics
+from broker.ops.overview import FleetService
 from schemas.keys import object_key
 from tests.broker.api.calls import JOB, on_one_database, until
 from tests.broker.provider import Worker, refuse

@@ -12,7 +12,7 @@ import pytest
 from jsonschema_rs import Draft202012Validator
 
 from broker.api.openapi import EXAMPLES, document
-from broker.api.operation import Access
+from broker.api.route import Access
 from broker.api.routes import OPERATIONS
 from schemas.jobs import JobRequest, JobType
 from tests.broker.api.calls import JOB, on_one_database

@@ -18,11 +18,11 @@ from typer.testing import CliRunner
 from websockets.sync.client import connect
 
 from broker.api.routes import OPERATIONS, routes
-from broker.cli import cli
+from broker.bucket import open_bucket
+from broker.cli.main import cli
 from broker.client import Client
 from broker.embedded.ports import free_ports
 from broker.settings import OWN_PATHS
-from broker.storage import open_bucket
 from schemas.keys import object_key
 from tests.broker.api.calls import JOB
 from tests.broker.api.served import API_KEY, serve

@@ -6,7 +6,7 @@ import json
 import pytest
 import websockets
 
-from broker.api.operation import Access
+from broker.api.route import Access
 from broker.api.routes import OPERATIONS
 from tests.broker.api.calls import JOB, on_one_database
 from tests.broker.provider import refuse

@@ -5,11 +5,11 @@ import asyncio
 import httpx
 import pytest
 
-from broker import uploads
 from broker.clock import DAY_MS, now_ms
-from broker.database import reading
-from broker.retention import Retention
-from broker.store import JobStore
+from broker.ops.retention import Retention
+from broker.services import uploads
+from broker.store.engine import reading
+from broker.store.jobs import JobStore
 from tests.broker.api.calls import JOB, on_one_database, until
 
 pytestmark = on_one_database

@@ -9,12 +9,12 @@ import pytest
 from standardwebhooks import Webhook, WebhookVerificationError
 
 from broker.clock import now_ms
-from broker.database import open_engine
 from broker.errors import InvalidRequest
-from broker.models import WebhookRow
-from broker.outbox import Outbox
-from broker.store import JobStore
-from broker.webhooks import AGAIN_SECONDS, WebhookService, open_caller
+from broker.services.webhooks import AGAIN_SECONDS, WebhookService, open_caller
+from broker.store.engine import open_engine
+from broker.store.jobs import JobStore
+from broker.store.tables import WebhookRow
+from broker.store.webhooks import Outbox
 from schemas.jobs import JobStatus
 from schemas.webhooks import WebhookRequest
 from tests.broker.api.calls import JOB, on_one_database, until
@@ -313,7 +313,7 @@ async def test_other_targets_are_refused(office, url):
 @on_one_database
 async def test_a_receiver_that_says_too_much_or_nothing_holds_nobody_up(office, monkeypatch):
     """An endless answer is not read; one that never comes is given up."""
-    monkeypatch.setattr("broker.webhooks.CALL_SECONDS", 0.2)
+    monkeypatch.setattr("broker.services.webhooks.CALL_SECONDS", 0.2)
 
     async def endless():
         while True:

@@ -14,10 +14,10 @@ from pathlib import Path
 import httpx
 import pytest
 
+from broker.bucket import open_bucket
 from broker.embedded.object_store import PORT_NAMES, ObjectStore
 from broker.embedded.ports import free_ports
 from broker.settings import Settings
-from broker.storage import open_bucket
 
 
 def view(store):

@@ -9,9 +9,9 @@ from hypothesis import given, settings, strategies as st
 
 from gpu_worker.edits.crop import CropPath, catmull_rom, crop, rotate
 from gpu_worker.errors import InvalidParams
-from gpu_worker.frames import Box, Frame, frame_bytes, frame_from_bytes
-from gpu_worker.probe import SourceFacts
-from gpu_worker.transfer import frame_to_device
+from gpu_worker.media.frames import Box, Frame, frame_bytes, frame_from_bytes
+from gpu_worker.media.probe import SourceFacts
+from gpu_worker.media.transfer import frame_to_device
 from schemas.edits import FramingParams
 
 pytestmark = pytest.mark.editing

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from gpu_worker.edits.layer import TimedLayer, layer_of
-from gpu_worker.frames import Frame
+from gpu_worker.media.frames import Frame
 
 pytestmark = pytest.mark.editing
 

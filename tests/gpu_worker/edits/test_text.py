@@ -16,7 +16,7 @@ from gpu_worker.edits.caption import caption
 from gpu_worker.edits.fonts import Fonts
 from gpu_worker.edits.text import Ink, set_lines, shortened, text_layers, width_of, wrapped
 from gpu_worker.errors import InvalidParams, MediaTooLarge
-from gpu_worker.frames import Frame
+from gpu_worker.media.frames import Frame
 from schemas.overlays import AnnotatedClip, TextLayer
 from tests.gpu_worker.footage import growing_at_most
 

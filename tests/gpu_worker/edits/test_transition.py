@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from gpu_worker.edits.transition import mix
-from gpu_worker.frames import Frame
+from gpu_worker.media.frames import Frame
 
 pytestmark = pytest.mark.editing
 

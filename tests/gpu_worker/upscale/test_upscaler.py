@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from gpu_worker.decode import decode
 from gpu_worker.edits.crop import crop
 from gpu_worker.errors import OutOfMemory
-from gpu_worker.frames import Box, Frame
-from gpu_worker.guard import Guard
-from gpu_worker.probe import probe
-from gpu_worker.transfer import Landing
+from gpu_worker.host.guard import Guard
+from gpu_worker.media.decode import decode
+from gpu_worker.media.frames import Box, Frame
+from gpu_worker.media.probe import probe
+from gpu_worker.media.transfer import Landing
 from gpu_worker.upscale import precision
 from gpu_worker.upscale.precision import dtype_for
 from gpu_worker.upscale.upscaler import Upscaler

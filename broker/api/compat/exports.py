@@ -1,0 +1,179 @@
+"""The routes that older clients speak, over the same service: each with its own names, and four statuses instead of five.
+
+There a cancelled job reads `error`, "Cancelled by user". A job that names a project and no video takes the newest finished framing,
+multi_clip or upscale export of that project: what those clients call its working video.
+"""
+
+import json
+import uuid
+from typing import Any
+
+import anyio
+from starlette.requests import Request
+from starlette.responses import Response
+
+from broker import ids
+from broker.api import requests
+from broker.api.compat.forms import read_form
+from broker.engine.service import JobService
+from broker.errors import AlreadyFinished, InvalidRequest, NotFound
+from broker.services.uploads import UploadService
+from broker.store.jobs import JobFilter
+from broker.store.tables import Job
+from schemas.compat.aliases import (
+    ExportCancelled,
+    ExportJob,
+    ExportJobList,
+    ExportList,
+    ExportStarted,
+    ExportStatus,
+    ExportSummary,
+    RemoteStatus,
+    StartRequest,
+    UpscaleAccepted,
+    UpscaleFields,
+)
+from schemas.jobs import JobRequest, JobStatus, JobType, JobView
+from schemas.uploads import DownloadQuery
+
+_WORKING = (JobType.FRAMING, JobType.MULTI_CLIP, JobType.UPSCALE)
+_OPEN = JobFilter(status=(JobStatus.PENDING, JobStatus.PROCESSING))
+LISTED = 100
+
+
+async def start(request: Request) -> Response:
+    """Start an export (first API). Params stand beside `project_id`, or under `params`."""
+    job_type = _job_type(request)
+    asked = await requests.body(request, StartRequest)
+    user, service = requests.user(request), requests.service(request)
+    key = asked.input_key or await _working_video(service, user, asked.project_id, job_type, asked.params)
+    text = json.dumps({**asked.job_fields, "type": job_type, "input_key": key})
+    # It may take thirty times as much memory as the text, and the text may have to wait for its turn.
+    del asked
+    job = await requests.validated(JobRequest, text)
+    stored, _ = await service.submit(
+        user, job, requests.idempotency_key(request), traceparent=requests.traceparent(request)
+    )
+    return requests.json(ExportStarted(job_id=stored.id, status=JobStatus.PROCESSING))
+
+
+async def status(request: Request) -> Response:
+    """Look at an export (first API)."""
+    _job_type(request)
+    return requests.json(ExportStatus.of(await _job(request)))
+
+
+async def jobs(request: Request) -> Response:
+    """List your newest exports (first API)."""
+    page = await requests.service(request).page(requests.user(request), JobFilter(), None, LISTED)
+    return requests.json(ExportJobList(jobs=[ExportJob.of(job) for job in page.jobs]))
+
+
+async def active(request: Request) -> Response:
+    """List your exports that are under way: what a page asks for when it comes back."""
+    page = await requests.service(request).page(requests.user(request), _OPEN, None, LISTED)
+    return requests.json(ExportList(exports=[ExportSummary.of(job) for job in page.jobs]))
+
+
+async def remote_status(request: Request) -> Response:
+    """Say whether an export still runs, and what became of it."""
+    return requests.json(RemoteStatus.of(await _job(request)))
+
+
+async def cancel(request: Request) -> Response:
+    """Cancel an export. 400 where it has ended already."""
+    try:
+        await requests.service(request).cancel(requests.user(request), _job_id(request))
+    except AlreadyFinished as error:
+        raise InvalidRequest([("", str(error))], status=400) from error
+    return requests.json(ExportCancelled(message="Export cancelled", modal_cancelled=True))
+
+
+async def upscale(request: Request) -> Response:
+    """Send a video and its keyframes in one form. The file goes to the bucket as it arrives, and is removed with the job's end."""
+    user, service, uploads = requests.user(request), requests.service(request), request.state.uploads
+    service.check_open()  # before a gigabyte has come in
+    file = uploads.incoming(user)
+    try:
+        fields = await read_form(request, "video", file)
+        if await file.complete() == 0:
+            raise InvalidRequest([("/video", "send the video as a file")])
+        asked = await requests.validated(UpscaleFields, json.dumps(fields))
+        given_id, text = asked.export_id, json.dumps(asked.job_fields(file.key))
+        job_id = _new_job_id(user, given_id)
+        # As above.
+        del asked
+        job = await requests.validated(JobRequest, text)
+        stored = await _known(service, user, job_id)
+        if stored is None:
+            stored, _ = await service.submit(user, job, None, job_id, requests.traceparent(request))
+    except BaseException:
+        with anyio.CancelScope(shield=True):
+            await file.discard()
+        raise
+    if stored.input_key != file.key:  # sent again: the first one's file is the job's
+        await file.discard()
+    export_id = given_id or stored.id
+    return requests.json(UpscaleAccepted(status="accepted", export_id=export_id, job_id=stored.id), 202)
+
+
+async def _known(service: JobService, user: str, job_id: str) -> Job | None:
+    try:
+        return await service.job(user, job_id)
+    except NotFound:
+        return None
+
+
+async def presigned_url(request: Request) -> Response:
+    """Get a presigned URL of one of your objects (first API)."""
+    key = requests.query(request, DownloadQuery).key
+    uploads: UploadService = request.state.uploads
+    return requests.json(await uploads.download(requests.user(request), key))
+
+
+def as_job_id(user: str, export_id: str) -> str:
+    """Returns the job id for an id that a client has made up: itself if it is a UUID, else one that follows from it."""
+    try:
+        return str(uuid.UUID(export_id))
+    except ValueError:
+        return ids.derived("export", user, export_id)
+
+
+def _new_job_id(user: str, export_id: str | None) -> str:
+    """Returns the id of a job that is to be made; raises InvalidRequest where a client may not choose it."""
+    if export_id is None:
+        return str(uuid.uuid4())
+    job_id = as_job_id(user, export_id)
+    is_ours = job_id == ids.derived("export", user, export_id)
+    return job_id if is_ours else requests.as_uuid(job_id, "/export_id")
+
+
+async def _working_video(
+    service: JobService, user: str, project_id: int | None, job_type: JobType, params: dict[str, Any]
+) -> str | None:
+    if project_id is None or (job_type is JobType.MULTI_CLIP and "clips" in params):
+        return None
+    only = JobFilter(status=(JobStatus.COMPLETE,), type=_WORKING, project_id=project_id)
+    found = await service.page(user, only, None, 1)
+    if not found.jobs:
+        sentence = (
+            "no working video found: give an input_key, or finish a framing export of this project first"
+        )
+        raise InvalidRequest([("/project_id", sentence)], status=400)
+    return found.jobs[0].output_key
+
+
+async def _job(request: Request) -> JobView:
+    service = requests.service(request)
+    return service.view(await service.job(requests.user(request), _job_id(request)))
+
+
+def _job_id(request: Request) -> str:
+    return as_job_id(requests.user(request), request.path_params["job_id"])
+
+
+def _job_type(request: Request) -> JobType:
+    try:
+        return JobType(request.path_params["type"])
+    except ValueError:
+        raise NotFound("There is no such type of export.") from None

@@ -1,0 +1,64 @@
+"""`/openapi.json`, and `/docs`: Swagger UI from a package that brings its files along, so that it works offline."""
+
+import json
+from collections.abc import Sequence
+from importlib.resources import files
+
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, Response
+from starlette.routing import BaseRoute, Mount, Route
+from starlette.staticfiles import StaticFiles
+
+from broker.api.headers import CLOSED
+from broker.api.openapi import document
+from broker.api.route import Operation
+from broker.settings import Settings
+
+_PAGE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>Reelbroker API</title>
+<link rel="icon" href="data:,">
+<link rel="stylesheet" href="docs/files/swagger-ui.css">
+</head>
+<body>
+<div id="page"></div>
+<script src="docs/files/swagger-ui-bundle.js"></script>
+<script src="docs/page.js"></script>
+</body>
+</html>
+"""
+_SCRIPT = """SwaggerUIBundle({
+  url: "openapi.json", dom_id: "#page", deepLinking: true, persistAuthorization: true,
+  defaultModelsExpandDepth: 0, displayRequestDuration: true, validatorUrl: null,
+});
+"""
+#: Only from here: nothing that a document says can make the page load or send anything elsewhere. Swagger UI sets styles itself.
+_POLICY = (
+    f"{CLOSED}; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; connect-src 'self'"
+)
+
+
+def routes(operations: Sequence[Operation], settings: Settings) -> list[BaseRoute]:
+    """Returns the routes of the reference."""
+    told = document(operations, settings.root_path)
+    described = json.dumps(told, separators=(",", ":")).encode()
+
+    async def openapi(_: Request) -> Response:
+        return Response(described, media_type="application/json")
+
+    async def docs(_: Request) -> Response:
+        return HTMLResponse(_PAGE, headers={"Content-Security-Policy": _POLICY})
+
+    async def script(_: Request) -> Response:
+        return Response(_SCRIPT, media_type="text/javascript")
+
+    bundle = str(files("fastapi_offline").joinpath("static"))
+    return [
+        Route("/openapi.json", openapi),
+        Route("/docs", docs),
+        Route("/docs/page.js", script),
+        Mount("/docs/files", StaticFiles(directory=bundle)),
+    ]

@@ -1,0 +1,85 @@
+"""What concerns the broker as a whole: whether it lives, whether it is ready, and the operator's switch."""
+
+from collections.abc import Callable
+
+import anyio
+import structlog
+from pydantic import BaseModel, ConfigDict, StrictBool
+from sqlalchemy.exc import SQLAlchemyError
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import Response
+
+from broker.api import requests
+from broker.api.problems import problem
+from broker.ops.metrics import CONTENT_TYPE, Metrics
+from broker.ops.overview import FleetService
+
+log = structlog.get_logger(__name__)
+
+#: Threads of their own: whoever asks for the readiness of a broker whose bucket hangs must not use up all others'.
+_checks = anyio.CapacityLimiter(4)
+
+
+class DrainRequest(BaseModel):
+    """The body of `POST /api/operations/drain`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    on: StrictBool
+
+
+class Draining(BaseModel):
+    draining: bool
+
+
+class Health(BaseModel):
+    status: str
+
+
+class Readiness(Health):
+    checks: dict[str, str]
+
+
+async def fleet(request: Request) -> Response:
+    """See how all is going: the queue, the workers, what was done and what it cost, what needs a look."""
+    looks: FleetService = request.state.fleet
+    return requests.json(await looks.look(requests.service(request).draining))
+
+
+async def metrics(request: Request) -> Response:
+    """Read what is counted, in the text format of Prometheus. An admin's key opens it, or `REELBROKER_METRICS_KEY`, which opens nothing else."""
+    looks: FleetService = request.state.fleet
+    counted: Metrics = request.state.metrics
+    try:
+        backlog = await run_in_threadpool(looks.backlog)
+    except SQLAlchemyError as error:  # what this process knows by itself is worth the more now
+        log.error("backlog_unknown", error=str(error))
+        backlog = None
+    provider, _ = await looks.provider()
+    told = counted.exposition(requests.service(request).draining, backlog, provider)
+    return Response(told, media_type=CONTENT_TYPE)
+
+
+async def drain(request: Request) -> Response:
+    """Take no new jobs and send none (`{"on": true}`), or do so again. Those that run go on."""
+    asked = await requests.body(request, DrainRequest)
+    await requests.service(request).drain(asked.on)
+    return requests.json(Draining(draining=asked.on))
+
+
+async def healthz(request: Request) -> Response:
+    """The process runs and answers."""
+    return requests.json(Health(status="ok"))
+
+
+async def readyz(request: Request) -> Response:
+    """A job sent now can be stored, and its files reached."""
+    checks: dict[str, Callable[[], None]] = request.state.checks
+    for name, check in checks.items():
+        try:
+            with anyio.fail_after(5):
+                await anyio.to_thread.run_sync(check, abandon_on_cancel=True, limiter=_checks)
+        except Exception as error:  # noqa: BLE001  # whatever it is, not ready is the answer
+            return problem(request, 503, "not_ready", f"{name}: {error}", retryable=True)
+    return requests.json(Readiness(status="ok", checks=dict.fromkeys(checks, "ok")))

@@ -1,0 +1,244 @@
+"""What Prometheus reads at `GET /metrics`: what this process has done since it began, and what the database and the provider say now.
+
+The parts of the broker know nothing of this: they tell whoever listens (`on_end`, `on_call` …), and app.py has this listen. Labels
+are closed lists of words, never an id, a user or a path, so the number of series is fixed. They are all there from the start, so
+that the first failure of a kind counts as one. One registry for each app: tests make many in a process.
+"""
+
+import math
+import platform
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from importlib.metadata import version
+from itertools import product
+from typing import TypeVar
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    ProcessCollector,
+    disable_created_metrics,
+    generate_latest,
+)
+
+from broker.ops.overview import Backlog
+from broker.store.tables import Job
+from schemas.fleet import Provider, Workers
+from schemas.jobs import ErrorCode, JobStatus, JobType, Phase
+
+Made = TypeVar("Made", Counter, Gauge, Histogram)
+#: The values of the labels of each series that there is from the start.
+Known = Iterable[tuple[str, ...]]
+#: `text/plain` with its version, as generate_latest writes it.
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+_JOB_SECONDS = (1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1800, 3600, 7200)
+_CALL_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+_LATE_SECONDS = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800)
+_CALLS = ("submit", "status", "cancel", "health")
+_OUTCOMES = ("ok", "held", "paced", "unreachable", "uncertain", "refused", "given_up")
+_OPEN = [phase for phase in Phase if phase is not Phase.DONE]
+_ENDS = [
+    (JobStatus.COMPLETE, ""),
+    (JobStatus.CANCELLED, ""),
+    *((JobStatus.ERROR, code.value) for code in ErrorCode),
+]
+
+
+class Metrics:
+    """Counts, from whichever thread it is told."""
+
+    def __init__(self) -> None:
+        # Else each has a second series, with the moment in which it was made.
+        disable_created_metrics()  # type: ignore[no-untyped-call]
+        self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
+        told = self._gauge("build_info", "Always 1; the labels say what runs.", "version", "python")
+        told.labels(version("reelbroker"), platform.python_version()).set(1)
+        self._jobs()
+        self._traffic()
+        self._now()
+
+    def _jobs(self) -> None:
+        ends = [(kind, status, code) for kind in JobType for status, code in _ENDS]
+        self._ended = self._counter(
+            "jobs_ended", "Jobs that this broker ended.", "type", "status", "error_code", known=ends
+        )
+        self._gpu_seconds = self._counter(
+            "gpu_seconds",
+            "GPU time of ended jobs, all attempts, as known at their end.",
+            "type",
+            known=_each(JobType),
+        )
+        self._cost = self._counter("cost_usd", "What that GPU time cost.", "type", known=_each(JobType))
+        about = "of jobs that are complete"
+        self._queue = self._job_seconds("queue", f"From the submit to the worker's start, {about}.")
+        self._run = self._job_seconds("run", f"GPU time, all attempts, {about}.")
+        self._total = self._job_seconds("total", f"From the submit to the end, {about}.")
+
+    def _traffic(self) -> None:
+        self._provider_calls = self._counter(
+            "provider_calls",
+            "Calls to the GPU provider; held: not sent.",
+            "action",
+            "outcome",
+            known=product(_CALLS, _OUTCOMES),
+        )
+        self._provider_seconds = self._histogram(
+            "provider_call_seconds",
+            "How long they took, the wait for their turn included.",
+            _CALL_SECONDS,
+            "action",
+            known=_each(_CALLS),
+        )
+        self.breaker_open = self._gauge("provider_breaker_open", "1: calls fail, so hardly any is sent.")
+        self._late = self._histogram(
+            "look_late_seconds", "How much later than due an open job was looked at.", _LATE_SECONDS
+        )
+        self._looks_failed = self._counter(
+            "looks_failed",
+            "Looks that came to nothing. crashed: a bug of ours.",
+            "why",
+            known=[("unreachable",), ("crashed",)],
+        )
+        self._storage_errors = self._counter(
+            "storage_errors",
+            "Calls to the bucket that failed.",
+            "action",
+            known=_each(("HEAD", "GET", "PUT", "POST", "LIST", "DELETE")),
+        )
+        self._webhook_calls = self._counter(
+            "webhook_calls",
+            "Calls to clients' servers.",
+            "outcome",
+            known=[("delivered",), ("failed",), ("given_up",)],
+        )
+        self._streams = self._gauge(
+            "streams_open", "Clients that watch a job now.", "kind", known=_each(("sse", "websocket"))
+        )
+        self._responses = self._counter(
+            "http_responses",
+            "Answers to requests, by class.",
+            "status",
+            known=_each(("2xx", "3xx", "4xx", "5xx")),
+        )
+
+    def _now(self) -> None:
+        self._database_up = self._gauge("database_up", "Whether the database could be read just now.")
+        self._open = self._gauge("open_jobs", "Open jobs in the database.", "phase")
+        self._oldest = self._gauge(
+            "oldest_wait_seconds", "How long the job that has waited longest for a worker has."
+        )
+        self._overdue = self._gauge(
+            "reconcile_lag_seconds", "How long the open job most overdue for a look is."
+        )
+        self._stalled = self._gauge("stalled_jobs", "Open jobs that look stuck.")
+        self._orphans = self._gauge(
+            "orphaned_runs", "Given-up runs that may still be paid for at the provider."
+        )
+        self._draining = self._gauge("draining", "1: no new jobs are taken or sent.")
+        self._provider_up = self._gauge(
+            "provider_up", "Whether the GPU provider has told of its workers lately."
+        )
+        self._queued = self._gauge("provider_queued_jobs", "Jobs in the provider's queue.")
+        self._workers = self._gauge("provider_workers", "The provider's workers.", "state")
+
+    # ── what the broker's parts tell ────────────────────────────────────────────────────────────────────────────
+
+    def job_ended(self, job: Job) -> None:
+        """A job has come to its end."""
+        self._ended.labels(job.type.value, job.status.value, job.error_code or "").inc()
+        self._gpu_seconds.labels(job.type.value).inc(job.gpu_seconds or 0.0)
+        self._cost.labels(job.type.value).inc(job.cost_usd or 0.0)
+        if job.status is not JobStatus.COMPLETE or job.completed_at is None:
+            return
+        ran = job.gpu_seconds or 0.0
+        total = (job.completed_at - job.created_at) / 1000
+        # A short job may be over before any look has seen it run.
+        queue = total - ran if job.started_at is None else (job.started_at - job.created_at) / 1000
+        for histogram, seconds in ((self._queue, queue), (self._run, ran), (self._total, total)):
+            histogram.labels(job.type.value).observe(max(0.0, seconds))
+
+    def provider_called(self, action: str, outcome: str, seconds: float) -> None:
+        """A call to the GPU provider has come to its end."""
+        self._provider_calls.labels(action, outcome).inc()
+        if outcome not in ("held", "paced"):
+            self._provider_seconds.labels(action).observe(seconds)
+
+    def looked(self, late_seconds: float) -> None:
+        """An open job is looked at, so long after it was due."""
+        self._late.observe(max(0.0, late_seconds))
+
+    def look_failed(self, why: str) -> None:
+        """A look has come to nothing."""
+        self._looks_failed.labels(why).inc()
+
+    def storage_failed(self, action: str) -> None:
+        """The bucket did not do what was asked."""
+        self._storage_errors.labels(action).inc()
+
+    def webhook_called(self, outcome: str) -> None:
+        """A client's server was called."""
+        self._webhook_calls.labels(outcome).inc()
+
+    def answered(self, status: int) -> None:
+        """A request was answered."""
+        self._responses.labels(f"{status // 100}xx").inc()
+
+    @contextmanager
+    def stream(self, kind: str) -> Iterator[None]:
+        """Counts somebody who watches a job, for as long as they do."""
+        gauge = self._streams.labels(kind)
+        with gauge.track_inprogress():
+            yield
+
+    # ── what Prometheus reads ───────────────────────────────────────────────────────────────────────────────────
+
+    def exposition(self, draining: bool, backlog: Backlog | None, provider: Provider | None) -> bytes:
+        """Returns all of it, as text; what could not be learned just now (None) is NaN, and not what it was before."""
+        self._draining.set(draining)
+        self._database_up.set(backlog is not None)
+        self._provider_up.set(provider is not None)
+        for phase in _OPEN:
+            self._open.labels(phase.value).set(
+                math.nan if backlog is None else backlog.open_jobs.get(phase, 0)
+            )
+        self._oldest.set(math.nan if backlog is None else backlog.oldest_wait_seconds or 0)
+        self._overdue.set(math.nan if backlog is None else backlog.overdue_seconds)
+        self._stalled.set(math.nan if backlog is None else backlog.stalled)
+        self._orphans.set(math.nan if backlog is None else backlog.orphans)
+        self._queued.set(math.nan if provider is None else provider.queued)
+        for state in Workers.model_fields:
+            self._workers.labels(state).set(
+                math.nan if provider is None else getattr(provider.workers, state)
+            )
+        return generate_latest(self.registry)
+
+    def _job_seconds(self, name: str, about: str) -> Histogram:
+        return self._histogram(
+            f"job_{name}_seconds", about, _JOB_SECONDS, "type", known=_each(kind.value for kind in JobType)
+        )
+
+    def _gauge(self, name: str, about: str, *labels: str, known: Known = ()) -> Gauge:
+        return _with(Gauge(f"reelbroker_{name}", about, labels, registry=self.registry), known)
+
+    def _counter(self, name: str, about: str, *labels: str, known: Known = ()) -> Counter:
+        return _with(Counter(f"reelbroker_{name}", about, labels, registry=self.registry), known)
+
+    def _histogram(
+        self, name: str, about: str, buckets: Sequence[float], *labels: str, known: Known = ()
+    ) -> Histogram:
+        made = Histogram(f"reelbroker_{name}", about, labels, buckets=buckets, registry=self.registry)
+        return _with(made, known)
+
+
+def _with(made: Made, known: Known) -> Made:
+    """Returns it with a series for each of these."""
+    for values in known:
+        made.labels(*values)
+    return made
+
+
+def _each(words: Iterable[str]) -> list[tuple[str, ...]]:
+    return [(str(word),) for word in words]

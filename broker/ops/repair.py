@@ -1,0 +1,186 @@
+"""What an operator asks of a broker's database, from outside the broker: what would happen, what did, what it costs."""
+
+import secrets
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+from sqlalchemy import Engine
+from starlette.concurrency import run_in_threadpool
+
+from broker.bucket import Bucket
+from broker.clock import iso, now_ms
+from broker.engine.reconciler import Reconciler
+from broker.errors import BrokerError, NotFound, ProviderUnreachable
+from broker.jobs.policy import Deadlines
+from broker.providers.runpod import RunPodClient
+from broker.settings import Settings
+from broker.store.jobs import JobStore
+from broker.store.tables import Attempt, AttemptState, Job
+from schemas.keys import object_key
+from schemas.worker import WorkerInput
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a look at an open job did, or in a rehearsal would do."""
+
+    job_id: str
+    before: str
+    what: str
+    message: str
+
+
+async def reconcile(settings: Settings, engine: Engine, bucket: Bucket, rehearse: bool) -> list[Finding]:
+    """Looks at every open job once, whether or not it is due; adopts results that the database does not know of.
+
+    Args:
+        rehearse: only tell; nothing is written, sent or stopped.
+    """
+    store = Rehearsal(engine) if rehearse else JobStore(engine)
+    key = settings.runpod_api_key.get_secret_value()
+    async with httpx.AsyncClient(timeout=30) as http:
+        client = (Listener if rehearse else RunPodClient)(http, key, settings.calls_per_second)
+        reconciler = Reconciler(settings, store, Reader.of(bucket) if rehearse else bucket, client)
+        return [
+            await _look(store, bucket, reconciler, job_id)
+            for job_id in await run_in_threadpool(store.open_jobs)
+        ]
+
+
+async def _look(store: JobStore, bucket: Bucket, reconciler: Reconciler, job_id: str) -> Finding:
+    before, _ = await run_in_threadpool(store.load, job_id)
+    try:
+        await run_in_threadpool(adopt_results, store, bucket, before)
+        await reconciler.look_at(job_id)
+    except BrokerError as error:
+        return Finding(job_id, before.status, "cannot be seen", str(error))
+    after = await run_in_threadpool(store.find, job_id)
+    assert after is not None  # noqa: S101  # jobs are never deleted
+    return _finding(before, after)
+
+
+def _finding(before: Job, after: Job) -> Finding:
+    what = "nothing new" if after.version == before.version else f"{after.status}, attempt {after.attempt}"
+    return Finding(before.id, before.status, what, after.message)
+
+
+def adopt_results(store: JobStore, bucket: Bucket, job: Job) -> int:
+    """After a restore: notes the attempts of an open job that have committed a result and are not in the database.
+
+    Returns:
+        How many; the next look at the job considers them.
+    """
+    known = store.attempts(job.id)
+    first = min((attempt.number for attempt in known), default=1)
+    tokens = set(_committed(bucket, job)) - {attempt.token for attempt in known}
+    for back, token in enumerate(sorted(tokens), start=1):
+        found = Attempt(
+            token=token,
+            job_id=job.id,
+            number=min(first, 1) - back,  # before all others: which number it had is not known
+            state=AttemptState.SUPERSEDED,
+            endpoint_url="",
+            created_at=now_ms(),
+        )
+        store.note(found)
+    return len(tokens)
+
+
+def _committed(bucket: Bucket, job: Job) -> Iterator[str]:
+    folder = object_key(job.user_id, f"jobs/{job.id}/")
+    for found in bucket.listed(folder):
+        token, _, name = found.key.removeprefix(folder).partition("/")
+        if name == "result.json" and len(token) == len(secrets.token_hex(16)):
+            yield token
+
+
+def story(store: JobStore, job_id: str) -> dict[str, Any]:
+    """Returns a job, its attempts and its events, ready to print.
+
+    Raises:
+        NotFound: there is no such job.
+    """
+    job = store.find(job_id)
+    if job is None:
+        raise NotFound(f"There is no job {job_id[:64]}.")
+    return {
+        "job": {**job.model_dump(mode="json"), **{name: _time(getattr(job, name)) for name in _JOB_TIMES}},
+        "attempts": [
+            {
+                "number": attempt.number,
+                "state": attempt.state,
+                "runpod_job_id": attempt.runpod_job_id,
+                "submitted": _time(attempt.submitted_at),
+                "ended": _time(attempt.ended_at),
+                "error_code": attempt.error_code,
+                "gpu_seconds": attempt.gpu_seconds,
+                "token": attempt.token,
+            }
+            for attempt in store.attempts(job_id)
+        ],
+        "events": [
+            {"seq": event.seq, "at": _time(event.at), "kind": event.kind, "data": event.data}
+            for event in store.events(job_id)
+        ],
+    }
+
+
+_JOB_TIMES = [name for name in Job.model_fields if name.endswith("_at") or name == "stalled_since"]
+
+
+def _time(moment_ms: int | None) -> str | None:
+    return None if moment_ms is None else iso(moment_ms)
+
+
+class Rehearsal(JobStore):
+    """Reads what there is, and keeps what would be written to itself."""
+
+    def __init__(self, engine: Engine) -> None:
+        super().__init__(engine)
+        self._moved: dict[str, Job] = {}
+
+    def find(self, job_id: str) -> Job | None:
+        return self._moved.get(job_id) or super().find(job_id)
+
+    def move(
+        self, job: Job, kind: str, changes: Mapping[str, Any], attempt: Attempt | None = None
+    ) -> Job | None:
+        moved = Job.model_validate({**job.model_dump(), **changes, "version": job.version + 1})
+        self._moved[job.id] = moved
+        return moved
+
+    def touch(
+        self, job: Job, due_at: int, evidence: str | None = None, attempt: Attempt | None = None
+    ) -> Job | None:
+        return job
+
+    def note(self, attempt: Attempt) -> None:
+        return
+
+
+class Reader(Bucket):
+    """A bucket that is only read."""
+
+    @classmethod
+    def of(cls, bucket: Bucket) -> "Reader":
+        return cls(bucket._client, bucket._name)
+
+    def write(self, key: str, body: bytes) -> None:
+        return
+
+    def delete(self, key: str) -> None:
+        return
+
+
+class Listener(RunPodClient):
+    """Asks the provider, and tells it nothing."""
+
+    async def submit(
+        self, endpoint_url: str, job: WorkerInput, deadlines: Deadlines, webhook: str | None = None
+    ) -> str:
+        raise ProviderUnreachable("a rehearsal sends nothing")
+
+    async def cancel(self, endpoint_url: str, runpod_job_id: str) -> None:
+        return

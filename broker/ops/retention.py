@@ -1,0 +1,139 @@
+"""What is removed from the bucket, by rule, and nothing that a job points to.
+
+| below the user's folder | removed when |
+|---|---|
+| `jobs/{job}/{attempt}/…` | its job ended a while ago: the documents have done their work |
+| `final_videos/…` | its job ended a while ago and points to another output, or to none |
+| `uploads/…` | this database knows the upload, it has lain there a while, and no job ever named it; or it is larger than any may be |
+| `temp/…` | it has lain there a while, and no job needs it: all that named it ended a while ago |
+| parts in `uploads/` and `temp/` | their upload was begun a while ago, and is not complete |
+
+Of a job or an upload that the database does not know nothing is removed: the database may be older than the bucket, or another one.
+"""
+
+import asyncio
+import re
+from collections.abc import Callable, Iterator
+
+import structlog
+from starlette.concurrency import run_in_threadpool
+
+from broker.bucket import Bucket, Found, Unfinished
+from broker.clock import DAY_MS, now_ms
+from broker.settings import Settings
+from broker.store.jobs import JobStore
+from broker.store.tables import Job
+from schemas.keys import TEMPORARY, object_key
+
+log = structlog.get_logger(__name__)
+
+FIRST_SECONDS = 600.0  #: a broker that has just come up has better things to do
+KEYS_DAYS = 7  #: how long an idempotency key is kept
+_DOCUMENT = re.compile(r"jobs/([A-Za-z0-9_-]+)/[0-9a-f]{32}/[a-z]+\.json")
+_OUTPUT = re.compile(r"final_videos/[a-z_]+?_([0-9a-f]{8}-[0-9a-f-]{27})_[0-9a-f]{8}\.mp4")
+
+
+class Retention:
+    """Sweeps the bucket."""
+
+    def __init__(
+        self, settings: Settings, store: JobStore, bucket: Bucket, clock: Callable[[], int] = now_ms
+    ) -> None:
+        self._store = store
+        self._bucket = bucket
+        self._clock = clock
+        self._closed = asyncio.Event()
+        self._documents_ms = int(settings.keep_documents_days * DAY_MS)
+        self._most_bytes = settings.max_upload_bytes
+        self._uploads_ms = int(settings.keep_uploads_days * DAY_MS)
+        # URLs are given until an upload is that old, a file may come until the last of them is dead, and lies for that time
+        # again: only then is it forgotten that the file is an upload, and so to be removed.
+        self._noted_ms = 2 * self._uploads_ms + settings.url_lifetime_seconds * 1000 + DAY_MS
+
+    def removable(self) -> Iterator[Found]:
+        """Yields what a sweep would remove now."""
+        for user_id in self._store.users():
+            yield from self._left_by_jobs(user_id, "jobs", _DOCUMENT)
+            yield from self._left_by_jobs(user_id, "final_videos", _OUTPUT)
+            yield from self._abandoned_uploads(user_id)
+            yield from self._left_over(user_id)
+
+    def sweep(self) -> int:
+        """Removes it, and what is noted of idempotency keys and uploads of that age; returns how many objects went."""
+        count = 0
+        for found in self.removable():
+            if self._closed.is_set():
+                return count
+            self._bucket.delete(found.key)
+            count += 1
+        for left in self.unfinished():
+            if self._closed.is_set():
+                return count
+            self._bucket.drop_parts(left.key, left.multipart_id)
+            count += 1
+        self._store.forget(self._clock() - KEYS_DAYS * DAY_MS, self._clock() - self._noted_ms)
+        return count
+
+    def unfinished(self) -> Iterator[Unfinished]:
+        """Yields the uploads of which a sweep would remove the parts now; the bucket's own rule may have done so before."""
+        before = self._clock() - self._uploads_ms
+        for user_id in self._store.users():
+            for folder in ("uploads", TEMPORARY):
+                for left in self._bucket.unfinished(object_key(user_id, f"{folder}/")):
+                    if left.begun_at < before:
+                        yield left
+
+    def close(self) -> None:
+        """Has `run` return, with a sweep that was begun cut short."""
+        self._closed.set()
+
+    async def run(self) -> None:
+        """Sweeps once a day until closed; what goes wrong waits for the next time."""
+        pause = FIRST_SECONDS
+        while True:
+            try:
+                await asyncio.wait_for(self._closed.wait(), pause)
+                return
+            except TimeoutError:
+                pause = DAY_MS / 1000
+            try:
+                log.info("swept", removed=await run_in_threadpool(self.sweep))
+            except Exception:
+                log.exception("sweep_failed")
+
+    def _left_by_jobs(self, user_id: str, folder: str, pattern: re.Pattern[str]) -> Iterator[Found]:
+        job: Job | None = None
+        for found in self._old(user_id, folder, self._documents_ms):
+            key = found.key.removeprefix(object_key(user_id, ""))
+            named = pattern.fullmatch(key)
+            if named is None:
+                continue
+            if job is None or job.id != named[1]:
+                job = self._store.get(named[1], user_id)
+            if job is not None and self._is_long_over(job) and key != job.output_key:
+                yield found
+
+    def _abandoned_uploads(self, user_id: str) -> Iterator[Found]:
+        known = self._store.uploads(user_id)
+        old = list(self._old(user_id, "uploads", self._uploads_ms))
+        # Asked for last: a job that came in meanwhile counts.
+        in_use = self._store.keys_in_use(user_id)
+        for found in old:
+            key = found.key.removeprefix(object_key(user_id, ""))
+            is_refused = found.bytes > self._most_bytes and found.bytes != known.get(key)
+            if key in known and (key not in in_use or is_refused):
+                yield found
+
+    def _left_over(self, user_id: str) -> Iterator[Found]:
+        since = self._clock() - self._documents_ms
+        for found in self._old(user_id, TEMPORARY, self._documents_ms):
+            if not self._store.needs(user_id, found.key.removeprefix(object_key(user_id, "")), since):
+                yield found
+
+    def _old(self, user_id: str, folder: str, age_ms: int) -> Iterator[Found]:
+        before = self._clock() - age_ms
+        listed = self._bucket.listed(object_key(user_id, f"{folder}/"))
+        return (found for found in listed if found.modified_at < before)
+
+    def _is_long_over(self, job: Job) -> bool:
+        return job.completed_at is not None and job.completed_at < self._clock() - self._documents_ms

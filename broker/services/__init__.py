@@ -1,0 +1,1 @@
+"""What surrounds jobs: uploads, webhooks, access."""

@@ -1,0 +1,301 @@
+"""Files on their way from a client to the bucket: one PUT, or equal parts for a large one, checked when they are said to be there.
+
+The broker hands out URLs and never sees the bytes. What has arrived is what the store lists, so an upload that was cut off
+goes on with the parts that are missing, from wherever it is asked for again.
+"""
+
+import uuid
+from collections.abc import Callable
+from pathlib import PurePosixPath
+
+from sqlalchemy import Engine, insert, select, update
+from starlette.concurrency import run_in_threadpool
+
+from broker.bucket import ArrivedPart, Bucket
+from broker.clock import DAY_MS, now_ms
+from broker.errors import BodyTooLarge, FileTooLarge, InvalidRequest, NotFound, UploadIncomplete
+from broker.settings import Settings
+from broker.store.jobs import JobStore
+from broker.store.tables import UploadRow, table
+from schemas.keys import MAX_NAME_BYTES, TEMPORARY, object_key
+from schemas.uploads import MAX_PARTS, DownloadUrl, Part, Uploaded, UploadRequest, UploadTicket
+
+UPLOADS = table("uploads")
+#: From so many bytes on, a file goes in parts.
+IN_PARTS_FROM = 100_000_000
+PART_BYTES = 16 * 2**20
+#: How many URLs are signed at once; ask again for those of the further parts.
+PARTS_AT_ONCE = 100
+#: What is noted of an upload that was dropped. It stays known, since its URL may still be good: the sweep removes what comes.
+DROPPED = 0
+#: What is kept of a suffix where a name is too long.
+MAX_SUFFIX_BYTES = 16
+
+
+class IncomingFile:
+    """A file that passes through the broker into the bucket, part by part; no more than one part is held in memory.
+
+    Left by an exception, or without `complete`, nothing of it stays.
+    """
+
+    def __init__(self, bucket: Bucket, user_id: str, key: str, most_bytes: int) -> None:
+        self.key = key
+        self._bucket = bucket
+        self._whole = object_key(user_id, key)
+        self._most = most_bytes
+        self._multipart_id: str | None = None
+        self._part = bytearray()
+        self._parts = 0
+        self._bytes = 0
+
+    async def write(self, data: bytes) -> None:
+        """Takes the next bytes; raises BodyTooLarge or StorageError."""
+        self._bytes += len(data)
+        if self._bytes > self._most:
+            raise BodyTooLarge(f"The file is over {self._most} bytes.")
+        self._part += data
+        while len(self._part) >= PART_BYTES:
+            await self._put(bytes(self._part[:PART_BYTES]))
+            del self._part[:PART_BYTES]
+
+    async def complete(self) -> int:
+        """Makes an object of it, and returns its size; a file of no bytes makes none."""
+        if self._bytes == 0:
+            return 0
+        if self._part:
+            await self._put(bytes(self._part))
+        if self._multipart_id is not None:
+            arrived = await run_in_threadpool(self._bucket.parts, self._whole, self._multipart_id)
+            await run_in_threadpool(self._bucket.join_parts, self._whole, self._multipart_id, arrived or {})
+            self._multipart_id = None
+        return self._bytes
+
+    async def discard(self) -> None:
+        """Removes what has arrived, whole or not."""
+        if self._multipart_id is not None:
+            await run_in_threadpool(self._bucket.drop_parts, self._whole, self._multipart_id)
+        elif self._parts:
+            await run_in_threadpool(self._bucket.delete, self._whole)
+
+    async def _put(self, body: bytes) -> None:
+        if self._multipart_id is None:
+            self._multipart_id = await run_in_threadpool(self._bucket.begin_parts, self._whole, "video/mp4")
+        self._parts += 1
+        await run_in_threadpool(self._bucket.put_part, self._whole, self._multipart_id, self._parts, body)
+
+
+class UploadService:
+    """Uploads and downloads of all users, one user at a time."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        engine: Engine,
+        store: JobStore,
+        bucket: Bucket,
+        clock: Callable[[], int] = now_ms,
+    ) -> None:
+        self._settings = settings
+        self._engine = engine
+        self._store = store
+        self._bucket = bucket
+        self._clock = clock
+
+    async def begin(self, user_id: str, request: UploadRequest) -> UploadTicket:
+        """Returns where to PUT a video, under a key that no other upload has.
+
+        Raises:
+            InvalidRequest: it is larger than any may be.
+        """
+        return await run_in_threadpool(self._begin, user_id, request)
+
+    def _begin(self, user_id: str, request: UploadRequest) -> UploadTicket:
+        most = self._settings.max_upload_bytes
+        if request.bytes is not None and request.bytes > most:
+            raise InvalidRequest([("/bytes", f"a file may have {most} bytes at most")])
+        upload_id = str(uuid.uuid4())
+        upload = UploadRow(
+            id=upload_id,
+            user_id=user_id,
+            key=f"uploads/{upload_id}/{_shortened(request.filename)}",
+            content_type=request.content_type,
+            bytes=request.bytes,
+            created_at=self._clock(),
+        )
+        if request.bytes is not None and request.bytes >= IN_PARTS_FROM:
+            whole = object_key(user_id, upload.key)
+            upload.multipart_id = self._bucket.begin_parts(whole, upload.content_type)
+        # An older client puts with its content type alone; it is known by the field that it sends.
+        ticket = self._ticket(upload, once="job_id" not in request.model_fields_set)
+        with self._engine.begin() as connection:
+            connection.execute(insert(UPLOADS).values(upload.model_dump()))
+        return ticket
+
+    async def resume(self, user_id: str, upload_id: str) -> UploadTicket:
+        """Returns fresh URLs for what has not arrived yet.
+
+        Raises:
+            NotFound: no such upload, or one that was begun too long ago.
+            FileTooLarge: it has arrived, and was refused.
+        """
+        return await run_in_threadpool(self._resume, user_id, upload_id)
+
+    def _resume(self, user_id: str, upload_id: str) -> UploadTicket:
+        upload = self._upload(user_id, upload_id)
+        if upload.completed_at is None:
+            # Later the sweep has forgotten the upload before its URL is dead, and so would not find the file.
+            if upload.created_at < self._clock() - self._settings.keep_uploads_days * DAY_MS:
+                raise NotFound(f"The upload {upload_id[:64]} is too old; begin another one.")
+            self._check_size(upload, upload.bytes or 0)
+        return self._ticket(upload, has_arrived=self._is_there(upload))
+
+    def _is_there(self, upload: UploadRow) -> bool:
+        """Whether a file that goes in one PUT has arrived: then no URL takes another."""
+        if upload.completed_at is not None or upload.multipart_id is not None:
+            return False
+        return self._bucket.size(object_key(upload.user_id, upload.key)) is not None
+
+    async def complete(self, user_id: str, upload_id: str) -> Uploaded:
+        """Sees to it that the whole file is in the bucket; asking again is fine.
+
+        Raises:
+            NotFound: no such upload.
+            UploadIncomplete: says what is missing.
+            FileTooLarge: the file is removed.
+        """
+        return await run_in_threadpool(self._complete, user_id, upload_id)
+
+    def _complete(self, user_id: str, upload_id: str) -> Uploaded:
+        upload = self._upload(user_id, upload_id)
+        key = object_key(user_id, upload.key)
+        if upload.multipart_id is not None and upload.completed_at is None:
+            arrived = self._bucket.parts(key, upload.multipart_id)
+            if arrived is not None:  # else they were joined before, or the store has given them up
+                if missing := _missing(upload, arrived):
+                    first = missing[0][0]
+                    raise UploadIncomplete(f"{len(missing)} parts are missing; the first is part {first}.")
+                self._bucket.join_parts(key, upload.multipart_id, arrived)
+        size = self._bucket.size(key)
+        if upload.completed_at is None:
+            self._check_size(upload, max(size or 0, upload.bytes or 0))
+        if size is None:
+            raise UploadIncomplete("The file is not in the bucket.")
+        if upload.bytes not in (None, size):
+            raise UploadIncomplete(f"The file has {size} bytes in the bucket, and not {upload.bytes}.")
+        with self._engine.begin() as connection:
+            done = update(UPLOADS).where(UPLOADS.c.id == upload_id, UPLOADS.c.completed_at.is_(None))
+            connection.execute(done.values(completed_at=self._clock(), bytes=size))
+        return Uploaded(upload_id=upload_id, video_key=upload.key, bytes=size)
+
+    def _check_size(self, upload: UploadRow, size: int) -> None:
+        """Removes a file that is over the limit, and raises FileTooLarge; no more URLs are given for it."""
+        most = self._settings.max_upload_bytes
+        if size <= most:
+            return
+        self._store.refuse_upload(upload.user_id, upload.key, size)
+        self._bucket.delete(object_key(upload.user_id, upload.key))
+        raise FileTooLarge(f"The file has {size} bytes, and may have {most} at most. It is removed.")
+
+    async def abandon(self, user_id: str, upload_id: str) -> None:
+        """Drops what has arrived of an upload that is not complete; a complete one stays. Raises NotFound."""
+        await run_in_threadpool(self._abandon, user_id, upload_id)
+
+    def _abandon(self, user_id: str, upload_id: str) -> None:
+        upload = self._upload(user_id, upload_id)
+        if upload.completed_at is not None:
+            return
+        key = object_key(user_id, upload.key)
+        if upload.multipart_id is not None:
+            self._bucket.drop_parts(key, upload.multipart_id)
+        elif upload.key not in self._store.keys_in_use(user_id):
+            self._bucket.delete(key)
+        with self._engine.begin() as connection:
+            connection.execute(update(UPLOADS).where(UPLOADS.c.id == upload_id).values(bytes=DROPPED))
+
+    def incoming(self, user_id: str) -> IncomingFile:
+        """Returns a file to write into: a temporary one, which goes with the job that it is for."""
+        key = f"{TEMPORARY}/{uuid.uuid4()}/source.mp4"
+        return IncomingFile(self._bucket, user_id, key, self._settings.max_upload_bytes)
+
+    async def download(self, user_id: str, key: str) -> DownloadUrl:
+        """Returns a URL of one of the user's own objects, or raises NotFound."""
+        whole = object_key(user_id, key)
+        if await run_in_threadpool(self._bucket.size, whole) is None:
+            raise NotFound("There is no such object.")
+        seconds = self._settings.url_lifetime_seconds
+        url = self._bucket.presigned_get(whole, key.rpartition("/")[2], seconds)
+        return DownloadUrl(url=url, expires_in=seconds)
+
+    def _upload(self, user_id: str, upload_id: str) -> UploadRow:
+        query = select(UPLOADS).where(UPLOADS.c.id == upload_id, UPLOADS.c.user_id == user_id)
+        with self._engine.begin() as connection:
+            row = connection.execute(query).mappings().first()
+        if row is None or (row["bytes"] == DROPPED and row["completed_at"] is None):
+            raise NotFound(f"There is no upload {upload_id[:64]}.")
+        return UploadRow(**row)
+
+    def _ticket(self, upload: UploadRow, once: bool = True, has_arrived: bool = False) -> UploadTicket:
+        seconds = self._settings.url_lifetime_seconds
+        key = object_key(upload.user_id, upload.key)
+        url, headers, parts = None, {}, []
+        if upload.completed_at is not None or has_arrived:
+            pass
+        elif upload.multipart_id is None:
+            headers = {"Content-Type": upload.content_type} | ({"If-None-Match": "*"} if once else {})
+            url = self._bucket.presigned_put(key, seconds, headers, upload.bytes)
+        else:
+            multipart_id, missing = self._still_missing(upload, key, upload.multipart_id)
+            parts = [self._part(key, multipart_id, *part, seconds) for part in missing[:PARTS_AT_ONCE]]
+        return UploadTicket(
+            upload_id=upload.id,
+            video_key=upload.key,
+            upload_url=url,
+            method="PUT",
+            headers=headers,
+            parts=parts,
+            complete_url=f"{self._settings.root_path}/api/videos/uploads/{upload.id}/complete",
+            completed=upload.completed_at is not None,
+            expires_in_seconds=seconds,
+        )
+
+    def _still_missing(
+        self, upload: UploadRow, key: str, multipart_id: str
+    ) -> tuple[str, list[tuple[int, int, int]]]:
+        """Returns the parts that have not arrived, and of which multipart upload: a new one where the store has given the old one up."""
+        arrived = self._bucket.parts(key, multipart_id)
+        if arrived is None:
+            if self._bucket.size(key) == upload.bytes:
+                return multipart_id, []  # joined already
+            multipart_id, arrived = self._bucket.begin_parts(key, upload.content_type), {}
+            with self._engine.begin() as connection:
+                this = update(UPLOADS).where(UPLOADS.c.id == upload.id)
+                connection.execute(this.values(multipart_id=multipart_id))
+        return multipart_id, _missing(upload, arrived)
+
+    def _part(self, key: str, multipart_id: str, number: int, offset: int, length: int, seconds: int) -> Part:
+        url = self._bucket.presigned_part(key, multipart_id, number, length, seconds)
+        return Part(number=number, offset=offset, bytes=length, upload_url=url)
+
+
+def _shortened(filename: str) -> str:
+    """Returns a name that is no longer than a part of a key may be, with its suffix, cut between two characters."""
+    if len(filename.encode()) <= MAX_NAME_BYTES:
+        return filename
+    suffix = PurePosixPath(filename).suffix.encode()[:MAX_SUFFIX_BYTES]
+    stem = filename.encode()[: MAX_NAME_BYTES - len(suffix)]
+    return stem.decode(errors="ignore") + suffix.decode(errors="ignore")
+
+
+def _plan(upload: UploadRow) -> list[tuple[int, int, int]]:
+    """Returns (number, offset, bytes) of each part: all of one size but the last, as R2 wants them."""
+    total = upload.bytes or 0
+    size = max(PART_BYTES, -(-total // MAX_PARTS // 2**20) * 2**20)
+    return [
+        (number, offset, min(size, total - offset))
+        for number, offset in enumerate(range(0, total, size), start=1)
+    ]
+
+
+def _missing(upload: UploadRow, arrived: dict[int, ArrivedPart]) -> list[tuple[int, int, int]]:
+    sizes = {number: part.bytes for number, part in arrived.items()}
+    return [part for part in _plan(upload) if sizes.get(part[0]) != part[2]]

@@ -1,0 +1,160 @@
+"""Decoding: a file becomes frames at exact, even times, upright, with square pixels, in BT.709 limited range.
+
+ffmpeg does the work in a process of its own and hands over raw pictures through a pipe, one at a time: memory does
+not grow with the clip's length.
+"""
+
+import functools
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from fractions import Fraction
+from pathlib import Path
+from typing import IO
+
+from gpu_worker.errors import FfmpegFailed, InvalidMedia, MediaTooLarge, WorkerError
+from gpu_worker.host.guard import Guard
+from gpu_worker.media.ffmpeg import INPUT_OPTIONS, decoding_limit, run_ffmpeg
+from gpu_worker.media.frames import Frame, frame_bytes, frame_from_bytes
+from gpu_worker.media.probe import Limits, SourceFacts
+
+#: How much of a video may be missing at its end before it counts as truncated.
+MISSING_SECONDS = 0.25
+MISSING_SHARE = 0.02
+#: How many of the packets may be beyond decoding; the frame before stays on screen for them.
+MAX_LOST_SHARE = 0.1
+
+
+@contextmanager
+def decode(
+    path: Path,
+    facts: SourceFacts,
+    first: int,
+    count: int,
+    guard: Guard,
+    interpolated_fps: Fraction | None = None,
+    hardware: bool = False,
+    max_pixels: int = Limits().pixels,
+) -> Iterator[Iterator[Frame]]:
+    """Yields `count` frames from index `first` on, frame i being the one at `i / facts.fps` seconds.
+
+    A file whose rate varies is read onto this even grid. The iterator ends early where the file does. With
+    `interpolated_fps`, frames between are made by motion interpolation: the n-th is at `first / facts.fps + n /
+    interpolated_fps` seconds. With `hardware`, NVDEC decodes the formats that it knows.
+
+    Raises:
+        InvalidMedia: while iterating, when the file cannot be decoded, or ends long before its header says.
+        MediaTooLarge: while iterating, when a frame has more than `max_pixels`; it is not decoded.
+    """
+    # A quarter of a frame early, so that no rounding of timestamps can lose the first one.
+    begin = float((first - Fraction(1, 4)) / facts.fps) if first > 0 else 0.0
+    seek = ["-ss", f"{begin:.6f}"] if begin and facts.seekable else []
+    skip = [f"trim=start={begin:.6f}"] if begin and not facts.seekable else []
+    decoder = ["-c:v", facts.alpha_decoder] if facts.alpha_decoder else []
+    arguments = [
+        *INPUT_OPTIONS,
+        *("-max_error_rate", str(MAX_LOST_SHARE), "-max_pixels", decoding_limit(max_pixels)),
+        *(("-hwaccel", "cuda") if hardware else ()),
+        *decoder,
+        *seek,
+        *("-i", str(path), "-map", "0:V:0", "-an", "-sn", "-dn"),
+        *("-frames:v", str(count), "-vf", _filters(facts, skip, interpolated_fps)),
+        *("-fps_mode", "passthrough", "-f", "rawvideo", "-pix_fmt", "yuv420p", "pipe:1"),
+    ]
+    fps = interpolated_fps or facts.fps
+    with run_ffmpeg(arguments, guard, reads=True) as ffmpeg:
+
+        def frames() -> Iterator[Frame]:
+            size = frame_bytes(facts.width, facts.height)
+            seen = 0
+            while (picture := _read_exactly(ffmpeg.stdout, size)) is not None:
+                seen += 1
+                yield frame_from_bytes(picture, facts.width, facts.height)
+            try:
+                ffmpeg.finish()
+            except FfmpegFailed as error:
+                _refuse_grown(error.detail, max_pixels)
+                raise InvalidMedia("The video is damaged and cannot be decoded.", error.detail) from error
+            _refuse_grown(ffmpeg.said(), max_pixels)
+            _refuse_truncated(float(seen / fps), float(count / fps), ffmpeg.said())
+
+        yield frames()
+
+
+@functools.cache
+def nvdec_works() -> bool:
+    """True where the GPU decodes a short film; ffmpeg lists NVDEC also where there is none.
+
+    In a container it needs `video` among `NVIDIA_DRIVER_CAPABILITIES`.
+    """
+    guard = Guard(60)
+    with tempfile.TemporaryDirectory() as folder:
+        film = str(Path(folder) / "film.mp4")
+        grey = ("-f", "lavfi", "-i", "color=gray:s=256x256:r=25:d=0.2", "-c:v", "libx264")
+        try:
+            for arguments in ([*grey, film], ["-c:v", "h264_cuvid", "-i", film, "-f", "null", "-"]):
+                with run_ffmpeg(arguments, guard) as ffmpeg:
+                    ffmpeg.finish()
+        except WorkerError:
+            return False
+    return True
+
+
+def _filters(facts: SourceFacts, skip: list[str], interpolated_fps: Fraction | None) -> str:
+    """ffmpeg turns the picture upright by itself, before these."""
+    steps = ["bwdif=mode=send_frame:deint=all"] if facts.interlaced else []
+    # start_time=0: a video track that begins late shows its first frame from the beginning.
+    steps.append(f"fps={facts.fps.numerator}/{facts.fps.denominator}:start_time=0")
+    steps += skip
+    if facts.alpha:
+        steps += ["format=yuva444p|yuva420p|gbrap", "premultiply=inplace=1"]
+    steps += _to_bt709(facts)
+    if interpolated_fps is not None:
+        rate = f"{interpolated_fps.numerator}/{interpolated_fps.denominator}"
+        steps.append(f"minterpolate=fps={rate}:mi_mode=mci:mc_mode=aobmc:me_mode=bidir:vsbmc=1")
+    return ",".join([*steps, "format=yuv420p"])
+
+
+def _to_bt709(facts: SourceFacts) -> list[str]:
+    """Makes square pixels of BT.709 in limited range, whatever they were."""
+    size = f"{facts.width}:{facts.height}:flags=bicubic+accurate_rnd+full_chroma_int+full_chroma_inp"
+    if not (facts.hdr or facts.wide_gamut):
+        source = f"in_color_matrix={facts.matrix}:in_range={'full' if facts.full_range else 'limited'}"
+        return [f"scale={size}:{source}:out_color_matrix=bt709:out_range=limited"]
+    # In light, not in code values. BT.2408 puts white at 203 nits: what is darker than half of it stays as it is, the
+    # rest up to 1000 nits is bent to fit below white (docs/decisions/0008).
+    curve = ["tonemap=mobius:param=0.5:desat=0:peak=4.926"] if facts.hdr else []
+    return [
+        f"scale={size}",
+        "zscale=t=linear:npl=203",
+        "format=gbrpf32le",
+        "zscale=p=bt709",
+        *curve,
+        "zscale=t=bt709:m=bt709:r=limited",
+    ]
+
+
+def _read_exactly(pipe: IO[bytes], size: int) -> bytearray | None:
+    """Returns the next `size` bytes, or None at the end; what is left of half a picture is dropped."""
+    buffer = bytearray(size)
+    view = memoryview(buffer)
+    while view:
+        count = pipe.readinto(view)  # type: ignore[attr-defined]  # a raw FileIO has it
+        if not count:
+            return None
+        view = view[count:]
+    return buffer
+
+
+def _refuse_grown(said: str, max_pixels: int) -> None:
+    """Tells from ffmpeg's words that a frame was too large: the size in a header, or the first frame's, is not every frame's."""
+    if "exceeds specified max pixel count" in said:
+        raise MediaTooLarge(
+            f"The picture becomes too large within the video; {max_pixels} pixels are taken.", said
+        )
+
+
+def _refuse_truncated(readable: float, promised: float, said: str) -> None:
+    if promised - readable > max(MISSING_SECONDS, MISSING_SHARE * promised):
+        sentence = f"The video is damaged: only {readable:.1f} of {promised:.1f} seconds can be read."
+        raise InvalidMedia(sentence, said)

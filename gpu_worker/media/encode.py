@@ -1,0 +1,131 @@
+"""Encoding: frames and the sources' sound become one H.264 + AAC file that any player starts at once."""
+
+import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+from gpu_worker.errors import OutputTooLarge, WorkerError
+from gpu_worker.host.guard import Guard
+from gpu_worker.media.ffmpeg import INPUT_OPTIONS, Ffmpeg, run_ffmpeg
+from gpu_worker.media.frames import Frame
+
+AUDIO_BITRATE = "192k"
+#: What a filter graph for the sound gives out.
+SOUND = "sound"
+#: Said on the frames: ffmpeg 9 takes primaries and transfer of untagged raw frames over the output's own options.
+_BT709 = "setparams=range=tv:colorspace=bt709:color_primaries=bt709:color_trc=bt709"
+
+
+@dataclass(frozen=True)
+class Quality:
+    """libx264's knobs: crf 18 is hard to tell from the source. With `hardware`, NVENC at about the same quality."""
+
+    preset: str = "fast"
+    crf: int = 18
+    hardware: bool = False
+
+    def arguments(self) -> list[str]:
+        """Returns ffmpeg's options of the video encoder."""
+        if self.hardware:
+            return [
+                *("-c:v", "h264_nvenc", "-preset", "p5", "-rc", "vbr", "-cq", str(self.crf + 1), "-b:v", "0")
+            ]
+        return ["-c:v", "libx264", "-preset", self.preset, "-crf", str(self.crf)]
+
+
+@functools.cache
+def nvenc_works() -> bool:
+    """True where a short encode on the GPU succeeds: ffmpeg lists NVENC also where there is none.
+
+    In a container it needs `video` among `NVIDIA_DRIVER_CAPABILITIES`; some data-centre GPUs have none at all.
+    """
+    source = ("-f", "lavfi", "-i", "color=black:s=256x256:r=25:d=0.2")
+    try:
+        with run_ffmpeg(
+            [*source, *Quality(hardware=True).arguments(), "-f", "null", "-"], Guard(60)
+        ) as ffmpeg:
+            ffmpeg.finish()
+    except WorkerError:
+        return False
+    return True
+
+
+@dataclass(frozen=True)
+class Sound:
+    """Files, each read from a moment on (seconds), and the filter graph that makes SOUND of `1:a:0`, `2:a:0`, …"""
+
+    inputs: tuple[tuple[Path, float], ...]
+    graph: str
+
+    def arguments(self) -> list[str]:
+        """Returns ffmpeg's inputs and graph; pictures and subtitles of the files are not even read."""
+        inputs: list[str] = []
+        for path, seek in self.inputs:
+            begin = ["-ss", f"{seek:.6f}"] if seek else []
+            inputs += [*INPUT_OPTIONS, *begin, "-vn", "-sn", "-dn", "-i", str(path)]
+        return [*inputs, "-filter_complex", self.graph]
+
+
+class Encoder:
+    """Takes frames in order."""
+
+    def __init__(self, ffmpeg: Ffmpeg, path: Path, max_bytes: int) -> None:
+        self._ffmpeg = ffmpeg
+        self._path = path
+        self._max_bytes = max_bytes
+
+    def write(self, frame: Frame) -> None:
+        """Appends a frame.
+
+        Raises:
+            FfmpegFailed: ffmpeg has ended; with its words.
+            OutputTooLarge: the file has grown beyond the limit.
+        """
+        try:
+            for plane in frame.planes:
+                data = plane.contiguous().view(-1).numpy().data
+                while data:
+                    data = data[self._ffmpeg.stdin.write(data) :]
+        except BrokenPipeError:
+            self._ffmpeg.finish()
+            raise
+        if self._path.exists() and self._path.stat().st_size > self._max_bytes:
+            raise OutputTooLarge(f"The result has become larger than {self._max_bytes} bytes.")
+
+
+@contextmanager
+def encode(
+    path: Path,
+    size: tuple[int, int],
+    fps: Fraction,
+    quality: Quality,
+    sound: Sound | None,
+    guard: Guard,
+    max_bytes: int = 8 << 30,
+) -> Iterator[Encoder]:
+    """Writes `path` while entered; it is complete when the `with` was left without an error.
+
+    Args:
+        size: width and height of the frames to come.
+        fps: their exact rate.
+    """
+    rate = f"{fps.numerator}/{fps.denominator}"
+    picture = ("-f", "rawvideo", "-pix_fmt", "yuv420p", "-s", f"{size[0]}x{size[1]}", "-framerate", rate)
+    sound_output = ["-an"]
+    if sound is not None:
+        sound_output = ["-map", f"[{SOUND}]", "-c:a", "aac", "-b:a", AUDIO_BITRATE]
+    arguments = [
+        *picture,
+        *("-i", "pipe:0"),
+        *(sound.arguments() if sound else ()),
+        *("-map", "0:v", *quality.arguments()),
+        *("-profile:v", "high", "-pix_fmt", "yuv420p", "-vf", _BT709),
+        *sound_output,
+        *("-movflags", "+faststart", "-map_metadata", "-1", "-y", str(path)),
+    ]
+    with run_ffmpeg(arguments, guard, writes=True) as ffmpeg:
+        yield Encoder(ffmpeg, path, max_bytes)
+        ffmpeg.finish()

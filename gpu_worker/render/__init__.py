@@ -1,0 +1,1 @@
+"""A composition becomes a file."""

@@ -1,0 +1,328 @@
+"""A composition becomes a file: decode ▸ edit ▸ encode, three stages side by side, in constant memory."""
+
+import contextlib
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import torch
+
+from gpu_worker.edits.compose import Clip, Composition
+from gpu_worker.edits.timeline import EPSILON_SECONDS, Shown, frame_at
+from gpu_worker.edits.transition import mix
+from gpu_worker.errors import InvalidMedia, OutOfMemory, OutputTooLong
+from gpu_worker.host.guard import Guard
+from gpu_worker.media.decode import decode
+from gpu_worker.media.encode import SOUND, Quality, Sound, encode
+from gpu_worker.media.frames import Frame, frame_bytes
+from gpu_worker.media.transfer import Landing
+from gpu_worker.render.stages import DEPTH, Ahead, Behind
+
+#: Sound is read from that long before it is needed, so that decoders have settled when it is.
+SOUND_RUN_IN_SECONDS = 2.0
+#: Of frames between two stages.
+WAITING_BYTES = 64 << 20
+
+
+@dataclass
+class Spent:
+    """Where the time of an edit went, in seconds of wall clock."""
+
+    decode: float = 0.0
+    infer: float = 0.0
+    encode: float = 0.0
+
+    @contextlib.contextmanager
+    def on(self, what: str) -> Iterator[None]:
+        """Adds what is spent inside."""
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            setattr(self, what, getattr(self, what) + time.monotonic() - began)
+
+
+@dataclass(frozen=True)
+class OutputLimits:
+    """How large a result may become."""
+
+    seconds: float = 3600
+    bytes: int = 8 << 30
+
+
+def render(
+    composition: Composition,
+    path: Path,
+    quality: Quality,
+    guard: Guard,
+    progress: Callable[[int, int], None],
+    limits: OutputLimits = OutputLimits(),
+) -> Spent:
+    """Writes the composition to `path`, calling `progress(frames done, frames in all)` after each.
+
+    Returns:
+        What the edit waited for, and worked on.
+
+    Raises:
+        WorkerError: a source is damaged, memory or a limit is exceeded, or the guard has stopped it.
+    """
+    fps, timeline = composition.fps, composition.timeline
+    if timeline.output_seconds > limits.seconds:
+        raise OutputTooLong(
+            f"The result would be {timeline.output_seconds:.0f} seconds long; {limits.seconds:g} are made."
+        )
+    count = timeline.frame_count(fps)
+    with (
+        encode(path, composition.size, fps, quality, _sound(composition), guard, limits.bytes) as encoder,
+        Behind(encoder.write, _depth(*composition.size)) as written,
+        Stage(composition, guard) as stage,
+    ):
+        moments = (float(index / fps) for index in range(count))
+        for done, picture in enumerate(stage.pictures(moments), start=1):
+            guard.check()
+            with stage.spent.on("encode"):
+                written.put(picture)
+            progress(done, count)
+        stage.finish()
+        spent = stage.spent
+    guard.check()
+    return spent
+
+
+class Stage:
+    """Where clips are brought on when they begin, and taken off when they have ended."""
+
+    def __init__(self, composition: Composition, guard: Guard) -> None:
+        self._composition = composition
+        self._guard = guard
+        self._on: dict[int, Footage] = {}
+        self.spent = Spent()
+
+    def __enter__(self) -> "Stage":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for footage in self._on.values():
+            footage.close()
+
+    def finish(self) -> None:
+        """Takes all clips off; raises what their ends tell."""
+        self._keep(set())
+
+    def pictures(self, output_times: Iterable[float]) -> Iterator[Frame]:
+        """Yields the output's pictures at moments that never fall; on the host.
+
+        While pictures are taken, the device works on those that follow.
+        """
+        landing: Landing | None = None
+        for batch in self._batches(output_times):
+            following = Landing(self._made(batch))
+            yield from self._landed(landing)
+            landing = following
+        yield from self._landed(landing)
+
+    def _batches(self, output_times: Iterable[float]) -> Iterator[list[list[Shown]]]:
+        """Groups moments that show one clip alone, as many as its engine wants at once."""
+        batch: list[list[Shown]] = []
+        for output_time in output_times:
+            shown = self._composition.timeline.shown(output_time)
+            if batch and not (_alone(shown) and _alone(batch[-1]) and shown[0].clip == batch[-1][0].clip):
+                yield batch
+                batch = []
+            batch.append(shown)
+            if len(batch) >= self._composition.clips[shown[0].clip].look.engine.batch:
+                yield batch
+                batch = []
+        if batch:
+            yield batch
+
+    def _made(self, batch: list[list[Shown]]) -> list[Frame]:
+        """Makes one picture of each moment of a batch."""
+        self._keep({one.clip for shown in batch for one in shown})
+        try:
+            if all(map(_alone, batch)):
+                return self._look([shown[0] for shown in batch])
+            return [mix([(self._look([one])[0], one.weight) for one in shown]) for shown in batch]
+        except torch.OutOfMemoryError as error:
+            raise OutOfMemory("The GPU has too little memory for this video.", str(error)) from error
+
+    def _look(self, shown: Sequence[Shown]) -> list[Frame]:
+        """Makes the pictures of one clip at several of its moments."""
+        index = shown[0].clip
+        clip = self._composition.clips[index]
+        if index not in self._on:
+            self._on[index] = Footage(clip, self._composition.fps, self._guard)
+        with self._naming(clip), self.spent.on("decode"):
+            frames = [self._on[index].at(one.clip_time) for one in shown]
+        with self.spent.on("infer"):
+            return clip.look.of(frames, [clip.time.source_time(one.clip_time) for one in shown])
+
+    def _landed(self, landing: Landing | None) -> Iterator[Frame]:
+        if landing is not None:
+            with self.spent.on("infer"):
+                frames = landing.frames()
+            yield from frames
+
+    def _keep(self, wanted: set[int]) -> None:
+        for index in self._on.keys() - wanted:
+            footage = self._on.pop(index)
+            with contextlib.closing(footage), self._naming(self._composition.clips[index]):
+                footage.finish()
+            self._composition.clips[index].look.let_go()
+
+    @contextlib.contextmanager
+    def _naming(self, clip: Clip) -> Iterator[None]:
+        """Says which clip is damaged, where there are several."""
+        try:
+            yield
+        except InvalidMedia as error:
+            if len(self._composition.clips) == 1:
+                raise
+            raise InvalidMedia(f"{clip.name}: {error}", error.detail) from error
+
+
+class Footage:
+    """One clip's frames by its own time, going forward only; a decoder for each run of it."""
+
+    def __init__(self, clip: Clip, output_fps: Fraction, guard: Guard) -> None:
+        self._clip = clip
+        self._guard = guard
+        self._runs = _runs(clip, output_fps)
+        self._next = 0
+        self._run: _Run | None = None
+        self._open = contextlib.ExitStack()
+        self._reader: _Reader | None = None
+
+    def close(self) -> None:
+        """Ends the decoder."""
+        self._open.close()
+
+    def at(self, clip_time: float) -> Frame:
+        """Returns the frame that is on screen at that moment of the clip."""
+        while self._next < len(self._runs) and self._runs[self._next].begin <= clip_time + EPSILON_SECONDS:
+            self.finish()
+            self._run = self._runs[self._next]
+            self._next += 1
+            self._reader = None
+        assert self._run is not None  # noqa: S101  # the first run begins at 0
+        if self._reader is None:
+            self._reader = self._started(self._run)
+        return self._reader.at(self._run.index(self._clip.time.source_time(clip_time)))
+
+    def finish(self) -> None:
+        """Reads on to the end of the clip, a few frames at most; raises InvalidMedia where the decoder complains."""
+        if self._reader is not None:
+            self._reader.finish()
+
+    def _started(self, run: "_Run") -> "_Reader":
+        self.close()
+        source = self._clip.source
+        frames = self._open.enter_context(
+            decode(
+                source.path,
+                source.facts,
+                run.first,
+                run.count,
+                self._guard,
+                run.interpolated_fps,
+                source.hardware,
+                source.max_pixels,
+            )
+        )
+        return _Reader(
+            iter(self._open.enter_context(Ahead(frames, _depth(source.facts.width, source.facts.height))))
+        )
+
+
+def _depth(width: int, height: int) -> int:
+    """Returns how many frames of that size may wait between two stages."""
+    return max(1, min(DEPTH, WAITING_BYTES // frame_bytes(width, height)))
+
+
+def _alone(shown: list[Shown]) -> bool:
+    """True where one clip is all that is seen."""
+    return len(shown) == 1 and shown[0].weight >= 1.0
+
+
+@dataclass(frozen=True)
+class _Run:
+    """A stretch of a clip that one decoder reads: from source frame `first` on, or on a finer grid from there on.
+
+    Attributes:
+        begin: when in the clip it begins, in seconds.
+        end: of the source, in seconds.
+    """
+
+    begin: float
+    first: int
+    end: float
+    source_fps: Fraction
+    interpolated_fps: Fraction | None
+
+    @property
+    def count(self) -> int:
+        return self.index(self.end) + 1
+
+    def index(self, moment: float) -> int:
+        """Returns which of its frames is on screen at a moment of the source."""
+        if self.interpolated_fps is None:
+            return max(0, frame_at(moment, self.source_fps) - self.first)
+        return max(0, frame_at(moment - float(self.first / self.source_fps), self.interpolated_fps))
+
+
+def _runs(clip: Clip, output_fps: Fraction) -> list[_Run]:
+    """Joins neighbouring spans, but for those whose slow motion is made smooth."""
+    source_fps = clip.source.facts.fps
+    runs: list[_Run] = []
+    for span, begin in zip(clip.time.spans, clip.time.span_starts, strict=True):
+        fine = output_fps / Fraction(span.speed).limit_denominator(10_000)
+        interpolated = fine if clip.interpolate and span.speed < 1 and fine > source_fps else None
+        if runs and interpolated is None and runs[-1].interpolated_fps is None:
+            last = runs.pop()
+            runs.append(_Run(last.begin, last.first, span.end, source_fps, None))
+        else:
+            runs.append(_Run(begin, frame_at(span.start, source_fps), span.end, source_fps, interpolated))
+    return runs
+
+
+class _Reader:
+    """Frames by index, going forward only; past the end of the file, its last frame."""
+
+    def __init__(self, frames: Iterator[Frame]) -> None:
+        self._frames = frames
+        self._index = -1
+        self._frame: Frame | None = None
+
+    def at(self, index: int) -> Frame:
+        """Returns the frame at `index`, which never falls from call to call."""
+        while self._index < index:
+            following = next(self._frames, None)
+            if following is None:
+                self._index = index
+                break
+            self._frame = following
+            self._index += 1
+        if self._frame is None:
+            raise InvalidMedia("The video has no frame that can be read.")
+        return self._frame
+
+    def finish(self) -> None:
+        for _ in self._frames:
+            pass
+
+
+def _sound(composition: Composition) -> Sound | None:
+    if not composition.sound:
+        return None
+    inputs: list[tuple[Path, float]] = []
+    sources: list[tuple[str, float] | None] = []
+    for clip in composition.clips:
+        if clip.source.facts.audio_codec is None:
+            sources.append(None)
+            continue
+        seek = max(0.0, clip.time.start - SOUND_RUN_IN_SECONDS) if clip.source.facts.seekable else 0.0
+        inputs.append((clip.source.path, seek))
+        sources.append((f"{len(inputs)}:a:0", seek))
+    return Sound(tuple(inputs), composition.timeline.sound_filter(sources, SOUND))

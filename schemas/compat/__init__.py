@@ -1,0 +1,1 @@
+"""Other spellings of what clients send, and older clients' answers."""

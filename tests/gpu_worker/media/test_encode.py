@@ -1,0 +1,90 @@
+"""What the encoder writes: exact frames, exact rate, right tags, a file that starts at once."""
+
+from fractions import Fraction
+
+import av
+import numpy as np
+import pytest
+import torch
+
+from gpu_worker.errors import FfmpegFailed
+from gpu_worker.host.guard import Guard
+from gpu_worker.media.encode import Quality, encode, nvenc_works
+from gpu_worker.media.frames import Frame
+from gpu_worker.media.probe import output_facts
+from tests.gpu_worker.footage import luma, psnr
+
+NEARLY_LOSSLESS = Quality("ultrafast", 1)
+
+
+def grey(level, width=64, height=96):
+    half = torch.full((height // 2, width // 2), 128, dtype=torch.uint8)
+    return Frame(torch.full((height, width), level, dtype=torch.uint8), half, half)
+
+
+@pytest.mark.parametrize("fps", [Fraction(25), Fraction(30000, 1001), Fraction(24000, 1001), Fraction(60)])
+def test_as_many_frames_at_exactly_that_rate(tmp_path, fps):
+    """Rational rates stay rational."""
+    path = tmp_path / "a.mp4"
+    with encode(path, (64, 96), fps, NEARLY_LOSSLESS, None, Guard()) as encoder:
+        for n in range(10):
+            encoder.write(grey(20 + n))
+    with av.open(str(path)) as container:
+        assert container.streams.video[0].average_rate == fps
+    pictures, times = luma(path)
+    assert [int(picture[5, 5]) for picture in pictures] == pytest.approx(list(range(20, 30)), abs=1)
+    assert times == pytest.approx([float(n / fps) for n in range(10)], abs=1e-4)
+
+
+def test_the_file_starts_at_once_and_says_its_colours(tmp_path):
+    """moov before mdat; BT.709, limited range, 8-bit 4:2:0."""
+    path = tmp_path / "a.mp4"
+    with encode(path, (64, 96), Fraction(25), Quality(), None, Guard()) as encoder:
+        encoder.write(grey(100))
+    raw = path.read_bytes()
+    assert raw.index(b"moov") < raw.index(b"mdat")
+    with av.open(str(path)) as container:
+        codec = container.streams.video[0].codec_context
+        tags = (codec.colorspace, codec.color_primaries, codec.color_trc, codec.color_range, codec.pix_fmt)
+    assert tags == (1, 1, 1, 1, "yuv420p")
+    assert output_facts(path).audio_codec is None
+
+
+def test_nvenc_is_used_only_where_it_works(tmp_path):
+    """Tried, not looked up; what the trial says, an encode does."""
+    quality = Quality(hardware=True)
+    if nvenc_works():
+        with encode(tmp_path / "a.mp4", (256, 256), Fraction(25), quality, None, Guard()) as encoder:
+            encoder.write(grey(100, 256, 256))
+        assert output_facts(tmp_path / "a.mp4").video_codec == "h264"
+    else:
+        with (
+            pytest.raises(FfmpegFailed),
+            encode(tmp_path / "a.mp4", (256, 256), Fraction(25), quality, None, Guard()) as encoder,
+        ):
+            encoder.write(grey(100, 256, 256))
+
+
+def test_the_default_quality_is_hard_to_tell_from_the_source(tmp_path):
+    """Over 40 dB on a picture with structure."""
+    x, y = np.meshgrid(np.arange(128), np.arange(192))
+    picture = (128 + 60 * np.sin(x / 5) * np.cos(y / 7)).astype(np.uint8)
+    frame = Frame(torch.from_numpy(picture), *(torch.full((96, 64), 128, dtype=torch.uint8),) * 2)
+    path = tmp_path / "a.mp4"
+    with encode(path, (128, 192), Fraction(25), Quality(), None, Guard()) as encoder:
+        for _ in range(5):
+            encoder.write(frame)
+    assert min(psnr(made, picture) for made in luma(path)[0]) > 40
+
+
+def test_a_dead_encoder_is_reported_in_its_own_words(tmp_path):
+    """An error of ffmpeg is no broken pipe of ours."""
+
+    def write_into_nowhere():
+        with encode(tmp_path / "no" / "a.mp4", (64, 96), Fraction(25), Quality(), None, Guard()) as encoder:
+            for _ in range(1000):
+                encoder.write(grey(100))
+
+    with pytest.raises(FfmpegFailed) as caught:
+        write_into_nowhere()
+    assert "No such file or directory" in caught.value.detail

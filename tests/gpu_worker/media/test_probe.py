@@ -1,0 +1,153 @@
+"""What is in a file, and what is no video at all."""
+
+from fractions import Fraction
+
+import pytest
+
+from gpu_worker.errors import InvalidMedia, MediaTooLarge, MediaTooLong, TooManyStreams, UnsupportedMedia
+from gpu_worker.media.probe import Limits, output_facts, probe
+from tests.gpu_worker.footage import make
+
+PICTURE = ["-f", "lavfi", "-i", "testsrc2=s=320x240:r=25:d=1"]
+TONE = ["-f", "lavfi", "-i", "sine=d=1"]
+
+
+def test_a_real_clip_is_described(big_buck_bunny):
+    """Size, exact rate, length of the picture (not of the longer sound), codecs, colour."""
+    facts = probe(big_buck_bunny)
+    assert (facts.width, facts.height, facts.fps, facts.duration_seconds) == (1280, 720, Fraction(25), 5.28)
+    assert (facts.video_codec, facts.audio_codec, facts.matrix, facts.full_range) == (
+        "h264",
+        "aac",
+        "bt709",
+        False,
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "size"),
+    [
+        pytest.param("a.mp4", ["-vf", "setsar=4/3"], (427, 240), id="wide-pixels"),
+        pytest.param("a.mkv", ["-vf", "scale=321:241", "-pix_fmt", "yuv444p"], (321, 241), id="odd"),
+        pytest.param("a.ts", [], (320, 240), id="transport-stream"),
+        pytest.param("a.webm", ["-c:v", "libvpx"], (320, 240), id="webm"),
+    ],
+)
+def test_the_size_is_that_of_square_pixels(tmp_path, name, options, size):
+    """As decode delivers it."""
+    facts = probe(make(tmp_path / name, *PICTURE, *options))
+    assert (facts.width, facts.height) == size
+
+
+@pytest.mark.parametrize(("degrees", "size"), [(90, (240, 320)), (180, (320, 240)), (270, (240, 320))])
+def test_rotation_metadata_is_applied(tmp_path, degrees, size):
+    """A phone held upright films a portrait."""
+    flat = make(tmp_path / "flat.mp4", *PICTURE)
+    turned = make(tmp_path / "turned.mp4", "-display_rotation", degrees, "-i", flat, "-c", "copy")
+    facts = probe(turned)
+    assert (facts.width, facts.height) == size
+
+
+@pytest.mark.parametrize("rate", ["30000/1001", "24000/1001", "25", "60", "50"])
+def test_rates_are_kept_as_fractions(tmp_path, rate):
+    """29.97 is 30000/1001, not a float near it."""
+    clip = make(tmp_path / "a.mp4", "-f", "lavfi", "-i", f"testsrc2=s=64x64:r={rate}:d=2")
+    assert probe(clip).fps == Fraction(rate)
+
+
+def test_a_variable_rate_is_read_onto_the_finer_grid(tmp_path):
+    """No frame of the fast part is lost."""
+    drop = "select='if(lt(t,1),1,not(mod(n,3)))'"
+    source = "testsrc2=s=64x64:r=30:d=3"
+    clip = make(tmp_path / "a.mp4", "-f", "lavfi", "-i", source, "-vf", drop, "-fps_mode", "vfr")
+    assert probe(clip).fps == 30
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        pytest.param(b"#EXTM3U\n#EXTINF:1,\nfile:///etc/passwd\n", id="playlist"),
+        pytest.param(b"\xef\xbb\xbf\n#EXTM3U\n", id="playlist-behind-a-byte-order-mark"),
+        pytest.param(b"ffconcat version 1.0\nfile /etc/passwd\n", id="concat-script"),
+        pytest.param(b"<?xml version='1.0'?><MPD/>", id="dash-manifest"),
+    ],
+)
+def test_playlists_and_scripts_are_refused_by_their_content(tmp_path, body):
+    """Whatever they are called: they could make ffmpeg open other files."""
+    path = tmp_path / "clip.mp4"
+    path.write_bytes(body)
+    with pytest.raises(UnsupportedMedia, match="playlist or a script"):
+        probe(path)
+
+
+@pytest.mark.parametrize(
+    ("limits", "error"),
+    [
+        (Limits(pixels=320 * 240 - 1), MediaTooLarge),
+        (Limits(seconds=0.5), MediaTooLong),
+        (Limits(streams=0), TooManyStreams),
+    ],
+)
+def test_each_limit_has_its_own_error(tmp_path, limits, error):
+    """And is not exceeded before it is checked."""
+    with pytest.raises(error):
+        probe(make(tmp_path / "a.mp4", *PICTURE), limits)
+
+
+def test_a_clip_without_sound_says_so(tmp_path):
+    """None, not an empty string."""
+    assert probe(make(tmp_path / "a.mp4", *PICTURE)).audio_codec is None
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        pytest.param(b"", id="zero-bytes"),
+        pytest.param(b"dear diary " * 100, id="text"),
+        pytest.param(b"\x00\x00\x00\x18ftypisom\x00\x00\x02\x00isomiso2" + b"\x00" * 500, id="no-moov"),
+    ],
+)
+def test_what_is_no_video_is_refused(tmp_path, body):
+    """With a sentence for the user, whatever the file is called."""
+    path = tmp_path / "a.mp4"
+    path.write_bytes(body)
+    with pytest.raises(InvalidMedia, match=r"^The file .*\.$"):
+        probe(path)
+
+
+def test_sound_alone_is_no_video(tmp_path):
+    """Nor is sound with a cover picture."""
+    clip = make(tmp_path / "a.mp4", *TONE)
+    with pytest.raises(InvalidMedia, match="no video track"):
+        probe(clip)
+    cover = make(tmp_path / "cover.png", *PICTURE, "-frames:v", "1")
+    with_cover = make(
+        tmp_path / "b.mp4", "-i", clip, "-i", cover, "-map", "0", "-map", "1", "-c", "copy", "-disposition:v:0",
+        "attached_pic",
+    )  # fmt: skip
+    with pytest.raises(InvalidMedia, match="no video track"):
+        probe(with_cover)
+
+
+def test_a_video_without_a_frame_is_refused(tmp_path):
+    """A header promises a track, but nothing is in it."""
+    whole = make(tmp_path / "whole.mp4", *PICTURE, "-movflags", "frag_keyframe+empty_moov").read_bytes()
+    header_only = tmp_path / "a.mp4"
+    header_only.write_bytes(whole[: whole.index(b"moof") - 4])
+    with pytest.raises(InvalidMedia, match=r"without a single frame\.$"):
+        probe(header_only)
+
+
+def test_a_finished_file_is_counted(big_buck_bunny):
+    """Frames by packets, not by what the header claims."""
+    facts = output_facts(big_buck_bunny)
+    assert (facts.frames, facts.fps, facts.width, facts.audio_codec) == (132, 25.0, 1280, "aac")
+
+
+@pytest.mark.abuse
+def test_wide_pixels_count_as_what_they_become(tmp_path):
+    """320x240 pixels, each 60 times as wide as high, are frames of 19200x240."""
+    wide = make(tmp_path / "a.mp4", *PICTURE, "-vf", "setsar=60")
+    assert probe(wide).width == 19200
+    with pytest.raises(MediaTooLarge, match="19200x240"):
+        probe(wide, Limits(pixels=320 * 240))

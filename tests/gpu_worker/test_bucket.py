@@ -1,0 +1,49 @@
+"""The worker's view of the bucket, on the real store."""
+
+import pytest
+
+from gpu_worker.bucket import open_bucket
+from gpu_worker.errors import FileTooLarge, SourceNotFound, StorageUnavailable
+from tests.gpu_worker.footage import growing_at_most
+
+
+def test_what_is_uploaded_is_fetched(bucket, user_id, tmp_path):
+    """Byte for byte."""
+    (tmp_path / "a").write_bytes(b"film" * 1000)
+    bucket.upload(tmp_path / "a", f"{user_id}/a.mp4")
+    bucket.fetch(f"{user_id}/a.mp4", tmp_path / "b", 5000)
+    assert (tmp_path / "b").read_bytes() == b"film" * 1000
+
+
+def test_a_document_is_put_once(bucket, user_id):
+    """The second writer learns that it was second, and the first one's words stand."""
+    assert bucket.write_once(f"{user_id}/r.json", b"first")
+    assert not bucket.write_once(f"{user_id}/r.json", b"second")
+    assert bucket.read(f"{user_id}/r.json") == b"first"
+
+
+def test_what_is_not_there_is_told_apart_from_a_failure(bucket, settings, user_id, tmp_path):
+    """No source is the user's affair, no store is ours."""
+    assert bucket.read(f"{user_id}/none.json") is None
+    bucket.delete(f"{user_id}/none.json")
+    with pytest.raises(SourceNotFound):
+        bucket.fetch(f"{user_id}/none.mp4", tmp_path / "x", 5000)
+    # A store that refuses us, rather than one that is away: the client would wait for that one to come back.
+    refused = open_bucket(settings(R2_SECRET_ACCESS_KEY="wrong"))
+    with pytest.raises(StorageUnavailable) as caught:
+        refused.fetch(f"{user_id}/none.mp4", tmp_path / "x", 5000)
+    assert "wrong" not in caught.value.detail
+
+
+def test_a_key_with_spaces_and_umlauts_is_a_key(bucket, user_id):
+    """Names come from people."""
+    bucket.write(f"{user_id}/uploads/clip ü 1.json", b"x")
+    assert bucket.read(f"{user_id}/uploads/clip ü 1.json") == b"x"
+
+
+@pytest.mark.abuse
+def test_a_document_that_is_too_large_is_not_read(bucket, objects, user_id):
+    """Of 64 MiB, less than 16 arrive; an attempt's own documents have some hundred bytes."""
+    objects.put(f"{user_id}/stop.json", bytes(64 << 20))
+    with growing_at_most(16 << 20), pytest.raises(FileTooLarge, match="67108864 bytes; 1048576 are taken"):
+        bucket.read(f"{user_id}/stop.json")
