@@ -22,7 +22,7 @@ from broker.api.problems import HANDLERS
 from broker.api.routes import routes
 from broker.bucket import open_bucket
 from broker.clock import now_ms
-from broker.engine.reconciler import Reconciler
+from broker.engine.core import make_core
 from broker.engine.scheduler import ReconcileLoop
 from broker.engine.service import JobService
 from broker.engine.watch import EventHub
@@ -73,13 +73,14 @@ def create_app(settings: Settings, *, transport: httpx.AsyncBaseTransport | None
                 bucket.on_error = metrics.storage_failed
                 runpod.on_call = metrics.provider_called
                 metrics.breaker_open.set_function(lambda: runpod.breaker_open)
-                reconciler = Reconciler(settings, store, bucket, runpod)
-                await reconciler.dispatch.look_at_flag()
-                looks = ReconcileLoop(store, reconciler, now_ms)
-                reconciler.on_look, looks.on_failure = metrics.looked, metrics.look_failed
+                core = make_core(settings, store, bucket, runpod, on_look=metrics.looked)
+                await core.drain.read()
+                looks = ReconcileLoop(store, core, now_ms, metrics.look_failed)
                 path = sqlite_path(settings.database_url)
                 disk = DiskSpace(path.absolute().parent if path else None, settings.min_free_bytes)
-                service = JobService(settings, store, bucket, reconciler, hub, disk, looks.wake)
+                service = JobService(
+                    settings, store, bucket, core.reconciler, core.drain, hub, disk, looks.wake
+                )
                 retention = Retention(settings, store, bucket)
                 webhooks = WebhookService(settings, Outbox(engine), outgoing)
                 webhooks.on_call = metrics.webhook_called

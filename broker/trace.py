@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import structlog
 
-from broker.store.tables import Job
+from broker.jobs.model import Job
 
 #: Neither id is all zeros, and version ff is none; what later versions add behind the flags is not ours to read.
 _VALID = re.compile(r"(?!ff)[0-9a-f]{2}-((?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2})(-.*)?")

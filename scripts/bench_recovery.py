@@ -27,14 +27,14 @@ from broker.bucket import Bucket, open_bucket
 from broker.clock import now_ms
 from broker.embedded.object_store import PORT_NAMES, ObjectStore
 from broker.embedded.ports import free_ports
+from broker.engine.core import make_core
 from broker.engine.observe import document_key
-from broker.engine.reconciler import Reconciler
 from broker.engine.scheduler import ReconcileLoop
+from broker.jobs.model import Attempt, AttemptState, EventKind, Job, JobChange
 from broker.providers.runpod import RunPodClient
 from broker.settings import Settings
 from broker.store.engine import open_engine, reading
 from broker.store.jobs import JobStore
-from broker.store.tables import Attempt, AttemptState, Job
 from schemas.jobs import JobStatus, JobType, OutputFacts
 from schemas.keys import object_key
 from schemas.worker import Result, Timings
@@ -85,7 +85,7 @@ def prepare(store: JobStore, bucket: Bucket, provider: Provider, count: int) -> 
             created_at=began, submitted_at=began, ttl_seconds=90_000,
         )  # fmt: skip
         changes = {"status": JobStatus.PROCESSING, "attempt": 1, "runpod_job_id": attempt.runpod_job_id}
-        moved = store.move(job, "submitted", changes, attempt)
+        moved = store.move(job, EventKind.SUBMITTED, JobChange.model_validate(changes), attempt)
         assert moved is not None
         if fate == "finished":
             finished.append((moved, attempt))
@@ -121,7 +121,7 @@ async def recover(settings: Settings, store: JobStore, provider: Provider) -> fl
 
     async with httpx.AsyncClient(transport=provider) as http:
         runpod = RunPodClient(http, "k", settings.calls_per_second)
-        loop = ReconcileLoop(store, Reconciler(settings, store, open_bucket(settings), runpod, clock), clock)
+        loop = ReconcileLoop(store, make_core(settings, store, open_bucket(settings), runpod, clock), clock)
         running = asyncio.create_task(loop.run())
         with reading(settings.database_url) as engine:
             while left := await asyncio.to_thread(_left, engine):

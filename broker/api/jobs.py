@@ -11,9 +11,9 @@ from starlette.responses import RedirectResponse, Response
 
 from broker.api import requests
 from broker.errors import InvalidRequest
+from broker.jobs.model import Job
 from broker.providers.runpod import RemoteId
 from broker.store.jobs import JobFilter
-from broker.store.tables import Job
 from schemas.jobs import JobRequest, JobStatus, JobType, QuoteRequest
 
 log = structlog.get_logger(__name__)

@@ -1,17 +1,19 @@
-"""What can be seen of an attempt: its documents in the bucket, which prove, and the provider's word, which is a hint."""
+"""Looks at what there is of a job's attempts, and changes nothing: the bucket first, then the provider."""
 
-from collections.abc import Callable
-from typing import Any, TypeVar
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import structlog
 from pydantic import BaseModel, ValidationError
 from starlette.concurrency import run_in_threadpool
 
 from broker.bucket import Bucket
-from broker.providers.runpod import Health, RemoteJob, RemoteState, RunPodClient
-from broker.store.tables import Attempt, Job
+from broker.jobs.decide import PATIENCE_SECONDS, Rules, seconds_since
+from broker.jobs.model import Attempt, AttemptState, Job
+from broker.jobs.observation import Committed, Health, Observation, RemoteJob, RemoteState, parsed
+from broker.providers.base import Provider
 from schemas.keys import object_key
-from schemas.worker import Result, Started, attempt_folder
+from schemas.worker import Failure, Result, Started, attempt_folder
 
 log = structlog.get_logger(__name__)
 Model = TypeVar("Model", bound=BaseModel)
@@ -20,30 +22,48 @@ Model = TypeVar("Model", bound=BaseModel)
 HEALTH_SECONDS = 10.0
 
 
-class Evidence:
-    """Reads, and changes nothing.
+class Observer:
+    """Asks for what the state of a job needs, and no more: each question is a call to the bucket or the provider.
 
     Raises:
         StorageError, ProviderError: from every method, where the bucket or the provider cannot be asked.
     """
 
-    def __init__(self, bucket: Bucket, runpod: RunPodClient, clock: Callable[[], int]) -> None:
+    def __init__(self, bucket: Bucket, provider: Provider, rules: Rules, clock: Callable[[], int]) -> None:
         self._bucket = bucket
-        self._runpod = runpod
+        self._provider = provider
+        self._rules = rules
         self._clock = clock
         self._health: dict[str, tuple[int, Health]] = {}
 
-    async def started(self, job: Job, attempt: Attempt) -> Started | None:
-        """Returns the worker's word that it has taken up the attempt."""
-        return await self._document(job, attempt, "started.json", Started)
+    async def observe(self, job: Job, attempts: Sequence[Attempt], draining: bool = False) -> Observation:
+        """Returns what `decide` needs to know of a job in its state."""
+        newest = attempts[-1] if attempts else None
+        if newest is None or newest.state is AttemptState.READY or job.status.is_terminal:
+            return Observation(draining)
+        if newest.state is AttemptState.SUPERSEDED:
+            # A worker may have committed in the very moment in which its attempt was given up: done is done.
+            return Observation(draining, await self._first_done(job, attempts))
+        committed = await self.committed(job, newest)
+        if committed is not None or job.cancel_requested_at is not None:
+            return Observation(draining, committed)
+        if newest.state is AttemptState.SUBMITTING:
+            return await self._signs(job, newest)
+        return await self._run(job, newest)
 
-    async def result(self, job: Job, attempt: Attempt) -> tuple[Result, bool] | None:
+    async def committed(self, job: Job, attempt: Attempt) -> Committed | None:
         """Returns what the worker has committed, and whether the output is there, of the size that it names."""
         result = await self._document(job, attempt, "result.json", Result)
         if result is None:
             return None
         size = await self.size(job, result.output_key)
-        return result, size == result.facts.bytes
+        if size != result.facts.bytes:
+            log.error("result_without_output", output_key=result.output_key)
+        return Committed(attempt, result, size == result.facts.bytes)
+
+    async def started(self, job: Job, attempt: Attempt) -> Started | None:
+        """Returns the worker's word that it has taken up the attempt."""
+        return await self._document(job, attempt, "started.json", Started)
 
     async def size(self, job: Job, key: str) -> int | None:
         """Returns the size of one of the user's objects, or None where it is not there."""
@@ -53,15 +73,55 @@ class Evidence:
         """Returns what the provider says of the attempt."""
         if attempt.runpod_job_id is None:
             return RemoteJob(RemoteState.ABSENT)
-        return await self._runpod.status(attempt.endpoint_url, attempt.runpod_job_id)
+        return await self._provider.status(attempt.endpoint_url, attempt.runpod_job_id)
 
-    async def health(self, endpoint_url: str, since: int = 0) -> Health:
-        """Returns an endpoint's queue and workers, as they were a few seconds ago, and not before `since`."""
+    async def _first_done(self, job: Job, attempts: Sequence[Attempt]) -> Committed | None:
+        for attempt in attempts:
+            committed = await self.committed(job, attempt)
+            if committed is not None and committed.output_is_there:
+                return committed
+        return None
+
+    async def _signs(self, job: Job, attempt: Attempt) -> Observation:
+        """Looks for a run that a submit with an unknown end may have started."""
+        started = await self.started(job, attempt)
+        if started is not None:
+            return Observation(started=started)
+        if attempt.runpod_job_id is not None:
+            return Observation(remote=await self.remote(attempt))
+        if self._age(attempt) > self._rules.submit_grace:
+            return Observation()
+        return Observation(health=await self._healthy(attempt, since=attempt.submitted_at or 0))
+
+    async def _run(self, job: Job, attempt: Attempt) -> Observation:
+        """Looks at a run that the provider has, or had."""
+        remote = await self.remote(attempt)
+        if remote.state is RemoteState.QUEUED:
+            health = await self._healthy(attempt) if self._age(attempt) > PATIENCE_SECONDS else None
+            return Observation(remote=remote, health=health)
+        if not remote.state.is_over:
+            return Observation(remote=remote)
+        started = None
+        if remote.state in (RemoteState.ABSENT, RemoteState.TIMED_OUT) and attempt.started_at is None:
+            started = await self.started(job, attempt)
+        if remote.state is RemoteState.ABSENT:
+            return Observation(remote=remote, started=started)
+        if remote.state is RemoteState.FAILED:
+            failure = parsed(Failure, remote.output)
+            log.info("run_failed", error=remote.error, detail=failure and failure.detail)
+        # The worker commits before it returns, so whatever it had to say is in the bucket by now.
+        return Observation(committed=await self.committed(job, attempt), remote=remote, started=started)
+
+    def _age(self, attempt: Attempt) -> float:
+        return seconds_since(attempt.submitted_at, self._clock())
+
+    async def _healthy(self, attempt: Attempt, since: int = 0) -> Health:
+        """Returns the queue and workers where an attempt was sent, as they were a few seconds ago, and not before `since`."""
         now = self._clock()
-        at, known = self._health.get(endpoint_url, (0, None))
+        at, known = self._health.get(attempt.endpoint_url, (0, None))
         if known is None or at < since or now - at > HEALTH_SECONDS * 1000:
-            known = await self._runpod.health(endpoint_url)
-            self._health[endpoint_url] = (now, known)
+            known = await self._provider.health(attempt.endpoint_url)
+            self._health[attempt.endpoint_url] = (now, known)
         return known
 
     async def _document(self, job: Job, attempt: Attempt, name: str, model: type[Model]) -> Model | None:
@@ -79,16 +139,3 @@ class Evidence:
 def document_key(job: Job, attempt: Attempt, name: str) -> str:
     """Returns the object key of one of an attempt's documents."""
     return object_key(job.user_id, f"{attempt_folder(job.id, attempt.token)}/{name}")
-
-
-def started_at(attempt: Attempt, started: Started, now: int) -> int:
-    """Returns when a worker took the attempt, by the worker's clock; within what ours allows."""
-    return min(max(started.at_ms, attempt.submitted_at or 0), now)
-
-
-def parsed(model: type[Model], output: Any) -> Model | None:
-    """Reads a provider job's `output`; None where it makes no sense."""
-    try:
-        return model.model_validate(output)
-    except ValidationError:
-        return None

@@ -7,7 +7,7 @@ from functools import partial
 import structlog
 from starlette.concurrency import run_in_threadpool
 
-from broker.engine.reconciler import Reconciler
+from broker.engine.core import Core
 from broker.errors import BrokerError
 from broker.store.jobs import JobStore
 
@@ -25,13 +25,19 @@ class ReconcileLoop:
 
     Args:
         clock: milliseconds since the epoch.
+        on_failure: called with why a look came to nothing.
     """
 
-    def __init__(self, store: JobStore, reconciler: Reconciler, clock: Callable[[], int]) -> None:
-        #: Told why a look came to nothing; whoever wants to hear of it sets it.
-        self.on_failure: Callable[[str], None] = lambda why: None
+    def __init__(
+        self,
+        store: JobStore,
+        core: Core,
+        clock: Callable[[], int],
+        on_failure: Callable[[str], None] = lambda why: None,
+    ) -> None:
         self._store = store
-        self._reconciler = reconciler
+        self._core = core
+        self._on_failure = on_failure
         self._clock = clock
         self._woken = asyncio.Event()
         self._closed = False
@@ -68,14 +74,14 @@ class ReconcileLoop:
         now = self._clock()
         if not 0 <= now - self._counted_at < COUNT_SECONDS * 1000:
             self._counted_at = now
-            self._reconciler.crowd(await run_in_threadpool(self._store.count_open))
-            await self._reconciler.dispatch.look_at_flag()
+            self._core.reconciler.crowd(await run_in_threadpool(self._store.count_open))
+            await self._core.drain.read()
         # Those in hand are still due; asked for beyond them, so that they do not hide the others.
         for job_id in await run_in_threadpool(self._store.due, now, AT_ONCE * 2):
-            self._take(tasks, job_id, AT_ONCE, self._reconciler.look_at)
+            self._take(tasks, job_id, AT_ONCE, self._core.reconciler.look_at)
         if len(self._in_hand) < ORPHANS_AT_ONCE:
             for _, orphan in await run_in_threadpool(self._store.orphans, now, ORPHANS_AT_ONCE):
-                self._take(tasks, orphan.token, ORPHANS_AT_ONCE, self._reconciler.release)
+                self._take(tasks, orphan.token, ORPHANS_AT_ONCE, self._core.orphans.release)
 
     def _take(
         self, tasks: asyncio.TaskGroup, name: str, most: int, look: Callable[[str], Awaitable[None]]
@@ -99,12 +105,12 @@ class ReconcileLoop:
                 log.warning("look_failed", error=str(error))
             else:
                 log.exception("look_crashed")
-            self.on_failure("unreachable" if isinstance(error, BrokerError) else "crashed")
+            self._on_failure("unreachable" if isinstance(error, BrokerError) else "crashed")
             await self._postpone(name)
 
     async def _postpone(self, name: str) -> None:
         try:
-            await self._reconciler.postpone(name)
+            await self._core.reconciler.postpone(name)
         except Exception:
             log.exception("store_failed")
             await asyncio.sleep(IDLE_SECONDS)  # still due, and still failing: do not spin

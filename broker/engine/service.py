@@ -22,7 +22,7 @@ from starlette.concurrency import run_in_threadpool
 from broker import ids
 from broker.bucket import Bucket
 from broker.clock import DAY_MS, now_ms
-from broker.engine.dispatch import DRAINING
+from broker.engine.drain import DrainSwitch
 from broker.engine.reconciler import Reconciler
 from broker.engine.watch import EventHub
 from broker.errors import (
@@ -34,13 +34,13 @@ from broker.errors import (
     StorageError,
     Unavailable,
 )
+from broker.jobs.model import EventKind, Job, JobChange
 from broker.jobs.policy import longest_output, output_seconds
 from broker.jobs.pricing import quote
 from broker.jobs.views import ends, event_view, view
 from broker.services.rate_limit import DiskSpace
 from broker.settings import Settings
 from broker.store.jobs import JobFilter, JobStore, Quota
-from broker.store.tables import Job
 from schemas.jobs import EventView, JobList, JobRequest, JobStatus, JobView, Quote, QuoteRequest, Snapshot
 from schemas.keys import object_key
 
@@ -61,6 +61,7 @@ class JobService:
         store: JobStore,
         bucket: Bucket,
         reconciler: Reconciler,
+        drain: DrainSwitch,
         hub: EventHub,
         disk: DiskSpace,
         wake: Callable[[], None],
@@ -70,6 +71,7 @@ class JobService:
         self._store = store
         self._bucket = bucket
         self._reconciler = reconciler
+        self._drain = drain
         self._hub = hub
         self._disk = disk
         self._wake = wake
@@ -298,8 +300,8 @@ class JobService:
             if job.status is JobStatus.CANCELLED or job.cancel_requested_at is not None:
                 return self.view(job)
             now = self._clock()
-            changes = {"cancel_requested_at": now, "due_at": now, "message": "Cancelling"}
-            asked = await run_in_threadpool(self._store.move, job, "cancel_requested", changes)
+            change = JobChange(cancel_requested_at=now, due_at=now, message="Cancelling")
+            asked = await run_in_threadpool(self._store.move, job, EventKind.CANCEL_REQUESTED, change)
             if asked is not None:
                 self._wake()
                 return self.view(asked)
@@ -312,13 +314,12 @@ class JobService:
 
     async def drain(self, on: bool) -> None:
         """Takes no new jobs and sends none, or does so again; those that run go on."""
-        await run_in_threadpool(self._store.set_flag, DRAINING, on)
-        self._reconciler.dispatch.draining = on
+        await self._drain.turn(on)
         self._wake()
 
     @property
     def draining(self) -> bool:
-        return self._reconciler.dispatch.draining
+        return self._drain.is_on
 
 
 def _request_of(job: Job) -> JobRequest:

@@ -13,8 +13,8 @@ from collections.abc import AsyncIterator, Iterator
 import structlog
 from starlette.concurrency import run_in_threadpool
 
+from broker.jobs.model import Event
 from broker.store.jobs import JobStore
-from broker.store.tables import Event
 
 log = structlog.get_logger(__name__)
 

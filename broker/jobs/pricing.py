@@ -3,8 +3,8 @@
 import statistics
 from collections.abc import Mapping, Sequence
 
+from broker.jobs.model import Attempt, Job, JobChange
 from broker.jobs.policy import output_seconds
-from broker.store.tables import Job
 from schemas.edits import ExportMode, OutputParams
 from schemas.jobs import OutputFacts, Quote
 
@@ -24,6 +24,23 @@ def cost(prices: Mapping[str, float], gpu: str | None, seconds: float | None) ->
     """Returns the USD for so many seconds of that GPU; None where the table has no price."""
     price = prices.get(gpu or ANY, prices.get(ANY))
     return None if price is None or seconds is None else round(price * seconds, 6)
+
+
+def spent(
+    attempts: Sequence[Attempt], last: Attempt | None, gpu: str | None, prices: Mapping[str, float]
+) -> JobChange:
+    """Returns what all attempts of a job took and cost together, as far as that is known.
+
+    Args:
+        last: the attempt that the job ends with, as it is known now.
+        gpu: the name of the GPU that made the result.
+    """
+    known = [one.gpu_seconds for one in attempts if last is None or one.token != last.token]
+    known += [last.gpu_seconds] if last is not None else []
+    if not any(known):
+        return JobChange()
+    seconds = round(sum(one for one in known if one is not None), 3)
+    return JobChange(gpu_seconds=seconds, cost_usd=cost(prices, gpu, seconds))
 
 
 def quote(

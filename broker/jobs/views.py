@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 from broker.clock import iso
-from broker.store.tables import Event, Job
+from broker.jobs.model import Event, Job
 from schemas.jobs import ErrorCode, EventView, Evidence, JobChanges, JobStatus, JobUrls, JobView, OutputFacts
 
 _MOMENTS = ("started_at", "completed_at", "cancel_requested_at")

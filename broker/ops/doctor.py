@@ -15,7 +15,8 @@ from dotenv import dotenv_values
 
 from broker.bucket import Bucket, open_bucket
 from broker.errors import ProviderError, StorageError
-from broker.providers.runpod import Health, RunPodClient
+from broker.jobs.observation import Health
+from broker.providers.runpod import RunPodClient
 from broker.settings import Settings
 from broker.store.engine import reading, sqlite_path
 from broker.store.jobs import JobStore

@@ -23,8 +23,8 @@ from prometheus_client import (
     generate_latest,
 )
 
+from broker.jobs.model import Job
 from broker.ops.overview import Backlog
-from broker.store.tables import Job
 from schemas.fleet import Provider, Workers
 from schemas.jobs import ErrorCode, JobStatus, JobType, Phase
 

@@ -11,8 +11,9 @@ from starlette.concurrency import run_in_threadpool
 
 from broker.clock import DAY_MS, HOUR_MS, iso, now_ms
 from broker.errors import ProviderError
+from broker.jobs.observation import Health
 from broker.jobs.pricing import cost
-from broker.providers.runpod import Health, RunPodClient
+from broker.providers import base
 from broker.settings import Settings
 from broker.store.jobs import ATTEMPTS, JOBS, OPEN, JobStore
 from schemas.fleet import Fleet, Hour, Orphan, Provider, StalledJob, Tally, Workers
@@ -46,13 +47,13 @@ class FleetService:
         settings: Settings,
         engine: Engine,
         store: JobStore,
-        runpod: RunPodClient,
+        provider: base.Provider,
         clock: Callable[[], int] = now_ms,
     ) -> None:
         self._settings = settings
         self._engine = engine
         self._store = store
-        self._runpod = runpod
+        self._provider = provider
         self._clock = clock
         self._asking = asyncio.Lock()
         self._asked_at = 0
@@ -79,7 +80,7 @@ class FleetService:
     async def _ask(self) -> tuple[Provider | None, str | None]:
         try:
             async with asyncio.timeout(HEALTH_SECONDS):
-                return _shown(await self._runpod.health(self._settings.runpod_endpoint_url)), None
+                return _shown(await self._provider.health(self._settings.runpod_endpoint_url)), None
         except ProviderError as error:
             return None, str(error)
         except TimeoutError:

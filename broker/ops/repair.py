@@ -1,8 +1,9 @@
 """What an operator asks of a broker's database, from outside the broker: what would happen, what did, what it costs."""
 
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import httpx
@@ -11,20 +12,21 @@ from starlette.concurrency import run_in_threadpool
 
 from broker.bucket import Bucket
 from broker.clock import iso, now_ms
+from broker.engine.core import make_core
 from broker.engine.reconciler import Reconciler
-from broker.errors import BrokerError, NotFound, ProviderUnreachable
-from broker.jobs.policy import Deadlines
+from broker.errors import BrokerError, NotFound
+from broker.jobs.decide import Begin, Change, Complete, Decision, End, Leave, LookAgain, Send, Stop
+from broker.jobs.model import Attempt, AttemptState, Job
 from broker.providers.runpod import RunPodClient
 from broker.settings import Settings
 from broker.store.jobs import JobStore
-from broker.store.tables import Attempt, AttemptState, Job
+from schemas.jobs import JobStatus
 from schemas.keys import object_key
-from schemas.worker import WorkerInput
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What a look at an open job did, or in a rehearsal would do."""
+    """What a look at an open job did, or would do."""
 
     job_id: str
     before: str
@@ -32,38 +34,57 @@ class Finding:
     message: str
 
 
-async def reconcile(settings: Settings, engine: Engine, bucket: Bucket, rehearse: bool) -> list[Finding]:
+async def reconcile(settings: Settings, engine: Engine, bucket: Bucket, dry_run: bool) -> list[Finding]:
     """Looks at every open job once, whether or not it is due; adopts results that the database does not know of.
 
     Args:
-        rehearse: only tell; nothing is written, sent or stopped.
+        dry_run: only say what would be done; nothing is written, sent or stopped.
     """
-    store = Rehearsal(engine) if rehearse else JobStore(engine)
+    store = JobStore(engine)
     key = settings.runpod_api_key.get_secret_value()
     async with httpx.AsyncClient(timeout=30) as http:
-        client = (Listener if rehearse else RunPodClient)(http, key, settings.calls_per_second)
-        reconciler = Reconciler(settings, store, Reader.of(bucket) if rehearse else bucket, client)
-        return [
-            await _look(store, bucket, reconciler, job_id)
-            for job_id in await run_in_threadpool(store.open_jobs)
-        ]
+        core = make_core(settings, store, bucket, RunPodClient(http, key, settings.calls_per_second))
+        look = partial(_foresee if dry_run else _look, store, bucket, core.reconciler)
+        return [await look(job_id) for job_id in await run_in_threadpool(store.open_jobs)]
+
+
+async def _foresee(store: JobStore, bucket: Bucket, reconciler: Reconciler, job_id: str) -> Finding:
+    job = await run_in_threadpool(store.find, job_id)
+    assert job is not None  # noqa: S101  # jobs are never deleted
+    try:
+        _, _, decision = await reconciler.decision(job_id)
+    except BrokerError as error:
+        return Finding(job_id, job.status, "cannot be seen", str(error))
+    return Finding(job_id, job.status, *_told(job, decision))
+
+
+def _told(job: Job, decision: Decision) -> tuple[str, str]:
+    """Returns what would become of a job, and its message then."""
+    match decision:
+        case Change(change=change) | End(change=change):
+            return f"{change.status or job.status}, attempt {job.attempt}", change.message or job.message
+        case Complete():
+            return f"{JobStatus.COMPLETE}, attempt {job.attempt}", "Done"
+        case Begin() | Send():
+            return f"sent, attempt {job.attempt + isinstance(decision, Begin)}", job.message
+        case Stop():
+            return "stopped at the provider", job.message
+        case LookAgain() | Leave():
+            return "nothing new", job.message
 
 
 async def _look(store: JobStore, bucket: Bucket, reconciler: Reconciler, job_id: str) -> Finding:
-    before, _ = await run_in_threadpool(store.load, job_id)
+    before = await run_in_threadpool(store.find, job_id)
+    assert before is not None  # noqa: S101
     try:
         await run_in_threadpool(adopt_results, store, bucket, before)
         await reconciler.look_at(job_id)
     except BrokerError as error:
         return Finding(job_id, before.status, "cannot be seen", str(error))
     after = await run_in_threadpool(store.find, job_id)
-    assert after is not None  # noqa: S101  # jobs are never deleted
-    return _finding(before, after)
-
-
-def _finding(before: Job, after: Job) -> Finding:
+    assert after is not None  # noqa: S101
     what = "nothing new" if after.version == before.version else f"{after.status}, attempt {after.attempt}"
-    return Finding(before.id, before.status, what, after.message)
+    return Finding(job_id, before.status, what, after.message)
 
 
 def adopt_results(store: JobStore, bucket: Bucket, job: Job) -> int:
@@ -132,55 +153,3 @@ _JOB_TIMES = [name for name in Job.model_fields if name.endswith("_at") or name 
 
 def _time(moment_ms: int | None) -> str | None:
     return None if moment_ms is None else iso(moment_ms)
-
-
-class Rehearsal(JobStore):
-    """Reads what there is, and keeps what would be written to itself."""
-
-    def __init__(self, engine: Engine) -> None:
-        super().__init__(engine)
-        self._moved: dict[str, Job] = {}
-
-    def find(self, job_id: str) -> Job | None:
-        return self._moved.get(job_id) or super().find(job_id)
-
-    def move(
-        self, job: Job, kind: str, changes: Mapping[str, Any], attempt: Attempt | None = None
-    ) -> Job | None:
-        moved = Job.model_validate({**job.model_dump(), **changes, "version": job.version + 1})
-        self._moved[job.id] = moved
-        return moved
-
-    def touch(
-        self, job: Job, due_at: int, evidence: str | None = None, attempt: Attempt | None = None
-    ) -> Job | None:
-        return job
-
-    def note(self, attempt: Attempt) -> None:
-        return
-
-
-class Reader(Bucket):
-    """A bucket that is only read."""
-
-    @classmethod
-    def of(cls, bucket: Bucket) -> "Reader":
-        return cls(bucket._client, bucket._name)
-
-    def write(self, key: str, body: bytes) -> None:
-        return
-
-    def delete(self, key: str) -> None:
-        return
-
-
-class Listener(RunPodClient):
-    """Asks the provider, and tells it nothing."""
-
-    async def submit(
-        self, endpoint_url: str, job: WorkerInput, deadlines: Deadlines, webhook: str | None = None
-    ) -> str:
-        raise ProviderUnreachable("a rehearsal sends nothing")
-
-    async def cancel(self, endpoint_url: str, runpod_job_id: str) -> None:
-        return

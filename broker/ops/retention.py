@@ -20,9 +20,9 @@ from starlette.concurrency import run_in_threadpool
 
 from broker.bucket import Bucket, Found, Unfinished
 from broker.clock import DAY_MS, now_ms
+from broker.jobs.model import Job
 from broker.settings import Settings
 from broker.store.jobs import JobStore
-from broker.store.tables import Job
 from schemas.keys import TEMPORARY, object_key
 
 log = structlog.get_logger(__name__)

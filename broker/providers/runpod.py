@@ -8,8 +8,6 @@ means for a job is said in reconciler.py. Facts: RunPod documents no idempotency
 import time
 from collections import defaultdict
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
-from enum import StrEnum
 from functools import wraps
 from typing import Annotated, Any, Concatenate, ParamSpec, TypeVar
 
@@ -24,22 +22,10 @@ from broker.errors import (
     ProviderUncertain,
     ProviderUnreachable,
 )
+from broker.jobs.observation import Health, RemoteJob, RemoteState
 from broker.jobs.policy import Deadlines
 from broker.providers.pacing import Breaker, Pace
 from schemas.worker import WorkerInput
-
-
-class RemoteState(StrEnum):
-    """Where a job is, as the provider tells it: a hint, never proof."""
-
-    QUEUED = "queued"
-    RUNNING = "running"
-    FINISHED = "finished"
-    FAILED = "failed"
-    CANCELLED = "cancelled"
-    TIMED_OUT = "timed_out"
-    ABSENT = "absent"  #: the provider does not know the id (any more)
-
 
 _STATES = {
     "IN_QUEUE": RemoteState.QUEUED,
@@ -50,34 +36,6 @@ _STATES = {
     "CANCELLED": RemoteState.CANCELLED,
     "TIMED_OUT": RemoteState.TIMED_OUT,
 }
-
-
-@dataclass(frozen=True)
-class RemoteJob:
-    """One answer about one job; `output` is progress while it runs, and may be missing at any time."""
-
-    state: RemoteState
-    output: Any = None
-    error: str | None = None
-    execution_seconds: float | None = None
-
-
-@dataclass(frozen=True)
-class Health:
-    """An endpoint's queue and workers; a worker that is up is idle or at work."""
-
-    jobs_queued: int
-    jobs_running: int
-    workers_idle: int
-    workers_running: int
-    workers_ready: int = 0  #: idle or at work, where the provider counts them so
-    workers_starting: int = 0
-    workers_throttled: int = 0
-    workers_unhealthy: int = 0
-
-    @property
-    def workers_up(self) -> int:
-        return max(self.workers_ready, self.workers_idle + self.workers_running)
 
 
 Model = TypeVar("Model", bound=BaseModel)

@@ -31,11 +31,11 @@ from sqlalchemy import (
 )
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.pool import QueuePool
-from sqlmodel import col
 
 from broker.clock import now_ms
 from broker.errors import IdTaken, IllegalMove, QuotaExceeded
-from broker.store.tables import LEGAL_MOVES, Attempt, Event, Job, JobEvent, table
+from broker.jobs.model import LEGAL_MOVES, Attempt, Event, EventKind, EvidenceSource, Job, JobChange
+from broker.store.tables import table
 from broker.store.webhooks import enqueue
 from schemas.jobs import JobStatus, JobType
 
@@ -54,7 +54,6 @@ _JOB = select(JOBS).where(JOBS.c.id == bindparam("job_id"))
 _MINE = _JOB.where(JOBS.c.user_id == bindparam("user_id"))
 _MY_VERSION = _MINE.with_only_columns(JOBS.c.version)
 _ATTEMPTS = select(ATTEMPTS).where(ATTEMPTS.c.job_id == bindparam("job_id")).order_by(ATTEMPTS.c.number)
-_NEWEST = _ATTEMPTS.order_by(None).order_by(ATTEMPTS.c.number.desc()).limit(1)
 _DUE = (
     select(JOBS.c.id)
     .where(JOBS.c.status.in_(OPEN), JOBS.c.due_at <= bindparam("now"))
@@ -143,7 +142,9 @@ class JobStore:
                     counted = _check_quota(connection, job, quota)
                 row = job.model_dump(mode="json") | {"media_seconds": counted}
                 connection.execute(insert(JOBS).values(row))
-                event = _add_event(connection, job, "accepted", {"status": job.status, "phase": job.phase})
+                event = _add_event(
+                    connection, job, EventKind.ACCEPTED, {"status": job.status, "phase": job.phase}
+                )
                 if key is not None:
                     values = {"user_id": job.user_id, "key": key, "job_id": job.id}
                     connection.execute(insert(KEYS).values(**values, created_at=job.created_at))
@@ -259,12 +260,12 @@ class JobStore:
         with self._engine.begin() as connection:
             return list(connection.execute(query).scalars())
 
-    def load(self, job_id: str) -> tuple[Job, Attempt | None]:
-        """Returns a job and its newest attempt."""
+    def load(self, job_id: str) -> tuple[Job, list[Attempt]]:
+        """Returns a job and its attempts, the oldest first."""
         with self._engine.begin() as connection:
             job = connection.execute(_JOB, {"job_id": job_id}).mappings().one()
-            attempt = connection.execute(_NEWEST, {"job_id": job_id}).mappings().first()
-        return _job(job), _attempt(attempt) if attempt else None
+            attempts = connection.execute(_ATTEMPTS, {"job_id": job_id}).mappings().all()
+        return _job(job), [_attempt(row) for row in attempts]
 
     def find(self, job_id: str) -> Job | None:
         """Returns a job of whatever user, or None."""
@@ -278,20 +279,21 @@ class JobStore:
             return [_attempt(row) for row in connection.execute(_ATTEMPTS, {"job_id": job_id}).mappings()]
 
     def move(
-        self, job: Job, kind: str, changes: Mapping[str, Any], attempt: Attempt | None = None
+        self, job: Job, kind: EventKind, change: JobChange, attempt: Attempt | None = None
     ) -> Job | None:
-        """Applies `changes` if the job is still as the caller saw it, with its event, and writes `attempt` along.
+        """Applies `change` if the job is still as the caller saw it, with its event, and writes `attempt` along.
 
         Returns:
             The job as it now is, or None if somebody else moved it first: then nothing was changed.
 
         Raises:
-            IllegalMove: the job's status may not become the one in `changes`.
+            IllegalMove: the job's status may not become the one in `change`.
         """
-        moved = Job.model_validate({**job.model_dump(), **changes, "version": job.version + 1})
+        changed = {name: getattr(change, name) for name in change.model_fields_set}
+        moved = job.model_copy(update={**changed, "version": job.version + 1})
         if moved.status not in LEGAL_MOVES[job.status]:
             raise IllegalMove(f"job {job.id} cannot go from {job.status} to {moved.status}")
-        wanted = moved.model_dump(mode="json", include={*changes, "version"})
+        wanted = moved.model_dump(mode="json", include={*changed, "version"})
         with self._engine.begin() as connection:
             seen = {"_id": job.id, "_version": job.version}
             if connection.execute(_UNMOVED, seen | wanted).rowcount == 0:
@@ -308,7 +310,7 @@ class JobStore:
         return moved
 
     def touch(
-        self, job: Job, due_at: int, evidence: str | None = None, attempt: Attempt | None = None
+        self, job: Job, due_at: int, evidence: EvidenceSource | None = None, attempt: Attempt | None = None
     ) -> Job | None:
         """Says when to look at an open job next, and what was seen of it; no move, no event.
 
@@ -387,9 +389,9 @@ class JobStore:
 
     def events(self, job_id: str, after: int = 0) -> list[Event]:
         """Returns the job's events with a `seq` above `after`, in order."""
-        query = select(EVENTS).where(col(JobEvent.job_id) == job_id, col(JobEvent.seq) > after)
+        query = select(EVENTS).where(EVENTS.c.job_id == job_id, EVENTS.c.seq > after)
         with self._engine.begin() as connection:
-            rows = connection.execute(query.order_by(col(JobEvent.seq))).mappings()
+            rows = connection.execute(query.order_by(EVENTS.c.seq)).mappings()
             return [Event.model_validate(dict(row)) for row in rows]
 
 
@@ -423,7 +425,7 @@ def _write_attempt(connection: Connection, attempt: Attempt) -> None:
         connection.execute(insert(ATTEMPTS), values)
 
 
-def _add_event(connection: Connection, job: Job, kind: str, data: Mapping[str, Any]) -> Event:
+def _add_event(connection: Connection, job: Job, kind: EventKind, data: Mapping[str, Any]) -> Event:
     event = Event(job_id=job.id, seq=job.version, at=now_ms(), kind=kind, data=json.dumps(data))
     connection.execute(insert(EVENTS), event.model_dump())
     return event

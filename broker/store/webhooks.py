@@ -11,7 +11,8 @@ from typing import Any
 from sqlalchemy import Connection, Engine, RowMapping, insert, select, update
 
 from broker.clock import iso
-from broker.store.tables import DeliveryRow, Job, WebhookRow, table
+from broker.jobs.model import Job
+from broker.store.tables import DeliveryRow, WebhookRow, table
 from schemas.jobs import JobStatus
 from schemas.webhooks import HookJob, HookKind, HookPayload
 

@@ -7,9 +7,9 @@ import httpx
 import pytest
 
 from broker.app import create_app
+from broker.jobs.model import Job
 from broker.store.engine import open_engine
 from broker.store.jobs import JobStore
-from broker.store.tables import Job
 from tests.broker.configured import API_KEY, configured
 from tests.broker.postgres import cluster, new_database
 

@@ -17,9 +17,9 @@ from broker.api import requests
 from broker.api.compat.forms import read_form
 from broker.engine.service import JobService
 from broker.errors import AlreadyFinished, InvalidRequest, NotFound
+from broker.jobs.model import Job
 from broker.services.uploads import UploadService
 from broker.store.jobs import JobFilter
-from broker.store.tables import Job
 from schemas.compat.aliases import (
     ExportCancelled,
     ExportJob,

@@ -12,9 +12,9 @@ import pytest
 import websockets
 
 from broker.api import live
+from broker.jobs.model import Event, EventKind, JobChange
 from broker.services import tokens
 from broker.store.jobs import JobStore
-from broker.store.tables import Event
 from tests.broker.api.calls import JOB, on_one_database, until
 from tests.broker.api.served import API_KEY, serve
 from tests.broker.provider import Worker
@@ -301,8 +301,8 @@ async def test_an_end_that_comes_while_one_asks_is_told(served, monkeypatch):
         def ends_behind_our_back(self, job_id, user_id):
             seen = version(self, job_id, user_id)
             monkeypatch.undo()
-            job, attempt = store.load(job_id)
-            store.move(job, "ended", {"status": "cancelled"}, attempt)
+            job, (attempt,) = store.load(job_id)
+            store.move(job, EventKind.CANCELLED, JobChange.model_validate({"status": "cancelled"}), attempt)
             return seen
 
         after = version(store, url.rpartition("/")[2], store.load(url.rpartition("/")[2])[0].user_id)

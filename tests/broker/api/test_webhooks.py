@@ -10,6 +10,7 @@ from standardwebhooks import Webhook, WebhookVerificationError
 
 from broker.clock import now_ms
 from broker.errors import InvalidRequest
+from broker.jobs.model import EventKind, JobChange
 from broker.services.webhooks import AGAIN_SECONDS, WebhookService, open_caller
 from broker.store.engine import open_engine
 from broker.store.jobs import JobStore
@@ -57,7 +58,7 @@ class Office:
     def finish(self, status=JobStatus.CANCELLED):
         """A job ends; returns it."""
         job = self.store.add(self.make_job())
-        job = self.store.move(job, "end", {"status": status})
+        job = self.store.move(job, EventKind.ERROR, JobChange.model_validate({"status": status}))
         self.now = max(self.now, now_ms())
         return job
 
@@ -114,11 +115,15 @@ async def test_only_the_users_own_and_wanted_ends_are_told(office):
     """Not another user's, not other ends, and nothing while a job goes on."""
     await office.add(kinds={"job.error"})
     job = office.store.add(office.make_job())
-    office.store.move(job, "progress", {"progress": 5})
+    office.store.move(job, EventKind.PROGRESS, JobChange.model_validate({"progress": 5}))
     office.finish()
     office.make_job.count += 100
     other = office.store.add(office.make_job(user_id="u2"))
-    office.store.move(other, "end", {"status": JobStatus.ERROR, "error_code": "internal", "error": "x"})
+    office.store.move(
+        other,
+        EventKind.ERROR,
+        JobChange.model_validate({"status": JobStatus.ERROR, "error_code": "internal", "error": "x"}),
+    )
     await office.send()
     assert office.receiver.calls == []
 
@@ -395,9 +400,11 @@ def test_what_is_told_is_committed_with_the_move(database_url, make_job):
     )
     job = store.add(make_job())
     stale = job.model_copy(update={"version": 7})
-    assert store.move(stale, "end", {"status": JobStatus.CANCELLED}) is None
+    assert (
+        store.move(stale, EventKind.ERROR, JobChange.model_validate({"status": JobStatus.CANCELLED})) is None
+    )
     assert outbox.due(now_ms(), 9) == []
-    store.move(job, "end", {"status": JobStatus.CANCELLED})
+    store.move(job, EventKind.ERROR, JobChange.model_validate({"status": JobStatus.CANCELLED}))
     assert [row.job_id for row in outbox.due(now_ms(), 9)] == [job.id]
     engine.dispose()
 

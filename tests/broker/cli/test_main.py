@@ -9,9 +9,9 @@ from typer.testing import CliRunner
 from broker.bucket import open_bucket
 from broker.cli.main import WORKER_NEEDS, cli
 from broker.clock import now_ms
+from broker.jobs.model import Attempt, AttemptState, EventKind, JobChange
 from broker.store.engine import open_engine
 from broker.store.jobs import JobStore
-from broker.store.tables import Attempt, AttemptState
 from schemas.jobs import JobStatus
 from schemas.keys import object_key
 from tests.broker.api.served import serve
@@ -36,7 +36,9 @@ class Desk:
             "runpod_job_id": "rp-1", "created_at": now_ms(), "submitted_at": now_ms() - 60_000,
         }  # fmt: skip
         changes = {"attempt": 1, "status": JobStatus.PROCESSING, "runpod_job_id": "rp-1"}
-        return self.store.move(job, "submitted", changes, Attempt(**fields | attempt))
+        return self.store.move(
+            job, EventKind.SUBMITTED, JobChange.model_validate(changes), Attempt(**fields | attempt)
+        )
 
     def worker(self, job, token="0" * 32):
         sent = {"input": {"job_id": job.id, "user_id": job.user_id, "attempt_token": token}}
@@ -94,7 +96,7 @@ def test_a_rehearsal_tells_what_would_be_and_changes_nothing(desk):
     before = [desk.store.load(job.id) for job in (done, unseen, new)]
     told = {row["job"]: row for row in json.loads(desk.types("reconcile", "--dry-run", "--json"))}
     assert told[done.id]["would be"] == "complete, attempt 1"
-    assert told[new.id]["would be"] == "pending, attempt 1"
+    assert told[new.id]["would be"] == "sent, attempt 1"
     assert told[unseen.id]["would be"] == "cannot be seen"
     assert [desk.store.load(job.id) for job in (done, unseen, new)] == before
     assert desk.bucket.size(desk.worker(unseen, "1" * 32).key("stop.json")) is None
@@ -133,7 +135,11 @@ def test_a_sweep_lists_before_it_removes(desk, monkeypatch):
     job = desk.submitted()
     document = desk.worker(job).start("rp-1") or desk.worker(job).key("started.json")
     desk.store.move(
-        job, "error", {"status": "error", "error": "x", "error_code": "internal", "completed_at": 1}
+        job,
+        EventKind.ERROR,
+        JobChange.model_validate(
+            {"status": "error", "error": "x", "error_code": "internal", "completed_at": 1}
+        ),
     )
     assert json.loads(desk.types("sweep", "--dry-run", "--json")) == []
     monkeypatch.setenv("REELBROKER_KEEP_DOCUMENTS_DAYS", "0.000000001")

@@ -24,16 +24,16 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from broker.engine.reconciler import Reconciler
+from broker.engine.core import make_core
 from broker.engine.service import JobService
 from broker.errors import AlreadyFinished, BrokerError, KeyReused, NotFound, Unavailable
+from broker.jobs.model import LEGAL_MOVES, AttemptState
 from broker.jobs.policy import TRIES
 from broker.providers.runpod import RunPodClient
 from broker.services.rate_limit import DiskSpace
 from broker.settings import Settings
 from broker.store.engine import open_engine
 from broker.store.jobs import JobStore
-from broker.store.tables import LEGAL_MOVES, AttemptState
 from schemas.jobs import ErrorCode, JobRequest, JobStatus
 from schemas.keys import object_key
 from tests.broker.memory_bucket import MemoryBucket
@@ -163,8 +163,9 @@ class Promise(RuleBasedStateMachine):
         bucket = Bounded(self.bucket, self.boundaries, ("write",))
         self.http = httpx.AsyncClient(transport=self.provider)
         runpod = RunPodClient(self.http, "runpod-key", 1000)
-        self.reconciler = Reconciler(SETTINGS, store, bucket, runpod, lambda: self.now)
-        self.reconciler.dispatch.draining = self.draining
+        core = make_core(SETTINGS, store, bucket, runpod, lambda: self.now)
+        self.reconciler, self.orphans, self.drain = core.reconciler, core.orphans, core.drain
+        self.drain.is_on = self.draining
         disk = DiskSpace(None, 0)
         watched_by_nobody = None
         self.service = JobService(
@@ -172,6 +173,7 @@ class Promise(RuleBasedStateMachine):
             store,
             bucket,
             self.reconciler,
+            self.drain,
             watched_by_nobody,
             disk,
             wake=lambda: None,
@@ -298,7 +300,7 @@ class Promise(RuleBasedStateMachine):
 
     async def release(self, token):
         with contextlib.suppress(BrokerError):
-            await self.reconciler.release(token)
+            await self.orphans.release(token)
 
     @rule(after=st.sampled_from([0, 5, 9_000, 100_000]), draining=st.sampled_from([False, False, True]))
     def restarts(self, after, draining):

@@ -5,10 +5,10 @@ import pytest
 
 from broker.bucket import Bucket, open_bucket
 from broker.clock import now_ms
-from broker.engine.reconciler import Reconciler
+from broker.engine.core import make_core
 from broker.errors import ProviderError, StorageError
+from broker.jobs.model import Attempt, AttemptState, EventKind, JobChange
 from broker.providers.runpod import RunPodClient
-from broker.store.tables import Attempt, AttemptState
 from schemas.jobs import ErrorCode, JobStatus, Phase
 from schemas.keys import object_key
 from tests.broker.provider import Provider, Worker, refuse
@@ -31,8 +31,8 @@ class Scene:
         self.now += int(seconds_later * 1000)
         async with httpx.AsyncClient(transport=self.provider) as http:
             runpod = RunPodClient(http, "runpod-key")
-            reconciler = Reconciler(self.settings, self.store, self.bucket, runpod, lambda: self.now)
-            await reconciler.look_at(self.id)
+            core = make_core(self.settings, self.store, self.bucket, runpod, lambda: self.now)
+            await core.reconciler.look_at(self.id)
         return self.job
 
     @property
@@ -41,13 +41,15 @@ class Scene:
 
     @property
     def attempt(self):
-        return self.store.load(self.id)[1]
+        return self.store.load(self.id)[1][-1]
 
     def worker(self, number=-1):
         return Worker(self.bucket, list(self.provider.jobs.values())[number]["sent"])
 
     def cancel(self):
-        self.store.move(self.job, "cancel_requested", {"cancel_requested_at": self.now})
+        self.store.move(
+            self.job, EventKind.CANCEL_REQUESTED, JobChange.model_validate({"cancel_requested_at": self.now})
+        )
 
 
 @pytest.fixture
@@ -139,7 +141,12 @@ async def test_a_broker_that_died_while_submitting_does_not_submit_again(scene):
         created_at=scene.now,
         submitted_at=scene.now,
     )
-    scene.store.move(scene.job, "attempt_begun", {"attempt": 1, "phase": Phase.SUBMITTING}, attempt)
+    scene.store.move(
+        scene.job,
+        EventKind.ATTEMPT_BEGUN,
+        JobChange.model_validate({"attempt": 1, "phase": Phase.SUBMITTING}),
+        attempt,
+    )
     await scene.look(5)
     assert scene.provider.submits == []
     sent = {"input": {"job_id": scene.id, "user_id": scene.settings.user_id, "attempt_token": "0" * 32}}
@@ -424,7 +431,7 @@ async def test_a_webhook_names_the_run_of_a_submit_in_doubt(scene):
     scene.provider.fault = executes_and_times_out(scene.provider)
     await scene.look()
     scene.provider.fault = None
-    reconciler = Reconciler(scene.settings, scene.store, scene.bucket, None, lambda: scene.now)
+    reconciler = make_core(scene.settings, scene.store, scene.bucket, None, lambda: scene.now).reconciler
     token = scene.attempt.token
     assert not await reconciler.hint(scene.id, "0" * 32, "rp-1")
     assert await reconciler.hint(scene.id, token, "rp-7")
@@ -438,9 +445,9 @@ async def test_a_webhook_names_the_run_of_a_submit_in_doubt(scene):
 
 async def test_a_hint_brings_the_next_look_forward(submitted):
     """Only that of an open job."""
-    reconciler = Reconciler(
+    reconciler = make_core(
         submitted.settings, submitted.store, submitted.bucket, None, lambda: submitted.now
-    )
+    ).reconciler
     assert submitted.job.due_at > submitted.now
     await reconciler.hint(submitted.id, submitted.attempt.token, None)
     assert submitted.job.due_at == submitted.now
@@ -448,9 +455,9 @@ async def test_a_hint_brings_the_next_look_forward(submitted):
 
 async def test_a_hint_during_a_look_is_not_put_off_by_it(submitted):
     """The look may have read the bucket before what the hint is about was there."""
-    reconciler = Reconciler(
+    reconciler = make_core(
         submitted.settings, submitted.store, submitted.bucket, None, lambda: submitted.now
-    )
+    ).reconciler
     await reconciler.hint(submitted.id, submitted.attempt.token, None)
     looking = submitted.job
     await reconciler.hint(submitted.id, submitted.attempt.token, None)
@@ -600,18 +607,18 @@ async def test_a_draining_broker_sends_nothing_and_follows_what_runs(scene, subm
     other = scene.store.add(make_job(user_id=scene.settings.user_id))
     async with httpx.AsyncClient(transport=scene.provider) as http:
         runpod = RunPodClient(http, "runpod-key")
-        reconciler = Reconciler(scene.settings, scene.store, scene.bucket, runpod, lambda: scene.now)
-        reconciler.dispatch.draining = True
+        core = make_core(scene.settings, scene.store, scene.bucket, runpod, lambda: scene.now)
+        core.drain.is_on = True
         for _ in range(3):
-            await reconciler.look_at(other.id)
+            await core.reconciler.look_at(other.id)
         held = scene.store.find(other.id)
         assert (held.status, held.attempt, len(scene.provider.submits)) == (JobStatus.PENDING, 0, 1)
         assert len(scene.store.events(other.id)) == 2
         scene.worker().finish()
-        await reconciler.look_at(scene.id)
+        await core.reconciler.look_at(scene.id)
         assert scene.job.status is JobStatus.COMPLETE
-        reconciler.dispatch.draining = False
-        await reconciler.look_at(other.id)
+        core.drain.is_on = False
+        await core.reconciler.look_at(other.id)
     assert len(scene.provider.submits) == 2
 
 
@@ -622,9 +629,9 @@ class TestOrphans:
         scene.now += int(seconds_later * 1000)
         async with httpx.AsyncClient(transport=scene.provider) as http:
             runpod = RunPodClient(http, "runpod-key")
-            reconciler = Reconciler(scene.settings, scene.store, scene.bucket, runpod, lambda: scene.now)
+            core = make_core(scene.settings, scene.store, scene.bucket, runpod, lambda: scene.now)
             for _, orphan in scene.store.orphans(scene.now):
-                await reconciler.release(orphan.token)
+                await core.orphans.release(orphan.token)
 
     async def test_a_cancel_that_nobody_answered_goes_on_at_the_provider(self, submitted):
         """Until the provider says that the run is over; what it cost is kept."""

@@ -8,10 +8,10 @@ import httpx
 import pytest
 
 from broker.clock import now_ms
-from broker.engine.reconciler import Reconciler
+from broker.engine.core import make_core
 from broker.engine.scheduler import ReconcileLoop
+from broker.jobs.model import AttemptState, EventKind, JobChange
 from broker.providers.runpod import RunPodClient
-from broker.store.tables import AttemptState
 from schemas.jobs import JobStatus
 from schemas.keys import object_key
 from tests.broker.memory_bucket import MemoryBucket
@@ -53,12 +53,16 @@ async def test_many_cancels_hold_no_submit_up(settings, store, make_job):
     ]
     async with httpx.AsyncClient(transport=provider) as http:
         runpod = RunPodClient(http, "runpod-key")
-        fast = Reconciler(known, store, bucket, RunPodClient(http, "runpod-key", 1000.0))
+        fast = make_core(known, store, bucket, RunPodClient(http, "runpod-key", 1000.0)).reconciler
         for job in jobs[:CANCELS]:
             await fast.look_at(job.id)
             sent = store.find(job.id)
-            store.move(sent, "cancel_requested", {"cancel_requested_at": now_ms(), "due_at": now - 60_000})
-        loop = ReconcileLoop(store, Reconciler(known, store, bucket, runpod), now_ms)
+            store.move(
+                sent,
+                EventKind.CANCEL_REQUESTED,
+                JobChange.model_validate({"cancel_requested_at": now_ms(), "due_at": now - 60_000}),
+            )
+        loop = ReconcileLoop(store, make_core(known, store, bucket, runpod), now_ms)
         running = asyncio.create_task(loop.run())
         async with asyncio.timeout(30):
             while len(provider.submits) < CANCELS + SUBMITS:
@@ -68,5 +72,5 @@ async def test_many_cancels_hold_no_submit_up(settings, store, make_job):
         await running
     assert not runpod.breaker_open
     assert len(cancelled) < CANCELS / 2
-    newest = [store.load(job.id)[1] for job in jobs[CANCELS:]]
+    newest = [store.load(job.id)[1][-1] for job in jobs[CANCELS:]]
     assert {attempt.state for attempt in newest} == {AttemptState.SUBMITTED}

@@ -6,11 +6,11 @@ import httpx
 import pytest
 
 from broker.clock import DAY_MS, HOUR_MS
+from broker.jobs.model import Attempt, AttemptState
 from broker.ops.overview import HEALTH_SECONDS, Backlog, FleetService
 from broker.providers.runpod import RunPodClient
 from broker.store.engine import open_engine
 from broker.store.jobs import JobStore
-from broker.store.tables import Attempt, AttemptState
 from tests.broker.provider import Provider
 
 #: 30 minutes into the third hour of a day.

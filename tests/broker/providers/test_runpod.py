@@ -7,8 +7,9 @@ import pytest
 
 from broker.embedded.endpoint import EndpointConfig, create_endpoint
 from broker.errors import ProviderPaced, ProviderRefused, ProviderUncertain, ProviderUnreachable
+from broker.jobs.observation import RemoteState
 from broker.jobs.policy import Deadlines
-from broker.providers.runpod import RemoteState, RunPodClient
+from broker.providers.runpod import RunPodClient
 from schemas.worker import WorkerInput
 from tests.broker.provider import Provider
 

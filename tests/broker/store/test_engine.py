@@ -16,6 +16,7 @@ from sqlalchemy.exc import InternalError
 from sqlmodel import SQLModel
 
 from broker.errors import DatabaseError, DatabaseInUse
+from broker.jobs.model import EventKind, JobChange
 from broker.store.engine import copy_database, open_engine, reading, restore_database
 from broker.store.jobs import JobStore
 
@@ -105,14 +106,16 @@ def test_a_database_of_every_revision_is_brought_forward_with_its_jobs(database_
         )
     engine.dispose()
     store = JobStore(open_engine(database_url))
-    job, attempt = store.load("j")
+    job, (attempt,) = store.load("j")
     assert (job.progress, job.stalled_since, attempt.state, attempt.orphan_due_at) == (
         7,
         None,
         "submitted",
         None,
     )
-    assert store.move(job, "progress", {"progress": 8}, attempt).progress == 8
+    assert (
+        store.move(job, EventKind.PROGRESS, JobChange.model_validate({"progress": 8}), attempt).progress == 8
+    )
     store.close()
 
 

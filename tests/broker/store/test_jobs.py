@@ -10,9 +10,9 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_stat
 from sqlalchemy.exc import IntegrityError
 
 from broker.errors import IdTaken, IllegalMove
+from broker.jobs.model import LEGAL_MOVES, Attempt, AttemptState, EventKind, Job, JobChange
 from broker.store.engine import open_engine
 from broker.store.jobs import JobFilter, JobStore
-from broker.store.tables import LEGAL_MOVES, Attempt, AttemptState, Job
 from schemas.jobs import ErrorCode, JobStatus, Phase
 
 #: What each status needs beside itself to pass the table's own checks.
@@ -102,9 +102,9 @@ def test_the_database_is_closed_after_its_last_user(database_url, make_job):
 def test_of_two_who_saw_the_same_only_the_first_moves(store, make_job):
     """A stale view changes nothing and says so."""
     job = store.add(make_job())
-    moved = store.move(job, "progress", {"progress": 10})
+    moved = store.move(job, EventKind.PROGRESS, JobChange.model_validate({"progress": 10}))
     assert moved.version == job.version + 1
-    assert store.move(job, "progress", {"progress": 5}) is None
+    assert store.move(job, EventKind.PROGRESS, JobChange.model_validate({"progress": 5})) is None
     assert store.get(job.id, "u1").progress == 10
 
 
@@ -113,7 +113,11 @@ def test_a_race_of_threads_has_one_winner(store, make_job):
     job = store.add(make_job())
     won = []
     threads = [
-        threading.Thread(target=lambda n=n: won.append(store.move(job, "progress", {"progress": n})))
+        threading.Thread(
+            target=lambda n=n: won.append(
+                store.move(job, EventKind.PROGRESS, JobChange.model_validate({"progress": n}))
+            )
+        )
         for n in range(1, 9)
     ]
     for thread in threads:
@@ -129,10 +133,10 @@ def test_only_the_moves_of_the_table_are_made(store, make_job, before, after):
     """Each pair of statuses either moves or is refused, as LEGAL_MOVES says."""
     job = store.add(make_job(**to(before)))
     if after in LEGAL_MOVES[before]:
-        assert store.move(job, "moved", to(after)).status is after
+        assert store.move(job, EventKind.PROGRESS, JobChange.model_validate(to(after))).status is after
     else:
         with pytest.raises(IllegalMove):
-            store.move(job, "moved", to(after))
+            store.move(job, EventKind.PROGRESS, JobChange.model_validate(to(after)))
         assert store.get(job.id, "u1") == job
 
 
@@ -148,7 +152,7 @@ def test_the_database_itself_refuses_nonsense(store, make_job, wrong):
     """The checks hold even if the code above them is wrong; nothing is written, no event either."""
     job = store.add(make_job())
     with pytest.raises(IntegrityError):
-        store.move(job, "moved", wrong)
+        store.move(job, EventKind.PROGRESS, JobChange.model_validate(wrong))
     assert [event.seq for event in store.events(job.id)] == [1]
 
 
@@ -183,17 +187,21 @@ def test_an_attempt_is_written_with_the_move_or_not_at_all(store, make_job):
         endpoint_url="http://x",
         created_at=1,
     )
-    store.move(job, "progress", {"progress": 1})
-    assert store.move(job, "attempt_begun", {"attempt": 1}, attempt) is None
-    assert store.load(job.id)[1] is None
+    store.move(job, EventKind.PROGRESS, JobChange.model_validate({"progress": 1}))
+    assert store.move(job, EventKind.ATTEMPT_BEGUN, JobChange.model_validate({"attempt": 1}), attempt) is None
+    assert store.load(job.id)[1] == []
     assert store.touch(job, due_at=5, attempt=attempt) is None
-    assert store.load(job.id)[1] is None
+    assert store.load(job.id)[1] == []
 
 
 def test_an_event_says_what_changed(store, make_job):
     """The log of a job reads as its story."""
     job = store.add(make_job())
-    store.move(job, "progress", {"phase": Phase.UPLOADING, "progress": 90, "due_at": 5})
+    store.move(
+        job,
+        EventKind.PROGRESS,
+        JobChange.model_validate({"phase": Phase.UPLOADING, "progress": 90, "due_at": 5}),
+    )
     last = store.events(job.id)[-1]
     assert (last.kind, json.loads(last.data)) == ("progress", {"phase": "uploading", "progress": 90})
     assert store.events(job.id, after=last.seq) == []
@@ -232,9 +240,9 @@ class StoreMachine(RuleBasedStateMachine):
         changes = {"progress": progress, **to(status)}
         if status not in LEGAL_MOVES[view.status]:
             with pytest.raises(IllegalMove):
-                self.store.move(view, "moved", changes)
+                self.store.move(view, EventKind.PROGRESS, JobChange.model_validate(changes))
             return
-        moved = self.store.move(view, "moved", changes)
+        moved = self.store.move(view, EventKind.PROGRESS, JobChange.model_validate(changes))
         assert (moved is not None) == (view == self.expected[view.id])
         if moved is not None:
             self.expected[view.id] = moved

@@ -1,0 +1,58 @@
+"""The parts of the engine, put together: for the broker, for an operator's commands, and for tests."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from broker.bucket import Bucket
+from broker.clock import now_ms
+from broker.engine.apply import Applier
+from broker.engine.dispatch import Dispatch
+from broker.engine.drain import DrainSwitch
+from broker.engine.observe import Observer
+from broker.engine.orphans import Orphans
+from broker.engine.reconciler import Reconciler
+from broker.engine.sources import Sources
+from broker.jobs.decide import Rules
+from broker.providers.base import Provider
+from broker.settings import Settings
+from broker.store.jobs import JobStore
+
+
+@dataclass(frozen=True)
+class Core:
+    """What moves jobs: each open one by its reconciler, each given-up attempt by its orphans."""
+
+    drain: DrainSwitch
+    reconciler: Reconciler
+    orphans: Orphans
+
+
+def make_core(
+    settings: Settings,
+    store: JobStore,
+    bucket: Bucket,
+    provider: Provider,
+    clock: Callable[[], int] = now_ms,
+    on_look: Callable[[float], None] = lambda late: None,
+) -> Core:
+    """Puts the engine together.
+
+    Args:
+        clock: milliseconds since the epoch; tests bring their own.
+        on_look: called with how late each look at a job is, in seconds.
+    """
+    rules = Rules(
+        submit_grace=settings.submit_grace_seconds,
+        lost_after=settings.lost_after_seconds,
+        cancel_grace=settings.cancel_grace_seconds,
+        stalled_after=settings.stalled_after_seconds,
+    )
+    drain = DrainSwitch(store)
+    observer = Observer(bucket, provider, rules, clock)
+    dispatch = Dispatch(settings, Sources(store, bucket, settings.max_upload_bytes), provider, clock)
+    applier = Applier(store, bucket, provider, observer, dispatch, rules, settings.gpu_prices, clock)
+    return Core(
+        drain,
+        Reconciler(store, observer, applier, drain, rules, clock, on_look),
+        Orphans(store, observer, provider, clock),
+    )

@@ -1,0 +1,29 @@
+"""The seam between the engine and whoever runs GPUs. Each provider's words stay in the module of its name.
+
+Every method raises one of the four errors of a provider (errors.py): nothing was accepted (unreachable, held or paced),
+nobody knows (uncertain), or this request will never be accepted (refused).
+"""
+
+from typing import Protocol
+
+from broker.jobs.observation import Health, RemoteJob
+from broker.jobs.policy import Deadlines
+from schemas.worker import WorkerInput
+
+
+class Provider(Protocol):
+    """Runs jobs on GPUs. A target says where an attempt goes; it is asked for where it was sent."""
+
+    async def submit(
+        self, target: str, job: WorkerInput, deadlines: Deadlines, hook_url: str | None = None
+    ) -> str:
+        """Queues a job and returns the provider's id for it; `hook_url` is called when the job is over."""
+
+    async def status(self, target: str, provider_job_id: str) -> RemoteJob:
+        """Returns what the provider says of a job now; an unknown job is ABSENT."""
+
+    async def cancel(self, target: str, provider_job_id: str) -> None:
+        """Asks the provider to stop a job; one that it does not know is as good as stopped."""
+
+    async def health(self, target: str) -> Health:
+        """Returns the target's queue and workers."""
