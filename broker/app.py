@@ -22,6 +22,7 @@ from broker.api.problems import HANDLERS
 from broker.api.routes import routes
 from broker.bucket import open_bucket
 from broker.clock import now_ms
+from broker.engine.admission import DiskSpace
 from broker.engine.core import make_core
 from broker.engine.scheduler import ReconcileLoop
 from broker.engine.service import JobService
@@ -31,7 +32,7 @@ from broker.ops.metrics import Metrics
 from broker.ops.overview import FleetService
 from broker.ops.retention import Retention
 from broker.providers.runpod import RunPodClient
-from broker.services.rate_limit import DiskSpace, RequestLimit
+from broker.services.rate_limit import RequestLimit
 from broker.services.uploads import UploadService
 from broker.services.webhooks import WebhookService, open_caller
 from broker.settings import Settings

@@ -305,10 +305,7 @@ def test_the_runbook_names_what_is_said():
         code for cell in first_cells("docs/operations.md", "code") for code in re.findall(r"`(\w+)`", cell)
     }
     assert codes <= set(ErrorCode)
-    said = "".join(
-        (ROOT / "broker" / name).read_text()
-        for name in ("engine/reconciler.py", "engine/dispatch.py", "engine/apply.py")
-    )
+    said = (ROOT / "broker" / "jobs" / "decide.py").read_text()
     messages = first_cells("docs/operations.md", "`message`")
     assert len(messages) == 7
     for message in messages:

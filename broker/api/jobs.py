@@ -12,7 +12,7 @@ from starlette.responses import RedirectResponse, Response
 from broker.api import requests
 from broker.errors import InvalidRequest
 from broker.jobs.model import Job
-from broker.providers.runpod import RemoteId
+from broker.providers.base import ProviderJobId
 from broker.store.jobs import JobFilter
 from schemas.jobs import JobRequest, JobStatus, JobType, QuoteRequest
 
@@ -44,7 +44,7 @@ class ListQuery(BaseModel):
 class HookBody(BaseModel):
     """What we read of a provider's call."""
 
-    id: RemoteId | None = None
+    id: ProviderJobId | None = None
 
 
 async def submit(request: Request) -> Response:

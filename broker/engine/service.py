@@ -22,6 +22,7 @@ from starlette.concurrency import run_in_threadpool
 from broker import ids
 from broker.bucket import Bucket
 from broker.clock import DAY_MS, now_ms
+from broker.engine.admission import DiskSpace
 from broker.engine.drain import DrainSwitch
 from broker.engine.reconciler import Reconciler
 from broker.engine.watch import EventHub
@@ -38,7 +39,6 @@ from broker.jobs.model import EventKind, Job, JobChange
 from broker.jobs.policy import longest_output, output_seconds
 from broker.jobs.pricing import quote
 from broker.jobs.views import ends, event_view, view
-from broker.services.rate_limit import DiskSpace
 from broker.settings import Settings
 from broker.store.jobs import JobFilter, JobStore, Quota
 from schemas.jobs import EventView, JobList, JobRequest, JobStatus, JobView, Quote, QuoteRequest, Snapshot

@@ -4,11 +4,16 @@ Every method raises one of the four errors of a provider (errors.py): nothing wa
 nobody knows (uncertain), or this request will never be accepted (refused).
 """
 
-from typing import Protocol
+from typing import Annotated, Protocol
+
+from pydantic import StringConstraints
 
 from broker.jobs.observation import Health, RemoteJob
 from broker.jobs.policy import Deadlines
 from schemas.worker import WorkerInput
+
+#: A provider's id of a job; it becomes a part of paths.
+ProviderJobId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{1,128}$")]
 
 
 class Provider(Protocol):

@@ -9,10 +9,10 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Coroutine
 from functools import wraps
-from typing import Annotated, Any, Concatenate, ParamSpec, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import httpx
-from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from broker.errors import (
     ProviderError,
@@ -24,6 +24,7 @@ from broker.errors import (
 )
 from broker.jobs.observation import Health, RemoteJob, RemoteState
 from broker.jobs.policy import Deadlines
+from broker.providers.base import ProviderJobId
 from broker.providers.pacing import Breaker, Pace
 from schemas.worker import WorkerInput
 
@@ -55,11 +56,8 @@ class _Reply(BaseModel):
     model_config = ConfigDict(extra="ignore")
 
 
-RemoteId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{1,128}$")]
-
-
 class _RunReply(_Reply):
-    id: RemoteId
+    id: ProviderJobId
 
 
 class _StatusReply(_Reply):

@@ -1,13 +1,8 @@
-"""What is refused before anything is accepted: too many requests of one user, and any new job while the disk is nearly full."""
+"""So many requests a minute for each user."""
 
-import shutil
 import time
 from collections.abc import Callable
-from pathlib import Path
 
-from broker.errors import Unavailable
-
-_CHECKED_SECONDS = 2.0
 _USERS = 10_000
 
 
@@ -37,27 +32,3 @@ class RequestLimit:
             return -1, full_at - now - 60.0
         self._full_at[user_id] = full_at
         return int((60.0 - (full_at - now)) / self._gap), 0.0
-
-
-class DiskSpace:
-    """Whether there is room for the database to grow.
-
-    Args:
-        folder: where it is; None for a database elsewhere.
-    """
-
-    def __init__(self, folder: Path | None, least_bytes: int) -> None:
-        self._folder = folder
-        self._least = least_bytes
-        self._checked_at = float("-inf")
-        self._free = 0
-
-    def check(self) -> None:
-        """Raises Unavailable where the disk is nearly full."""
-        if self._folder is None:
-            return
-        if time.monotonic() - self._checked_at > _CHECKED_SECONDS:
-            self._checked_at = time.monotonic()
-            self._free = shutil.disk_usage(self._folder).free
-        if self._free < self._least:
-            raise Unavailable("disk_full", "The broker's disk is nearly full, so it takes no new jobs.")

@@ -24,13 +24,13 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from broker.engine.admission import DiskSpace
 from broker.engine.core import make_core
 from broker.engine.service import JobService
 from broker.errors import AlreadyFinished, BrokerError, KeyReused, NotFound, Unavailable
 from broker.jobs.model import LEGAL_MOVES, AttemptState
 from broker.jobs.policy import TRIES
 from broker.providers.runpod import RunPodClient
-from broker.services.rate_limit import DiskSpace
 from broker.settings import Settings
 from broker.store.engine import open_engine
 from broker.store.jobs import JobStore

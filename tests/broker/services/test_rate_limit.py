@@ -3,8 +3,9 @@
 import pytest
 from hypothesis import given, strategies as st
 
+from broker.engine.admission import DiskSpace
 from broker.errors import Unavailable
-from broker.services.rate_limit import DiskSpace, RequestLimit
+from broker.services.rate_limit import RequestLimit
 
 
 class Clock:
