@@ -31,7 +31,7 @@ from broker.errors import BrokerError
 from broker.ops.metrics import Metrics
 from broker.ops.overview import FleetService
 from broker.ops.retention import Retention
-from broker.providers.runpod import RunPodClient
+from broker.providers.registry import NAMES, open_providers
 from broker.services.rate_limit import RequestLimit
 from broker.services.uploads import UploadService
 from broker.services.webhooks import WebhookService, open_caller
@@ -52,7 +52,7 @@ def create_app(settings: Settings, *, transport: httpx.AsyncBaseTransport | None
         transport: what carries the calls to RunPod; tests put an ASGI app or a failing network here.
     """
 
-    metrics = Metrics()
+    metrics = Metrics(NAMES)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[dict[str, Any]]:
@@ -64,17 +64,14 @@ def create_app(settings: Settings, *, transport: httpx.AsyncBaseTransport | None
                 httpx.AsyncClient(transport=transport, timeout=timeout) as http,
                 open_caller() as outgoing,
             ):
-                runpod = RunPodClient(
-                    http, settings.runpod_api_key.get_secret_value(), settings.calls_per_second
-                )
+                providers = open_providers(settings, http, metrics.provider_called)
                 bucket = await run_in_threadpool(open_bucket, settings)
                 hub = EventHub(store)
                 store.on_event = hub.publish
                 store.on_end = metrics.job_ended
                 bucket.on_error = metrics.storage_failed
-                runpod.on_call = metrics.provider_called
-                metrics.breaker_open.set_function(lambda: runpod.breaker_open)
-                core = make_core(settings, store, bucket, runpod, on_look=metrics.looked)
+                metrics.breaker_open.set_function(lambda: providers.breaker_open)
+                core = make_core(settings, store, bucket, providers, on_look=metrics.looked)
                 await core.drain.read()
                 looks = ReconcileLoop(store, core, now_ms, metrics.look_failed)
                 path = sqlite_path(settings.database_url)
@@ -97,7 +94,7 @@ def create_app(settings: Settings, *, transport: httpx.AsyncBaseTransport | None
                     "uploads": UploadService(settings, engine, store, bucket),
                     "webhooks": webhooks,
                     "credentials": Credentials(engine),
-                    "fleet": FleetService(settings, engine, store, runpod),
+                    "fleet": FleetService(settings, engine, store, providers),
                     "metrics": metrics,
                     "limit": RequestLimit(settings.requests_per_minute),
                     "checks": {

@@ -31,7 +31,7 @@ from broker.engine.core import make_core
 from broker.engine.observe import document_key
 from broker.engine.scheduler import ReconcileLoop
 from broker.jobs.model import Attempt, AttemptState, EventKind, Job, JobChange
-from broker.providers.runpod import RunPodClient
+from broker.providers.registry import open_providers
 from broker.settings import Settings
 from broker.store.engine import open_engine, reading
 from broker.store.jobs import JobStore
@@ -81,10 +81,10 @@ def prepare(store: JobStore, bucket: Bucket, provider: Provider, count: int) -> 
         if fate == "new":
             continue
         attempt = Attempt(
-            token=secrets.token_hex(16), job_id=job.id, number=1, state=AttemptState.SUBMITTED, endpoint_url=ENDPOINT, runpod_job_id=f"rp-{number}",
+            token=secrets.token_hex(16), job_id=job.id, number=1, state=AttemptState.SUBMITTED, target=ENDPOINT, provider_job_id=f"rp-{number}",
             created_at=began, submitted_at=began, ttl_seconds=90_000,
         )  # fmt: skip
-        changes = {"status": JobStatus.PROCESSING, "attempt": 1, "runpod_job_id": attempt.runpod_job_id}
+        changes = {"status": JobStatus.PROCESSING, "attempt": 1, "runpod_job_id": attempt.provider_job_id}
         moved = store.move(job, EventKind.SUBMITTED, JobChange.model_validate(changes), attempt)
         assert moved is not None
         if fate == "finished":
@@ -102,7 +102,7 @@ def _finish(bucket: Bucket, job: Job, attempt: Attempt) -> None:
         bytes=len(FILM), sha256="0" * 64, width=64, height=96, fps=25, frames=10, duration_seconds=0.4, video_codec="h264", audio_codec=None,
     )  # fmt: skip
     timings = Timings(fetch_seconds=1, edit_seconds=1, upload_seconds=1)
-    result = Result(output_key=key, runpod_job_id=attempt.runpod_job_id or "", facts=facts, timings=timings)
+    result = Result(output_key=key, runpod_job_id=attempt.provider_job_id or "", facts=facts, timings=timings)
     bucket.write(object_key(USER, key), FILM)
     bucket.write(document_key(job, attempt, "result.json"), result.model_dump_json().encode())
 
@@ -120,8 +120,10 @@ async def recover(settings: Settings, store: JobStore, provider: Provider) -> fl
         return origin + int((time.monotonic() - began) * 1000 * FASTER)
 
     async with httpx.AsyncClient(transport=provider) as http:
-        runpod = RunPodClient(http, "k", settings.calls_per_second)
-        loop = ReconcileLoop(store, make_core(settings, store, open_bucket(settings), runpod, clock), clock)
+        providers = open_providers(settings, http)
+        loop = ReconcileLoop(
+            store, make_core(settings, store, open_bucket(settings), providers, clock), clock
+        )
         running = asyncio.create_task(loop.run())
         with reading(settings.database_url) as engine:
             while left := await asyncio.to_thread(_left, engine):

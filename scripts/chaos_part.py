@@ -71,7 +71,7 @@ def main(part: str) -> None:
 
         bound(store.JobStore, ("add", "move", "touch", "note", "hint"))
         bound(storage.Bucket, ("size", "read", "write"))
-        bound(runpod.RunPodClient, ("_send",))
+        bound(runpod.RunPod, ("_send",))
         sys.argv = ["reelbroker", "serve"]
         cli.main()
     else:

@@ -29,7 +29,7 @@ from broker.jobs.model import Attempt, AttemptState, EventKind, EvidenceSource, 
 from broker.jobs.observation import Observation, RemoteState
 from broker.jobs.policy import wait_seconds
 from broker.jobs.pricing import spent
-from broker.providers.base import Provider
+from broker.providers.registry import Providers
 from broker.store.jobs import JobStore
 from schemas.jobs import JobStatus, Phase
 from schemas.keys import TEMPORARY, object_key
@@ -37,8 +37,8 @@ from schemas.worker import Result
 
 log = structlog.get_logger(__name__)
 
-#: For so long after a job's end the provider tells how long it ran, and so long that question may take.
-TELLS_SECONDS, BILL_SECONDS = 1800, 5.0
+#: How long the question may take what a provider bills.
+BILL_SECONDS = 5.0
 
 
 class Applier:
@@ -52,7 +52,7 @@ class Applier:
         self,
         store: JobStore,
         bucket: Bucket,
-        provider: Provider,
+        providers: Providers,
         observer: Observer,
         dispatch: Dispatch,
         rules: Rules,
@@ -61,7 +61,7 @@ class Applier:
     ) -> None:
         self._store = store
         self._bucket = bucket
-        self._provider = provider
+        self._providers = providers
         self._observer = observer
         self._dispatch = dispatch
         self._rules = rules
@@ -142,9 +142,9 @@ class Applier:
         """Fences an attempt, has the provider stop it, and looks who was faster."""
         await self._fence(job, attempt)
         outcome: bool | ProviderError = False
-        if attempt.runpod_job_id is not None:
+        if attempt.provider_job_id is not None:
             try:
-                await self._provider.cancel(attempt.endpoint_url, attempt.runpod_job_id)
+                await self._providers.of(attempt).cancel(attempt.target, attempt.provider_job_id)
                 outcome = (await self._observer.remote(attempt)).state.is_over
             except ProviderError as error:
                 log.warning("cancel_unanswered", error=str(error))
@@ -192,13 +192,14 @@ class Applier:
         took = result.timings
         worked = took.fetch_seconds + took.edit_seconds + took.upload_seconds
         billed = attempt.gpu_seconds
-        if billed is None and seconds_since(attempt.submitted_at, self._clock()) - worked < TELLS_SECONDS:
-            try:
+        try:
+            since_end = seconds_since(attempt.submitted_at, self._clock()) - worked
+            if billed is None and since_end < self._providers.of(attempt).keeps_results_seconds:
                 async with asyncio.timeout(BILL_SECONDS):
                     remote = await self._observer.remote(attempt)
                 billed = remote.execution_seconds if remote.state is RemoteState.FINISHED else None
-            except (ProviderError, TimeoutError):  # no reason to keep anybody waiting
-                pass
+        except (ProviderError, TimeoutError):  # no reason to keep anybody waiting
+            pass
         return attempt.evolve(gpu_seconds=round(worked if billed is None else billed, 3))
 
     async def _drop_temporary(self, job: Job) -> None:

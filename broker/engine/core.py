@@ -13,7 +13,7 @@ from broker.engine.orphans import Orphans
 from broker.engine.reconciler import Reconciler
 from broker.engine.sources import Sources
 from broker.jobs.decide import Rules
-from broker.providers.base import Provider
+from broker.providers.registry import Providers
 from broker.settings import Settings
 from broker.store.jobs import JobStore
 
@@ -31,7 +31,7 @@ def make_core(
     settings: Settings,
     store: JobStore,
     bucket: Bucket,
-    provider: Provider,
+    providers: Providers,
     clock: Callable[[], int] = now_ms,
     on_look: Callable[[float], None] = lambda late: None,
 ) -> Core:
@@ -48,11 +48,12 @@ def make_core(
         stalled_after=settings.stalled_after_seconds,
     )
     drain = DrainSwitch(store)
-    observer = Observer(bucket, provider, rules, clock)
-    dispatch = Dispatch(settings, Sources(store, bucket, settings.max_upload_bytes), provider, clock)
-    applier = Applier(store, bucket, provider, observer, dispatch, rules, settings.gpu_prices, clock)
+    observer = Observer(bucket, providers, rules, clock)
+    sources = Sources(store, bucket, settings.max_upload_bytes)
+    dispatch = Dispatch(settings, sources, providers, clock)
+    applier = Applier(store, bucket, providers, observer, dispatch, rules, settings.gpu_prices, clock)
     return Core(
         drain,
         Reconciler(store, observer, applier, drain, rules, clock, on_look),
-        Orphans(store, observer, provider, clock),
+        Orphans(store, observer, providers, clock),
     )

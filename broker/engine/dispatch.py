@@ -15,7 +15,7 @@ from broker.errors import ProviderError
 from broker.jobs.decide import Decision, End, decide_sent
 from broker.jobs.model import Attempt, AttemptState, Job
 from broker.jobs.policy import Deadlines, deadlines
-from broker.providers.base import Provider
+from broker.providers.registry import Providers
 from broker.settings import Settings
 from schemas.worker import WorkerInput
 
@@ -35,21 +35,23 @@ class Dispatch:
     """Makes attempts and sends them; it stores nothing."""
 
     def __init__(
-        self, settings: Settings, sources: Sources, provider: Provider, clock: Callable[[], int]
+        self, settings: Settings, sources: Sources, providers: Providers, clock: Callable[[], int]
     ) -> None:
         self._settings = settings
         self._sources = sources
-        self._provider = provider
+        self._providers = providers
         self._clock = clock
 
     def attempt(self, job: Job) -> Attempt:
         """Returns the job's next attempt; nobody can guess its token."""
+        place = self._providers.places[0]
         return Attempt(
             token=secrets.token_hex(16),
             job_id=job.id,
             number=job.attempt + 1,
             state=AttemptState.READY,
-            endpoint_url=self._settings.runpod_endpoint_url,
+            provider=place.provider,
+            target=place.target,
             created_at=self._clock(),
         )
 
@@ -75,9 +77,9 @@ class Dispatch:
         """Sends what is committed, and returns what follows from the provider's answer."""
         outcome: str | ProviderError
         try:
-            outcome = await self._provider.submit(
-                ready.endpoint_url, prepared.asked, prepared.deadlines, self._hook_url(job, ready)
-            )
+            provider = self._providers.of(ready)
+            hook_url = self._hook_url(job, ready) if provider.calls_back else None
+            outcome = await provider.submit(ready.target, prepared.asked, prepared.deadlines, hook_url)
         except ProviderError as error:
             log.warning("submit_failed", outcome=type(error).__name__, error=str(error))
             outcome = error

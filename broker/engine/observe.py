@@ -11,7 +11,7 @@ from broker.bucket import Bucket
 from broker.jobs.decide import PATIENCE_SECONDS, Rules, seconds_since
 from broker.jobs.model import Attempt, AttemptState, Job
 from broker.jobs.observation import Committed, Health, Observation, RemoteJob, RemoteState, parsed
-from broker.providers.base import Provider
+from broker.providers.registry import Providers
 from schemas.keys import object_key
 from schemas.worker import Failure, Result, Started, attempt_folder
 
@@ -29,12 +29,12 @@ class Observer:
         StorageError, ProviderError: from every method, where the bucket or the provider cannot be asked.
     """
 
-    def __init__(self, bucket: Bucket, provider: Provider, rules: Rules, clock: Callable[[], int]) -> None:
+    def __init__(self, bucket: Bucket, providers: Providers, rules: Rules, clock: Callable[[], int]) -> None:
         self._bucket = bucket
-        self._provider = provider
+        self._providers = providers
         self._rules = rules
         self._clock = clock
-        self._health: dict[str, tuple[int, Health]] = {}
+        self._health: dict[tuple[str, str], tuple[int, Health]] = {}
 
     async def observe(self, job: Job, attempts: Sequence[Attempt], draining: bool = False) -> Observation:
         """Returns what `decide` needs to know of a job in its state."""
@@ -71,9 +71,9 @@ class Observer:
 
     async def remote(self, attempt: Attempt) -> RemoteJob:
         """Returns what the provider says of the attempt."""
-        if attempt.runpod_job_id is None:
+        if attempt.provider_job_id is None:
             return RemoteJob(RemoteState.ABSENT)
-        return await self._provider.status(attempt.endpoint_url, attempt.runpod_job_id)
+        return await self._providers.of(attempt).status(attempt.target, attempt.provider_job_id)
 
     async def _first_done(self, job: Job, attempts: Sequence[Attempt]) -> Committed | None:
         for attempt in attempts:
@@ -87,7 +87,7 @@ class Observer:
         started = await self.started(job, attempt)
         if started is not None:
             return Observation(started=started)
-        if attempt.runpod_job_id is not None:
+        if attempt.provider_job_id is not None:
             return Observation(remote=await self.remote(attempt))
         if self._age(attempt) > self._rules.submit_grace:
             return Observation()
@@ -118,10 +118,11 @@ class Observer:
     async def _healthy(self, attempt: Attempt, since: int = 0) -> Health:
         """Returns the queue and workers where an attempt was sent, as they were a few seconds ago, and not before `since`."""
         now = self._clock()
-        at, known = self._health.get(attempt.endpoint_url, (0, None))
+        place = (attempt.provider, attempt.target)
+        at, known = self._health.get(place, (0, None))
         if known is None or at < since or now - at > HEALTH_SECONDS * 1000:
-            known = await self._provider.health(attempt.endpoint_url)
-            self._health[attempt.endpoint_url] = (now, known)
+            known = await self._providers.of(attempt).health(attempt.target)
+            self._health[place] = (now, known)
         return known
 
     async def _document(self, job: Job, attempt: Attempt, name: str, model: type[Model]) -> Model | None:

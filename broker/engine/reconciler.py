@@ -87,7 +87,7 @@ class Reconciler:
         attempt = await run_in_threadpool(self._store.hint, job_id, token, self._clock())
         if attempt is None:
             return False
-        in_doubt = attempt.state is AttemptState.SUBMITTING and attempt.runpod_job_id is None
+        in_doubt = attempt.state is AttemptState.SUBMITTING and attempt.provider_job_id is None
         if in_doubt and provider_job_id:
-            await run_in_threadpool(self._store.note, attempt.evolve(runpod_job_id=provider_job_id))
+            await run_in_threadpool(self._store.note, attempt.evolve(provider_job_id=provider_job_id))
         return True

@@ -210,7 +210,7 @@ def adopt(attempt: Attempt, provider_job_id: str, evidence: EvidenceSource, now:
     """The provider has the attempt, under this id; where somebody asked for a cancel, the id is what that needs."""
     known = attempt.evolve(
         state=AttemptState.SUBMITTED,
-        runpod_job_id=provider_job_id,
+        provider_job_id=provider_job_id,
         # What was seen before says nothing about a run that is known now.
         queue_empty_since=None,
         absent_since=None,
@@ -231,10 +231,10 @@ def _in_doubt(case: _Case) -> Decision:
     if seen.started is not None:
         running = attempt.evolve(started_at=started_at(attempt, seen.started, case.now))
         return adopt(running, seen.started.runpod_job_id, EvidenceSource.STARTED, case.now)
-    if attempt.runpod_job_id is not None and seen.remote is not None:  # the provider called, with an id
+    if attempt.provider_job_id is not None and seen.remote is not None:  # the provider called, with an id
         if seen.remote.state is not RemoteState.ABSENT:
-            return adopt(attempt, attempt.runpod_job_id, EvidenceSource.WEBHOOK, case.now)
-        return LookAgain(DOUBT_SECONDS, attempt.evolve(runpod_job_id=None))
+            return adopt(attempt, attempt.provider_job_id, EvidenceSource.WEBHOOK, case.now)
+        return LookAgain(DOUBT_SECONDS, attempt.evolve(provider_job_id=None))
     if case.since(attempt.submitted_at) > case.rules.submit_grace:
         sentence = "The GPU provider lost the job."
         return _give_up(case, attempt, ErrorCode.PROVIDER_UNAVAILABLE, sentence, gone=False)

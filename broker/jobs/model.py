@@ -149,8 +149,11 @@ class Attempt(Frozen):
     job_id: str
     number: int
     state: AttemptState = AttemptState.SUBMITTING
-    endpoint_url: str  #: polled where it was sent, also after the setting changed
-    runpod_job_id: str | None = None
+    provider: str = "runpod"  #: the name of who runs it
+    target: str  #: where there; asked for where it was sent, also after the setting changed
+    provider_job_id: str | None = None
+    plan: str | None = None  #: of an export that several workers make in parts
+    part: int = 0  #: which part of the plan
     created_at: int
     submitted_at: int | None = None
     #: Since when the endpoint has had nothing to do, while the end of the submit is not known.

@@ -16,7 +16,7 @@ from dotenv import dotenv_values
 from broker.bucket import Bucket, open_bucket
 from broker.errors import ProviderError, StorageError
 from broker.jobs.observation import Health
-from broker.providers.runpod import RunPodClient
+from broker.providers.registry import open_providers
 from broker.settings import Settings
 from broker.store.engine import reading, sqlite_path
 from broker.store.jobs import JobStore
@@ -99,8 +99,9 @@ def _probe(bucket: Bucket, key: str) -> Iterator[Finding]:
 def _endpoint(settings: Settings) -> Finding:
     async def ask() -> Health:
         async with httpx.AsyncClient(timeout=15) as http:
-            runpod = RunPodClient(http, settings.runpod_api_key.get_secret_value())
-            return await runpod.health(settings.runpod_endpoint_url)
+            providers = open_providers(settings, http)
+            place = providers.places[0]
+            return await providers.named(place.provider).health(place.target)
 
     try:
         health = asyncio.run(ask())

@@ -49,7 +49,7 @@ _ENDS = [
 class Metrics:
     """Counts, from whichever thread it is told."""
 
-    def __init__(self) -> None:
+    def __init__(self, providers: Sequence[str]) -> None:
         # Else each has a second series, with the moment in which it was made.
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = CollectorRegistry()
@@ -57,7 +57,7 @@ class Metrics:
         told = self._gauge("build_info", "Always 1; the labels say what runs.", "version", "python")
         told.labels(version("reelbroker"), platform.python_version()).set(1)
         self._jobs()
-        self._traffic()
+        self._traffic(providers)
         self._now()
 
     def _jobs(self) -> None:
@@ -77,20 +77,22 @@ class Metrics:
         self._run = self._job_seconds("run", f"GPU time, all attempts, {about}.")
         self._total = self._job_seconds("total", f"From the submit to the end, {about}.")
 
-    def _traffic(self) -> None:
+    def _traffic(self, providers: Sequence[str]) -> None:
         self._provider_calls = self._counter(
             "provider_calls",
-            "Calls to the GPU provider; held: not sent.",
+            "Calls to GPU providers; held, paced: not sent.",
+            "provider",
             "action",
             "outcome",
-            known=product(_CALLS, _OUTCOMES),
+            known=product(providers, _CALLS, _OUTCOMES),
         )
         self._provider_seconds = self._histogram(
             "provider_call_seconds",
             "How long they took, the wait for their turn included.",
             _CALL_SECONDS,
+            "provider",
             "action",
-            known=_each(_CALLS),
+            known=product(providers, _CALLS),
         )
         self.breaker_open = self._gauge("provider_breaker_open", "1: calls fail, so hardly any is sent.")
         self._late = self._histogram(
@@ -160,11 +162,11 @@ class Metrics:
         for histogram, seconds in ((self._queue, queue), (self._run, ran), (self._total, total)):
             histogram.labels(job.type.value).observe(max(0.0, seconds))
 
-    def provider_called(self, action: str, outcome: str, seconds: float) -> None:
+    def provider_called(self, provider: str, action: str, outcome: str, seconds: float) -> None:
         """A call to the GPU provider has come to its end."""
-        self._provider_calls.labels(action, outcome).inc()
+        self._provider_calls.labels(provider, action, outcome).inc()
         if outcome not in ("held", "paced"):
-            self._provider_seconds.labels(action).observe(seconds)
+            self._provider_seconds.labels(provider, action).observe(seconds)
 
     def looked(self, late_seconds: float) -> None:
         """An open job is looked at, so long after it was due."""

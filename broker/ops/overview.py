@@ -13,7 +13,7 @@ from broker.clock import DAY_MS, HOUR_MS, iso, now_ms
 from broker.errors import ProviderError
 from broker.jobs.observation import Health
 from broker.jobs.pricing import cost
-from broker.providers import base
+from broker.providers.registry import Providers
 from broker.settings import Settings
 from broker.store.jobs import ATTEMPTS, JOBS, OPEN, JobStore
 from schemas.fleet import Fleet, Hour, Orphan, Provider, StalledJob, Tally, Workers
@@ -47,13 +47,13 @@ class FleetService:
         settings: Settings,
         engine: Engine,
         store: JobStore,
-        provider: base.Provider,
+        providers: Providers,
         clock: Callable[[], int] = now_ms,
     ) -> None:
         self._settings = settings
         self._engine = engine
         self._store = store
-        self._provider = provider
+        self._providers = providers
         self._clock = clock
         self._asking = asyncio.Lock()
         self._asked_at = 0
@@ -80,7 +80,8 @@ class FleetService:
     async def _ask(self) -> tuple[Provider | None, str | None]:
         try:
             async with asyncio.timeout(HEALTH_SECONDS):
-                return _shown(await self._provider.health(self._settings.runpod_endpoint_url)), None
+                place = self._providers.places[0]
+                return _shown(await self._providers.named(place.provider).health(place.target)), None
         except ProviderError as error:
             return None, str(error)
         except TimeoutError:
@@ -125,7 +126,7 @@ def orphans(store: JobStore, prices: Mapping[str, float], now: int) -> list[Orph
             Orphan(
                 job_id=job.id,
                 attempt=attempt.number,
-                runpod_job_id=attempt.runpod_job_id,
+                runpod_job_id=attempt.provider_job_id,
                 given_up_at=None if attempt.ended_at is None else iso(attempt.ended_at),
                 why=attempt.error_code or job.status,
                 seconds_at_most=round(seconds),

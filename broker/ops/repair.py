@@ -17,7 +17,7 @@ from broker.engine.reconciler import Reconciler
 from broker.errors import BrokerError, NotFound
 from broker.jobs.decide import Begin, Change, Complete, Decision, End, Leave, LookAgain, Send, Stop
 from broker.jobs.model import Attempt, AttemptState, Job
-from broker.providers.runpod import RunPodClient
+from broker.providers.registry import open_providers
 from broker.settings import Settings
 from broker.store.jobs import JobStore
 from schemas.jobs import JobStatus
@@ -41,9 +41,8 @@ async def reconcile(settings: Settings, engine: Engine, bucket: Bucket, dry_run:
         dry_run: only say what would be done; nothing is written, sent or stopped.
     """
     store = JobStore(engine)
-    key = settings.runpod_api_key.get_secret_value()
     async with httpx.AsyncClient(timeout=30) as http:
-        core = make_core(settings, store, bucket, RunPodClient(http, key, settings.calls_per_second))
+        core = make_core(settings, store, bucket, open_providers(settings, http))
         look = partial(_foresee if dry_run else _look, store, bucket, core.reconciler)
         return [await look(job_id) for job_id in await run_in_threadpool(store.open_jobs)]
 
@@ -102,7 +101,7 @@ def adopt_results(store: JobStore, bucket: Bucket, job: Job) -> int:
             job_id=job.id,
             number=min(first, 1) - back,  # before all others: which number it had is not known
             state=AttemptState.SUPERSEDED,
-            endpoint_url="",
+            target="",
             created_at=now_ms(),
         )
         store.note(found)
@@ -132,7 +131,7 @@ def story(store: JobStore, job_id: str) -> dict[str, Any]:
             {
                 "number": attempt.number,
                 "state": attempt.state,
-                "runpod_job_id": attempt.runpod_job_id,
+                "runpod_job_id": attempt.provider_job_id,
                 "submitted": _time(attempt.submitted_at),
                 "ended": _time(attempt.ended_at),
                 "error_code": attempt.error_code,

@@ -4,7 +4,7 @@ Every method raises one of the four errors of a provider (errors.py): nothing wa
 nobody knows (uncertain), or this request will never be accepted (refused).
 """
 
-from typing import Annotated, Protocol
+from typing import Annotated, ClassVar, Protocol
 
 from pydantic import StringConstraints
 
@@ -18,6 +18,17 @@ ProviderJobId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{1,128}
 
 class Provider(Protocol):
     """Runs jobs on GPUs. A target says where an attempt goes; it is asked for where it was sent."""
+
+    #: As attempts, metrics and settings have it.
+    name: ClassVar[str]
+    #: For so long after a job's end the provider says how long it ran, and what it returned.
+    keeps_results_seconds: ClassVar[float]
+    #: Whether the provider calls a URL when a job is over.
+    calls_back: ClassVar[bool]
+
+    @property
+    def breaker_open(self) -> bool:
+        """Whether calls are held back, since the last ones have failed."""
 
     async def submit(
         self, target: str, job: WorkerInput, deadlines: Deadlines, hook_url: str | None = None

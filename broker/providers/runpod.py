@@ -9,7 +9,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Coroutine
 from functools import wraps
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any, ClassVar, Concatenate, ParamSpec, TypeVar
 
 import httpx
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -73,12 +73,12 @@ class _HealthReply(_Reply):
 
 
 def _told(
-    call: Callable[Concatenate["RunPodClient", P], Coroutine[Any, Any, T]],
-) -> Callable[Concatenate["RunPodClient", P], Coroutine[Any, Any, T]]:
+    call: Callable[Concatenate["RunPod", P], Coroutine[Any, Any, T]],
+) -> Callable[Concatenate["RunPod", P], Coroutine[Any, Any, T]]:
     """Has `on_call` hear of each call of a method: its name, what came of it, and how long it took."""
 
     @wraps(call)
-    async def made(self: "RunPodClient", /, *args: P.args, **kwargs: P.kwargs) -> T:
+    async def made(self: "RunPod", /, *args: P.args, **kwargs: P.kwargs) -> T:
         began, outcome = time.monotonic(), "given_up"  # whoever asked did not wait
         try:
             answer = await call(self, *args, **kwargs)
@@ -88,7 +88,7 @@ def _told(
             outcome = next(word for kind, word in _OUTCOMES.items() if isinstance(error, kind))
             raise
         finally:
-            self.on_call(call.__name__, outcome, time.monotonic() - began)
+            self.on_call(self.name, call.__name__, outcome, time.monotonic() - began)
 
     return made
 
@@ -103,18 +103,25 @@ _OUTCOMES: dict[type[ProviderError], str] = {
 }
 
 
-class RunPodClient:
+class RunPod:
     """Talks to one account; each call says which endpoint, since a job is polled where it was sent.
 
     Raises:
         ProviderUnreachable, ProviderUncertain, ProviderRefused: see errors.py.
     """
 
-    #: Told of each call, its outcome and its seconds; whoever wants to hear of them sets it.
-    on_call: Callable[[str, str, float], None]
+    name: ClassVar = "runpod"
+    keeps_results_seconds: ClassVar = 1800.0
+    calls_back: ClassVar = True
 
-    def __init__(self, http: httpx.AsyncClient, api_key: str, calls_per_second: float = 50.0) -> None:
-        self.on_call = lambda action, outcome, seconds: None
+    def __init__(
+        self,
+        http: httpx.AsyncClient,
+        api_key: str,
+        calls_per_second: float = 50.0,
+        on_call: Callable[[str, str, str, float], None] = lambda provider, action, outcome, seconds: None,
+    ) -> None:
+        self.on_call = on_call
         self._http = http
         self._headers = {"Authorization": f"Bearer {api_key}"}
         self._calls_per_second = calls_per_second
@@ -128,7 +135,7 @@ class RunPodClient:
 
     @_told
     async def submit(
-        self, endpoint_url: str, job: WorkerInput, deadlines: Deadlines, webhook: str | None = None
+        self, target: str, job: WorkerInput, deadlines: Deadlines, hook_url: str | None = None
     ) -> str:
         """Queues a job and returns the provider's id for it.
 
@@ -139,15 +146,15 @@ class RunPodClient:
             "ttl": min(deadlines.ttl, WEEK_SECONDS) * 1000,
         }
         body: dict[str, Any] = {"input": job.model_dump(mode="json", exclude_none=True), "policy": policy}
-        if webhook is not None:
-            body["webhook"] = webhook
-        return _parsed(_RunReply, await self._send("POST", endpoint_url, "/run", json=body)).id
+        if hook_url is not None:
+            body["webhook"] = hook_url
+        return _parsed(_RunReply, await self._send("POST", target, "/run", json=body)).id
 
     @_told
-    async def status(self, endpoint_url: str, runpod_job_id: str) -> RemoteJob:
+    async def status(self, target: str, provider_job_id: str) -> RemoteJob:
         """Returns what the provider says of a job now."""
         try:
-            reply = await self._send("GET", endpoint_url, f"/status/{runpod_job_id}")
+            reply = await self._send("GET", target, f"/status/{provider_job_id}")
         except _NotFound:
             return RemoteJob(RemoteState.ABSENT)
         told = _parsed(_StatusReply, reply)
@@ -158,17 +165,17 @@ class RunPodClient:
         return RemoteJob(state, told.output, None if told.error is None else str(told.error), seconds)
 
     @_told
-    async def cancel(self, endpoint_url: str, runpod_job_id: str) -> None:
+    async def cancel(self, target: str, provider_job_id: str) -> None:
         """Asks the provider to stop a job; one that it does not know is as good as stopped."""
         try:
-            await self._send("POST", endpoint_url, f"/cancel/{runpod_job_id}")
+            await self._send("POST", target, f"/cancel/{provider_job_id}")
         except _NotFound:
             return
 
     @_told
-    async def health(self, endpoint_url: str) -> Health:
+    async def health(self, target: str) -> Health:
         """Returns the endpoint's queue and workers."""
-        told = _parsed(_HealthReply, await self._send("GET", endpoint_url, "/health"))
+        told = _parsed(_HealthReply, await self._send("GET", target, "/health"))
         workers = told.workers
         return Health(
             jobs_queued=told.jobs.get("inQueue", 0),
@@ -181,12 +188,12 @@ class RunPodClient:
             workers_unhealthy=workers.get("unhealthy", 0),
         )
 
-    async def _send(self, method: str, endpoint_url: str, path: str, json: Any = None) -> httpx.Response:
-        breaker, pace = self._breakers[endpoint_url], self._pace(endpoint_url, path.split("/")[1])
+    async def _send(self, method: str, target: str, path: str, json: Any = None) -> httpx.Response:
+        breaker, pace = self._breakers[target], self._pace(target, path.split("/")[1])
         breaker.check()
         await pace.turn()
         try:
-            reply = await self._http.request(method, endpoint_url + path, json=json, headers=self._headers)
+            reply = await self._http.request(method, target + path, json=json, headers=self._headers)
         except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as error:
             breaker.failed()
             raise ProviderUnreachable(f"RunPod cannot be reached: {_words(error)}") from error
@@ -203,10 +210,10 @@ class RunPodClient:
             pace.accepted()
         return _checked(reply)
 
-    def _pace(self, endpoint_url: str, verb: str) -> Pace:
-        known = self._paces.get((endpoint_url, verb))
+    def _pace(self, target: str, verb: str) -> Pace:
+        known = self._paces.get((target, verb))
         if known is None:
-            known = self._paces[endpoint_url, verb] = Pace(self._calls_per_second * _SHARES[verb])
+            known = self._paces[target, verb] = Pace(self._calls_per_second * _SHARES[verb])
         return known
 
 

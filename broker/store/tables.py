@@ -39,7 +39,17 @@ SQLModel.metadata.naming_convention = {
 Int64: TypeEngine[int] = BigInteger().with_variant(Integer(), "sqlite")
 Float64: TypeEngine[float] = Double().with_variant(REAL(), "sqlite")
 #: Numbers that never need 64 bits.
-_SMALL = {"progress", "attempt", "max_attempts", "version", "number", "seq", "timeout_seconds", "ttl_seconds"}
+_SMALL = {
+    "progress",
+    "attempt",
+    "max_attempts",
+    "version",
+    "number",
+    "seq",
+    "part",
+    "timeout_seconds",
+    "ttl_seconds",
+}
 
 
 def _columns(model: type[BaseModel], primary_key: set[str]) -> Iterator[Column[Any]]:

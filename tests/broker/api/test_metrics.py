@@ -85,9 +85,9 @@ async def test_a_job_from_submit_to_end_in_numbers(client, provider, bucket):
         assert after[f"job_{name}_seconds_count", "framing"] == 1
     assert after["job_run_seconds_sum", "framing"] == 3.5
     assert 0 < after["job_total_seconds_sum", "framing"] < 30
-    assert after["provider_calls_total", "submit", "ok"] == 1
-    assert after["provider_calls_total", "status", "ok"] >= 1
-    assert after["provider_call_seconds_count", "submit"] == 1
+    assert after["provider_calls_total", "submit", "ok", "runpod"] == 1
+    assert after["provider_calls_total", "status", "ok", "runpod"] >= 1
+    assert after["provider_call_seconds_count", "submit", "runpod"] == 1
     assert after["look_late_seconds_count"] >= 2
     assert (after["open_jobs", "queued"], after["oldest_wait_seconds"], after["reconcile_lag_seconds"]) == (
         0,
@@ -130,7 +130,7 @@ async def test_a_job_that_fails_is_counted_by_its_code(client, provider):
     await until(client, url, lambda job: job["status"] == "error")
     told = await scrape(client)
     assert told["jobs_ended_total", "provider_refused", "error", "framing"] == 1
-    assert told["provider_calls_total", "submit", "refused"] == 1
+    assert told["provider_calls_total", "submit", "refused", "runpod"] == 1
     assert told["job_total_seconds_count", "framing"] == 0  # how long good ones take
 
 
@@ -142,17 +142,18 @@ async def test_a_provider_that_is_down(client, provider):
         await client.post("/api/jobs", json=JOB)
 
     def is_known(told):
-        held = told["provider_breaker_open"] and told["provider_calls_total", "submit", "held"]
+        held = told["provider_breaker_open"] and told["provider_calls_total", "submit", "held", "runpod"]
         return held and told["open_jobs", "submitting"] == 8
 
     told = await seen(client, is_known)
-    assert told["provider_calls_total", "submit", "unreachable"] >= 1
+    assert told["provider_calls_total", "submit", "unreachable", "runpod"] >= 1
     assert told["provider_up"] == 0
     assert math.isnan(told["provider_workers", "idle"])
     answered = sum(
-        told["provider_calls_total", "submit", outcome] for outcome in ("ok", "unreachable", "uncertain")
+        told["provider_calls_total", "submit", outcome, "runpod"]
+        for outcome in ("ok", "unreachable", "uncertain")
     )
-    assert told["provider_call_seconds_count", "submit"] == answered
+    assert told["provider_call_seconds_count", "submit", "runpod"] == answered
 
 
 @on_one_database
@@ -216,7 +217,7 @@ async def test_the_scrapers_key_opens_the_metrics_and_nothing_else(client, setti
 
 def test_two_apps_in_a_process_count_each_for_itself():
     """A registry for each."""
-    one, other = Metrics(), Metrics()
+    one, other = Metrics(["a"]), Metrics(["a"])
     one.storage_failed("GET")
     values = [parsed(each.exposition(False, None, None).decode()) for each in (one, other)]
     assert [told["storage_errors_total", "GET"] for told in values] == [1, 0]
@@ -224,7 +225,7 @@ def test_two_apps_in_a_process_count_each_for_itself():
 
 def series():
     """All names that are exposed."""
-    text = Metrics().exposition(False, None, None).decode()
+    text = Metrics(["runpod"]).exposition(False, None, None).decode()
     return {sample.name for family in text_string_to_metric_families(text) for sample in family.samples}
 
 
@@ -240,7 +241,7 @@ def expressions():
 
 def test_dashboard_and_alerts_ask_for_what_is_there():
     """Each metric that they name is exposed, each word of a label is one that it has, and each alert is explained."""
-    known, text = series(), Metrics().exposition(False, None, None).decode()
+    known, text = series(), Metrics(["runpod"]).exposition(False, None, None).decode()
     asked = set()
     for where, expression in expressions():
         names = re.findall(r"\b(?:(?:reelbroker|process)_\w+|up\b)", expression)
@@ -264,7 +265,7 @@ def test_dashboard_and_alerts_ask_for_what_is_there():
 @pytest.mark.skipif(PROMTOOL is None, reason="promtool is not here; scripts/test brings it")
 def test_prometheus_takes_the_alerts_and_they_come_when_they_should():
     """What Prometheus itself says of the rules, of what we tell, and of days that went wrong (tests/broker/alerts.yml)."""
-    told = Metrics().exposition(False, None, None)
+    told = Metrics(["runpod"]).exposition(False, None, None)
     days = Path(__file__).parents[1] / "alerts.yml"
     for words, given in ((["check", "rules", GUIDE / "alerts.yml"], None), (["test", "rules", days], None), (["check", "metrics"], told)):  # fmt: skip
         run = subprocess.run([PROMTOOL, *words], input=given, capture_output=True, timeout=60, check=False)

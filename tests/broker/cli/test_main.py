@@ -32,8 +32,8 @@ class Desk:
         self.bucket.write(object_key(job.user_id, job.input_key), b"x")
         self.store.add(job)
         fields = {
-            "token": token, "job_id": job.id, "number": 1, "state": AttemptState.SUBMITTED, "endpoint_url": "http://127.0.0.1:9/v2/e",
-            "runpod_job_id": "rp-1", "created_at": now_ms(), "submitted_at": now_ms() - 60_000,
+            "token": token, "job_id": job.id, "number": 1, "state": AttemptState.SUBMITTED, "target": "http://127.0.0.1:9/v2/e",
+            "provider_job_id": "rp-1", "created_at": now_ms(), "submitted_at": now_ms() - 60_000,
         }  # fmt: skip
         changes = {"attempt": 1, "status": JobStatus.PROCESSING, "runpod_job_id": "rp-1"}
         return self.store.move(

@@ -30,7 +30,7 @@ from broker.engine.service import JobService
 from broker.errors import AlreadyFinished, BrokerError, KeyReused, NotFound, Unavailable
 from broker.jobs.model import LEGAL_MOVES, AttemptState
 from broker.jobs.policy import TRIES
-from broker.providers.runpod import RunPodClient
+from broker.providers.registry import open_providers
 from broker.settings import Settings
 from broker.store.engine import open_engine
 from broker.store.jobs import JobStore
@@ -162,8 +162,8 @@ class Promise(RuleBasedStateMachine):
         store = Bounded(self.store, self.boundaries, names)
         bucket = Bounded(self.bucket, self.boundaries, ("write",))
         self.http = httpx.AsyncClient(transport=self.provider)
-        runpod = RunPodClient(self.http, "runpod-key", 1000)
-        core = make_core(SETTINGS, store, bucket, runpod, lambda: self.now)
+        providers = open_providers(SETTINGS, self.http)
+        core = make_core(SETTINGS, store, bucket, providers, lambda: self.now)
         self.reconciler, self.orphans, self.drain = core.reconciler, core.orphans, core.drain
         self.drain.is_on = self.draining
         disk = DiskSpace(None, 0)

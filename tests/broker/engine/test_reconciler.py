@@ -8,7 +8,7 @@ from broker.clock import now_ms
 from broker.engine.core import make_core
 from broker.errors import ProviderError, StorageError
 from broker.jobs.model import Attempt, AttemptState, EventKind, JobChange
-from broker.providers.runpod import RunPodClient
+from broker.providers.registry import open_providers
 from schemas.jobs import ErrorCode, JobStatus, Phase
 from schemas.keys import object_key
 from tests.broker.provider import Provider, Worker, refuse
@@ -30,8 +30,8 @@ class Scene:
         """One look at the job, as by a broker that has just been started."""
         self.now += int(seconds_later * 1000)
         async with httpx.AsyncClient(transport=self.provider) as http:
-            runpod = RunPodClient(http, "runpod-key")
-            core = make_core(self.settings, self.store, self.bucket, runpod, lambda: self.now)
+            providers = open_providers(self.settings, http)
+            core = make_core(self.settings, self.store, self.bucket, providers, lambda: self.now)
             await core.reconciler.look_at(self.id)
         return self.job
 
@@ -137,7 +137,7 @@ async def test_a_broker_that_died_while_submitting_does_not_submit_again(scene):
         job_id=scene.id,
         number=1,
         state=AttemptState.SUBMITTING,
-        endpoint_url="http://runpod/v2/embedded",
+        target="http://runpod/v2/embedded",
         created_at=scene.now,
         submitted_at=scene.now,
     )
@@ -397,7 +397,7 @@ async def test_a_cancel_during_the_submit_keeps_the_providers_id(scene):
 
     scene.provider.fault = cancel_meanwhile
     await scene.look()
-    assert scene.attempt.runpod_job_id == "rp-1"
+    assert scene.attempt.provider_job_id == "rp-1"
     assert (await scene.look()).status is JobStatus.CANCELLED
     assert scene.provider.only()["status"] == "CANCELLED"
 
@@ -606,8 +606,8 @@ async def test_a_draining_broker_sends_nothing_and_follows_what_runs(scene, subm
     """Held where it is, said once; sent when the drain is over."""
     other = scene.store.add(make_job(user_id=scene.settings.user_id))
     async with httpx.AsyncClient(transport=scene.provider) as http:
-        runpod = RunPodClient(http, "runpod-key")
-        core = make_core(scene.settings, scene.store, scene.bucket, runpod, lambda: scene.now)
+        providers = open_providers(scene.settings, http)
+        core = make_core(scene.settings, scene.store, scene.bucket, providers, lambda: scene.now)
         core.drain.is_on = True
         for _ in range(3):
             await core.reconciler.look_at(other.id)
@@ -628,8 +628,8 @@ class TestOrphans:
     async def release(self, scene, seconds_later=0.0):
         scene.now += int(seconds_later * 1000)
         async with httpx.AsyncClient(transport=scene.provider) as http:
-            runpod = RunPodClient(http, "runpod-key")
-            core = make_core(scene.settings, scene.store, scene.bucket, runpod, lambda: scene.now)
+            providers = open_providers(scene.settings, http)
+            core = make_core(scene.settings, scene.store, scene.bucket, providers, lambda: scene.now)
             for _, orphan in scene.store.orphans(scene.now):
                 await core.orphans.release(orphan.token)
 
@@ -639,7 +639,7 @@ class TestOrphans:
         submitted.provider.fault = refuse
         await submitted.look(submitted.settings.cancel_grace_seconds + 1)
         assert submitted.job.status is JobStatus.CANCELLED
-        assert [attempt.runpod_job_id for _, attempt in submitted.store.orphans()] == ["rp-1"]
+        assert [attempt.provider_job_id for _, attempt in submitted.store.orphans()] == ["rp-1"]
         with pytest.raises(ProviderError):
             await self.release(submitted)
         submitted.provider.fault = None

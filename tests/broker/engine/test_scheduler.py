@@ -11,7 +11,7 @@ from broker.clock import now_ms
 from broker.engine.core import make_core
 from broker.engine.scheduler import ReconcileLoop
 from broker.jobs.model import AttemptState, EventKind, JobChange
-from broker.providers.runpod import RunPodClient
+from broker.providers.registry import open_providers
 from schemas.jobs import JobStatus
 from schemas.keys import object_key
 from tests.broker.memory_bucket import MemoryBucket
@@ -52,8 +52,10 @@ async def test_many_cancels_hold_no_submit_up(settings, store, make_job):
         for _ in range(CANCELS + SUBMITS)
     ]
     async with httpx.AsyncClient(transport=provider) as http:
-        runpod = RunPodClient(http, "runpod-key")
-        fast = make_core(known, store, bucket, RunPodClient(http, "runpod-key", 1000.0)).reconciler
+        providers = open_providers(known, http)
+        fast = make_core(
+            known, store, bucket, open_providers(settings(REELBROKER_RUNPOD_CALLS_PER_SECOND=1000), http)
+        ).reconciler
         for job in jobs[:CANCELS]:
             await fast.look_at(job.id)
             sent = store.find(job.id)
@@ -62,7 +64,7 @@ async def test_many_cancels_hold_no_submit_up(settings, store, make_job):
                 EventKind.CANCEL_REQUESTED,
                 JobChange.model_validate({"cancel_requested_at": now_ms(), "due_at": now - 60_000}),
             )
-        loop = ReconcileLoop(store, make_core(known, store, bucket, runpod), now_ms)
+        loop = ReconcileLoop(store, make_core(known, store, bucket, providers), now_ms)
         running = asyncio.create_task(loop.run())
         async with asyncio.timeout(30):
             while len(provider.submits) < CANCELS + SUBMITS:
@@ -70,7 +72,7 @@ async def test_many_cancels_hold_no_submit_up(settings, store, make_job):
         cancelled = [job for job in jobs if store.find(job.id).status is JobStatus.CANCELLED]
         loop.close()
         await running
-    assert not runpod.breaker_open
+    assert not providers.breaker_open
     assert len(cancelled) < CANCELS / 2
     newest = [store.load(job.id)[1][-1] for job in jobs[CANCELS:]]
     assert {attempt.state for attempt in newest} == {AttemptState.SUBMITTED}

@@ -42,7 +42,7 @@ def job(**fields):
 def attempt(state=AttemptState.SUBMITTED, **fields):
     """Its attempt, sent five seconds ago."""
     base = {
-        "token": "t", "job_id": "j", "number": 1, "state": state, "endpoint_url": "http://x", "runpod_job_id": "rp-1",
+        "token": "t", "job_id": "j", "number": 1, "state": state, "target": "http://x", "provider_job_id": "rp-1",
         "created_at": NOW - 6_000, "submitted_at": NOW - 5_000, "timeout_seconds": 600, "ttl_seconds": 90_000,
     }  # fmt: skip
     return Attempt.model_validate(base | fields)
@@ -138,17 +138,17 @@ def test_a_cancel_ends_what_the_provider_does_not_have_and_stops_the_rest(state,
         pytest.param(Observation(started=STARTED), {}, "adopted rp-7 bucket:started.json", id="started"),
         pytest.param(remote("queued"), {}, "adopted rp-1 provider:webhook", id="webhook-told-the-truth"),
         pytest.param(remote("absent"), {}, "asked for rp-1 no more", id="webhook-told-a-lie"),
-        pytest.param(Observation(health=BUSY), {"runpod_job_id": None}, "waits", id="busy"),
-        pytest.param(Observation(health=NOBODY), {"runpod_job_id": None}, "empty since now", id="empty"),
+        pytest.param(Observation(health=BUSY), {"provider_job_id": None}, "waits", id="busy"),
+        pytest.param(Observation(health=NOBODY), {"provider_job_id": None}, "empty since now", id="empty"),
         pytest.param(
-            Observation(health=NOBODY), {"runpod_job_id": None, "queue_empty_since": ago(11)}, "given up", id="still-empty"
+            Observation(health=NOBODY), {"provider_job_id": None, "queue_empty_since": ago(11)}, "given up", id="still-empty"
         ),
         pytest.param(
-            Observation(health=BUSY), {"runpod_job_id": None, "queue_empty_since": ago(11)}, "waits", id="empty-no-more"
+            Observation(health=BUSY), {"provider_job_id": None, "queue_empty_since": ago(11)}, "waits", id="empty-no-more"
         ),
-        pytest.param(Observation(), {"runpod_job_id": None, "submitted_at": ago(601)}, "given up", id="grace-is-over"),
+        pytest.param(Observation(), {"provider_job_id": None, "submitted_at": ago(601)}, "given up", id="grace-is-over"),
         pytest.param(
-            Observation(health=NOBODY), {"runpod_job_id": None, "absent_since": ago(999)}, "empty since now", id="absence-is-no-empty-queue"
+            Observation(health=NOBODY), {"provider_job_id": None, "absent_since": ago(999)}, "empty since now", id="absence-is-no-empty-queue"
         ),
     ],
 )  # fmt: skip
@@ -157,7 +157,7 @@ def test_a_submit_in_doubt(seen, fields, expected):
     decision = decided([attempt(AttemptState.SUBMITTING, **fields)], seen)
     match decision:
         case Change(kind=EventKind.SUBMITTED) as adopted:
-            told = f"adopted {adopted.attempt.runpod_job_id} {adopted.evidence}"
+            told = f"adopted {adopted.attempt.provider_job_id} {adopted.evidence}"
             assert (adopted.attempt.queue_empty_since, adopted.attempt.absent_since) == (None, None)
         case Change(kind=EventKind.SUPERSEDED) as given_up:
             told = "given up"
@@ -166,7 +166,7 @@ def test_a_submit_in_doubt(seen, fields, expected):
             told = "waits" if known.queue_empty_since is None else "empty since now"
             if expected.startswith("asked"):
                 told = "asked for rp-1 no more"
-                assert known.runpod_job_id is None
+                assert known.provider_job_id is None
     assert told == expected
 
 
@@ -213,7 +213,7 @@ def test_the_last_attempt_is_the_jobs_end():
         attempt(AttemptState.SUPERSEDED, token="1", error_code="worker_lost"),
         attempt(AttemptState.SUPERSEDED, token="2", error_code="provider_unavailable"),
     ]
-    last = attempt(AttemptState.SUBMITTING, token="3", submitted_at=ago(601), runpod_job_id=None)
+    last = attempt(AttemptState.SUBMITTING, token="3", submitted_at=ago(601), provider_job_id=None)
     end = decided([*before, last], Observation())
     assert isinstance(end, End)
     assert (end.fence, end.gone, end.change.error_code) == (True, False, ErrorCode.PROVIDER_UNAVAILABLE)
@@ -300,7 +300,7 @@ def test_a_run_without_progress_is_stalled_and_goes_on():
 )
 def test_what_follows_from_a_submit(outcome, expected):
     """Nothing sent keeps the attempt ready; what may have been sent is never ready again."""
-    ready = attempt(AttemptState.READY, submitted_at=None, runpod_job_id=None)
+    ready = attempt(AttemptState.READY, submitted_at=None, provider_job_id=None)
     sent = ready.evolve(state=AttemptState.SUBMITTING, submitted_at=NOW)
     decision = decide_sent(job(status="pending"), ready, sent, outcome, NOW)
     assert decision.kind is expected

@@ -8,7 +8,8 @@ import pytest
 from broker.clock import DAY_MS, HOUR_MS
 from broker.jobs.model import Attempt, AttemptState
 from broker.ops.overview import HEALTH_SECONDS, Backlog, FleetService
-from broker.providers.runpod import RunPodClient
+from broker.providers.registry import open_providers
+from broker.providers.runpod import RunPod
 from broker.store.engine import open_engine
 from broker.store.jobs import JobStore
 from tests.broker.provider import Provider
@@ -25,8 +26,8 @@ class Board:
         self.engine, self.provider = open_engine(settings.database_url), Provider()
         self.store = JobStore(self.engine)
         self.http = httpx.AsyncClient(transport=self.provider)
-        runpod = RunPodClient(self.http, settings.runpod_api_key.get_secret_value(), 1000)
-        self.service = FleetService(settings, self.engine, self.store, runpod, lambda: self.now)
+        providers = open_providers(settings, self.http)
+        self.service = FleetService(settings, self.engine, self.store, providers, lambda: self.now)
 
     def ended(self, hours_ago, **fields):
         """A job that ended so long ago."""
@@ -93,7 +94,7 @@ async def test_what_needs_a_look(board):
     stuck = board.store.add(
         board.make_job(stalled_since=NOW - 60_000, progress=40, phase="processing", status="processing")
     )
-    attempt = Attempt(token="1" * 32, job_id=stuck.id, number=1, state=AttemptState.SUPERSEDED, endpoint_url="", runpod_job_id="rp-1",
+    attempt = Attempt(token="1" * 32, job_id=stuck.id, number=1, state=AttemptState.SUPERSEDED, target="", provider_job_id="rp-1",
                       created_at=NOW, submitted_at=NOW - 20_000, error_code="worker_lost", orphan_due_at=1)  # fmt: skip
     board.store.note(attempt)
     fleet = await board.look()
@@ -138,10 +139,10 @@ async def test_a_provider_that_hangs_holds_up_nobody(board, monkeypatch):
     """For so long as one may wait for it."""
     monkeypatch.setattr("broker.ops.overview.HEALTH_SECONDS", 0.05)
 
-    async def hang(_):
+    async def hang(*_):
         await asyncio.sleep(60)
 
-    monkeypatch.setattr(board.service._runpod, "health", hang)
+    monkeypatch.setattr(RunPod, "health", hang)
     fleet = await asyncio.wait_for(board.look(), 10)
     assert "did not answer" in fleet.provider_error
 
@@ -154,6 +155,6 @@ async def test_the_backlog_is_what_is_under_way(board):
     board.store.add(board.make_job(stalled_since=NOW - 60_000, due_at=NOW + 9_000, **working))
     lost = board.ended(0.1, status="error", output_key=None, error_code="worker_lost", due_at=0)
     board.store.note(
-        Attempt(token="2" * 32, job_id=lost.id, number=1, endpoint_url="", created_at=NOW, orphan_due_at=1)
+        Attempt(token="2" * 32, job_id=lost.id, number=1, target="", created_at=NOW, orphan_due_at=1)
     )
     assert board.service.backlog() == Backlog({"accepted": 1, "processing": 1}, 90.0, 4.0, 1, 1)

@@ -9,7 +9,7 @@ from broker.embedded.endpoint import EndpointConfig, create_endpoint
 from broker.errors import ProviderPaced, ProviderRefused, ProviderUncertain, ProviderUnreachable
 from broker.jobs.observation import RemoteState
 from broker.jobs.policy import Deadlines
-from broker.providers.runpod import RunPodClient
+from broker.providers.runpod import RunPod
 from schemas.worker import WorkerInput
 from tests.broker.provider import Provider
 
@@ -39,7 +39,7 @@ async def steerable(_):
 async def runpod(request, tmp_path):
     """The same client on either provider."""
     async with request.param(tmp_path) as transport, httpx.AsyncClient(transport=transport) as http:
-        yield RunPodClient(http, "runpod-key")
+        yield RunPod(http, "runpod-key")
 
 
 async def test_a_submitted_job_waits_in_the_queue(runpod):
@@ -73,7 +73,7 @@ async def test_both_deadlines_are_sent_in_milliseconds():
     """RunPod counts ttl from the submit, so it covers queue and run."""
     provider = Provider()
     async with httpx.AsyncClient(transport=provider) as http:
-        await RunPodClient(http, "runpod-key").submit(URL, JOB, Deadlines(60, 660))
+        await RunPod(http, "runpod-key").submit(URL, JOB, Deadlines(60, 660))
     assert provider.only()["sent"]["policy"] == {"executionTimeout": 60_000, "ttl": 660_000}
 
 
@@ -103,7 +103,7 @@ async def test_a_submit_tells_not_sent_from_not_known(answer, error):
 
     async with httpx.AsyncClient(transport=httpx.MockTransport(say)) as http:
         with pytest.raises(error):
-            await RunPodClient(http, "k").submit(URL, JOB, Deadlines(60, 120))
+            await RunPod(http, "k").submit(URL, JOB, Deadlines(60, 120))
 
 
 async def test_429_of_one_verb_leaves_the_others_alone():
@@ -115,9 +115,10 @@ async def test_429_of_one_verb_leaves_the_others_alone():
         return httpx.Response(200, json={"id": "a", "status": "IN_QUEUE"})
 
     async with httpx.AsyncClient(transport=httpx.MockTransport(say)) as http:
-        runpod = RunPodClient(http, "k")
         outcomes = []
-        runpod.on_call = lambda action, outcome, seconds: outcomes.append((action, outcome))
+        runpod = RunPod(
+            http, "k", 50, lambda name, action, outcome, seconds: outcomes.append((action, outcome))
+        )
         for _ in range(20):
             with pytest.raises(ProviderPaced):
                 await runpod.cancel(URL, "a")
@@ -131,7 +132,7 @@ async def test_the_idle_are_counted_without_those_at_work():
     workers = {"idle": 0, "ready": 3, "running": 3}
     transport = httpx.MockTransport(lambda _: httpx.Response(200, json={"jobs": {}, "workers": workers}))
     async with httpx.AsyncClient(transport=transport) as http:
-        health = await RunPodClient(http, "k").health(URL)
+        health = await RunPod(http, "k").health(URL)
     assert (health.workers_idle, health.workers_up) == (0, 3)
 
 
@@ -140,7 +141,7 @@ async def test_a_state_that_we_do_not_know_decides_nothing():
     transport = httpx.MockTransport(lambda _: httpx.Response(200, json={"id": "a", "status": "HIBERNATING"}))
     async with httpx.AsyncClient(transport=transport) as http:
         with pytest.raises(ProviderUncertain, match="HIBERNATING"):
-            await RunPodClient(http, "k").status(URL, "a")
+            await RunPod(http, "k").status(URL, "a")
 
 
 async def test_what_a_failed_job_says_is_passed_on():
@@ -154,7 +155,7 @@ async def test_what_a_failed_job_says_is_passed_on():
     }
     transport = httpx.MockTransport(lambda _: httpx.Response(200, json=body))
     async with httpx.AsyncClient(transport=transport) as http:
-        job = await RunPodClient(http, "k").status(URL, "a")
+        job = await RunPod(http, "k").status(URL, "a")
     assert (job.state, job.error, job.output, job.execution_seconds) == (
         RemoteState.FAILED,
         "x",
