@@ -98,9 +98,10 @@ def test_a_database_of_every_revision_is_brought_forward_with_its_jobs(database_
         columns = ", ".join(job)
         places = ", ".join(f":{name}" for name in job)
         connection.execute(text(f"INSERT INTO export_jobs ({columns}) VALUES ({places})"), job)
+        target = "endpoint_url" if revision < "0007" else "target"
         connection.execute(
             text(
-                "INSERT INTO job_attempts (token, job_id, number, state, endpoint_url, created_at)"
+                f"INSERT INTO job_attempts (token, job_id, number, state, {target}, created_at)"
                 " VALUES ('t', 'j', 1, 'submitted', 'http://x', 5)"
             )
         )
@@ -113,9 +114,8 @@ def test_a_database_of_every_revision_is_brought_forward_with_its_jobs(database_
         "submitted",
         None,
     )
-    assert (
-        store.move(job, EventKind.PROGRESS, JobChange.model_validate({"progress": 8}), attempt).progress == 8
-    )
+    assert (attempt.provider, attempt.target, attempt.part) == ("runpod", "http://x", 0)
+    assert store.move(job, EventKind.PROGRESS, JobChange(progress=8), attempt).progress == 8
     store.close()
 
 
