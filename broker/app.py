@@ -28,6 +28,7 @@ from broker.engine.scheduler import ReconcileLoop
 from broker.engine.service import JobService
 from broker.engine.watch import EventHub
 from broker.errors import BrokerError
+from broker.jobs.model import Event, Job
 from broker.ops.metrics import Metrics
 from broker.ops.overview import FleetService
 from broker.ops.retention import Retention
@@ -57,7 +58,8 @@ def create_app(settings: Settings, *, transport: httpx.AsyncBaseTransport | None
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[dict[str, Any]]:
         engine = await run_in_threadpool(open_engine, settings.database_url)
-        store = JobStore(engine)
+        hub = EventHub()
+        store = JobStore(engine, partial(_announce, hub, metrics))
         timeout = httpx.Timeout(30.0, connect=5.0)
         try:
             async with (
@@ -65,11 +67,7 @@ def create_app(settings: Settings, *, transport: httpx.AsyncBaseTransport | None
                 open_caller() as outgoing,
             ):
                 providers = open_providers(settings, http, metrics.provider_called)
-                bucket = await run_in_threadpool(open_bucket, settings)
-                hub = EventHub(store)
-                store.on_event = hub.publish
-                store.on_end = metrics.job_ended
-                bucket.on_error = metrics.storage_failed
+                bucket = await run_in_threadpool(open_bucket, settings, metrics.storage_failed)
                 metrics.breaker_open.set_function(lambda: providers.breaker_open)
                 core = make_core(settings, store, bucket, providers, on_look=metrics.looked)
                 await core.drain.read()
@@ -80,14 +78,13 @@ def create_app(settings: Settings, *, transport: httpx.AsyncBaseTransport | None
                     settings, store, bucket, core.reconciler, core.drain, hub, disk, looks.wake
                 )
                 retention = Retention(settings, store, bucket)
-                webhooks = WebhookService(settings, Outbox(engine), outgoing)
-                webhooks.on_call = metrics.webhook_called
+                webhooks = WebhookService(settings, Outbox(engine), outgoing, on_call=metrics.webhook_called)
                 loop = asyncio.create_task(looks.run())
                 others = [asyncio.create_task(part.run()) for part in (retention, webhooks)]
                 if (
                     path is None
                 ):  # on SQLite this is the one process that moves jobs, and hears of each move by itself
-                    others.append(asyncio.create_task(hub.poll()))
+                    others.append(asyncio.create_task(hub.poll(store)))
                 yield {
                     "settings": settings,
                     "service": service,
@@ -151,6 +148,13 @@ def _cors(settings: Settings) -> list[Middleware]:
             max_age=3600,
         )
     ]
+
+
+def _announce(hub: EventHub, metrics: Metrics, event: Event, job: Job) -> None:
+    """Hands a committed event to whoever watches its job, and counts the job's end."""
+    hub.publish(event)
+    if job.status.is_terminal:
+        metrics.job_ended(job)
 
 
 def _is_running(loop: asyncio.Task[None]) -> None:

@@ -62,15 +62,17 @@ class Unfinished:
 class Bucket:
     """One bucket of an S3-compatible store.
 
+    Args:
+        on_error: called with the method of each call that failed.
+
     Raises:
         StorageError: from every method, when the store fails or cannot be reached. A missing object is None.
     """
 
-    #: Told of each call that failed, by its method; whoever wants to hear of them sets it.
-    on_error: Callable[[str], None]
-
-    def __init__(self, client: "S3Client", name: str) -> None:
-        self.on_error = lambda method: None
+    def __init__(
+        self, client: "S3Client", name: str, on_error: Callable[[str], None] = lambda method: None
+    ) -> None:
+        self._on_error = on_error
         self._client = client
         self._name = name
         # Each look at a job asks twice, and there may be thousands of jobs: a signed URL fetched by urllib3 costs 0.6 ms
@@ -255,7 +257,7 @@ class Bucket:
             raise self._failed(method, key, error) from error
 
     def _failed(self, method: str, key: str, why: object) -> StorageError:
-        self.on_error(method)
+        self._on_error(method)
         return StorageError(f"{method} {key}: {why}")
 
     def check(self) -> None:
@@ -277,7 +279,7 @@ def cors_rule(origins: Sequence[str]) -> "CORSRuleTypeDef":
     }
 
 
-def open_bucket(settings: Settings) -> Bucket:
+def open_bucket(settings: Settings, on_error: Callable[[str], None] = lambda method: None) -> Bucket:
     """Makes the client; nothing is sent yet."""
     # It warns of each retry, with the URL, and that has the signature.
     logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
@@ -299,4 +301,4 @@ def open_bucket(settings: Settings) -> Bucket:
             s3={"addressing_style": "path"},
         ),
     )
-    return Bucket(client, settings.r2_bucket_name)
+    return Bucket(client, settings.r2_bucket_name, on_error)

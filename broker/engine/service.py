@@ -233,7 +233,7 @@ class JobService:
                 return job
             try:
                 async with asyncio.timeout(seconds):
-                    async for event in self._hub.follow(job_id, job.version, feed):
+                    async for event in self._hub.follow(self._store, job_id, job.version, feed):
                         if version is not None or ends(event):
                             break
             except TimeoutError:
@@ -257,7 +257,7 @@ class JobService:
                 yield Snapshot(seq=job.version, job=self.view(job))
             if job.status.is_terminal and after == job.version:
                 return
-            async for event in self._hub.follow(job_id, after, feed):
+            async for event in self._hub.follow(self._store, job_id, after, feed):
                 yield event_view(event)
                 if ends(event):
                     return

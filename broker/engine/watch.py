@@ -46,8 +46,7 @@ class Feed:
 class EventHub:
     """Hands events on to those who watch their job. Made inside the event loop; `publish` may be called from any thread."""
 
-    def __init__(self, store: JobStore) -> None:
-        self._store = store
+    def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._feeds: defaultdict[str, set[Feed]] = defaultdict(set)
         self._seen: dict[str, int] = {}  #: the newest seq that was handed on, of watched jobs
@@ -71,12 +70,12 @@ class EventHub:
                 del self._feeds[job_id]
                 self._seen.pop(job_id, None)
 
-    async def follow(self, job_id: str, after: int, feed: Feed) -> AsyncIterator[Event]:
+    async def follow(self, store: JobStore, job_id: str, after: int, feed: Feed) -> AsyncIterator[Event]:
         """Yields a job's events with a seq above `after`, in order and without a gap, for ever."""
         missing = True
         while True:
             if missing:
-                for event in await run_in_threadpool(self._store.events, job_id, after):
+                for event in await run_in_threadpool(store.events, job_id, after):
                     yield event
                     after = event.seq
             event = await feed.next()
@@ -85,14 +84,14 @@ class EventHub:
                 yield event
                 after = event.seq
 
-    async def poll(self) -> None:
+    async def poll(self, store: JobStore) -> None:
         """Hears of what other processes move, until closed; needed where several brokers share a database."""
         while not await self._is_closed_within(POLL_SECONDS):
             try:
-                newest = await run_in_threadpool(self._store.versions, list(self._feeds))
+                newest = await run_in_threadpool(store.versions, list(self._feeds))
                 for job_id, version in newest.items():
                     if version > self._seen.get(job_id, 0):
-                        for event in await run_in_threadpool(self._store.events, job_id, version - 1):
+                        for event in await run_in_threadpool(store.events, job_id, version - 1):
                             self._hand_on(event)
             except Exception:  # the database is away: watchers wait, as everybody does
                 log.exception("poll_failed")

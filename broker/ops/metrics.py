@@ -1,6 +1,6 @@
 """What Prometheus reads at `GET /metrics`: what this process has done since it began, and what the database and the provider say now.
 
-The parts of the broker know nothing of this: they tell whoever listens (`on_end`, `on_call` …), and app.py has this listen. Labels
+The parts of the broker know nothing of this: they call whom app.py hands them (`on_event`, `on_call` …). Labels
 are closed lists of words, never an id, a user or a path, so the number of series is fixed. They are all there from the start, so
 that the first failure of a kind counts as one. One registry for each app: tests make many in a process.
 """

@@ -75,7 +75,7 @@ class _HealthReply(_Reply):
 def _told(
     call: Callable[Concatenate["RunPod", P], Coroutine[Any, Any, T]],
 ) -> Callable[Concatenate["RunPod", P], Coroutine[Any, Any, T]]:
-    """Has `on_call` hear of each call of a method: its name, what came of it, and how long it took."""
+    """Calls `on_call` with each call of a method: its name, what came of it, and how long it took."""
 
     @wraps(call)
     async def made(self: "RunPod", /, *args: P.args, **kwargs: P.kwargs) -> T:
@@ -88,7 +88,7 @@ def _told(
             outcome = next(word for kind, word in _OUTCOMES.items() if isinstance(error, kind))
             raise
         finally:
-            self.on_call(self.name, call.__name__, outcome, time.monotonic() - began)
+            self._on_call(self.name, call.__name__, outcome, time.monotonic() - began)
 
     return made
 
@@ -121,7 +121,7 @@ class RunPod:
         calls_per_second: float = 50.0,
         on_call: Callable[[str, str, str, float], None] = lambda provider, action, outcome, seconds: None,
     ) -> None:
-        self.on_call = on_call
+        self._on_call = on_call
         self._http = http
         self._headers = {"Authorization": f"Bearer {api_key}"}
         self._calls_per_second = calls_per_second

@@ -79,6 +79,7 @@ class WebhookService:
     Args:
         http: follows no redirects.
         resolve: names to addresses; tests bring their own.
+        on_call: called with what came of each call.
     """
 
     def __init__(
@@ -88,9 +89,9 @@ class WebhookService:
         http: httpx.AsyncClient,
         resolve: Resolve = resolve,
         clock: Callable[[], int] = now_ms,
+        on_call: Callable[[str], None] = lambda outcome: None,
     ) -> None:
-        #: Told what came of each call; whoever wants to hear of them sets it.
-        self.on_call: Callable[[str], None] = lambda outcome: None
+        self._on_call = on_call
         self._private = settings.webhooks_to_private
         self._outbox = outbox
         self._http = http
@@ -244,7 +245,7 @@ class WebhookService:
             return {"due_at": self._clock() + int(wait * 1000), "delivered_at": None}
 
         self._outbox.conclude(row.id, claimed, made.model_dump(), follows)
-        self.on_call(outcome)
+        self._on_call(outcome)
         log.info("webhook_called", delivery_id=row.id, job_id=row.job_id, status=made.status)
 
     async def _call(self, webhook: WebhookRow, row: DeliveryRow) -> tuple[int | None, str]:

@@ -94,16 +94,17 @@ class Quota:
 
 
 class JobStore:
-    """Jobs on disk. Hands out and takes frozen values; rows stay in here."""
+    """Jobs on disk. Hands out and takes frozen values; rows stay in here.
 
-    #: Told of each event once it is committed, and of each job that has ended; whoever wants to hear of them sets it.
-    on_event: Callable[[Event], None]
-    on_end: Callable[[Job], None]
+    Args:
+        on_event: called with each event once it is committed, and the job after it.
+    """
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(
+        self, engine: Engine, on_event: Callable[[Event, Job], None] = lambda event, job: None
+    ) -> None:
         self._engine = engine
-        self.on_event = lambda event: None
-        self.on_end = lambda job: None
+        self._on_event = on_event
 
     def close(self) -> None:
         """Closes the database, once its last user is done: what was given up goes on in its thread, with a connection of its own."""
@@ -152,7 +153,7 @@ class JobStore:
             if (known := self.known(job, key)) is None:
                 raise
             return known
-        self.on_event(event)
+        self._on_event(event, job)
         return job
 
     def known(self, job: Job, key: str | None) -> Job | None:
@@ -304,9 +305,7 @@ class JobStore:
             event = _add_event(connection, moved, kind, told)
             if moved.status.is_terminal:
                 enqueue(connection, moved, event.at)
-        self.on_event(event)
-        if moved.status.is_terminal:
-            self.on_end(moved)
+        self._on_event(event, moved)
         return moved
 
     def touch(

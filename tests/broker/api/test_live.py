@@ -160,8 +160,9 @@ async def stir(client, url):
     """Has a job move a dozen times through the broker's own store, and be cancelled."""
     store, job_id = JobStore.opened, url.rpartition("/")[2]
     for number in range(12):
-        job, attempt = await asyncio.to_thread(store.load, job_id)
-        await asyncio.to_thread(store.move, job, "progress", {"message": f"move {number}"}, attempt)
+        job, _ = await asyncio.to_thread(store.load, job_id)
+        change = JobChange(message=f"move {number}")
+        await asyncio.to_thread(store.move, job, EventKind.PROGRESS, change)
         await asyncio.sleep(random.random() * 0.01)
     await client.post(f"{url}/cancel")
 
@@ -171,8 +172,8 @@ def opened_store(monkeypatch):
     """The store of the broker under test, for a hand that moves jobs from within."""
     make = JobStore.__init__
 
-    def remember(self, engine):
-        make(self, engine)
+    def remember(self, engine, *observers):
+        make(self, engine, *observers)
         JobStore.opened = self
 
     monkeypatch.setattr(JobStore, "__init__", remember)
@@ -184,17 +185,18 @@ async def test_a_slow_watcher_and_one_told_in_the_wrong_order_miss_nothing(clien
     """More events than are kept for one who does not read; two swapped on their way; one told twice."""
     url = (await client.post("/api/jobs", json=JOB)).headers["location"]
     job_id, store = url.rpartition("/")[2], JobStore.opened
-    hub_hears = store.on_event
+    announce = store._on_event
     held = []
-    store.on_event = held.append
+    store._on_event = lambda *news: held.append(news)
     hearing = asyncio.create_task(log_of(client, url))
     await asyncio.sleep(0.2)
     for number in range(100):
-        job, attempt = await asyncio.to_thread(store.load, job_id)
-        await asyncio.to_thread(store.move, job, "progress", {"message": f"move {number}"}, attempt)
+        job, _ = await asyncio.to_thread(store.load, job_id)
+        change = JobChange(message=f"move {number}")
+        await asyncio.to_thread(store.move, job, EventKind.PROGRESS, change)
     for event in [*held[1::2], *held[::2], held[5]]:
-        hub_hears(event)
-    store.on_event = hub_hears
+        announce(*event)
+    store._on_event = announce
     await client.post(f"{url}/cancel")
     numbers = [data["seq"] for data in await asyncio.wait_for(hearing, 10)]
     assert numbers == list(range(1, len(numbers) + 1))
@@ -269,7 +271,7 @@ def test_an_event_knows_whether_it_is_the_last():
     """By the status that it changed to."""
     from broker.jobs.views import ends
 
-    told = {"job_id": "j", "seq": 1, "at": 1, "kind": "x"}
+    told = {"job_id": "j", "seq": 1, "at": 1, "kind": "progress"}
     assert not ends(Event(**told, data='{"progress": 100}'))
     assert not ends(Event(**told, data='{"status": "processing"}'))
     assert ends(Event(**told, data='{"status": "cancelled"}'))
@@ -301,8 +303,8 @@ async def test_an_end_that_comes_while_one_asks_is_told(served, monkeypatch):
         def ends_behind_our_back(self, job_id, user_id):
             seen = version(self, job_id, user_id)
             monkeypatch.undo()
-            job, (attempt,) = store.load(job_id)
-            store.move(job, EventKind.CANCELLED, JobChange.model_validate({"status": "cancelled"}), attempt)
+            job, _ = store.load(job_id)
+            store.move(job, EventKind.CANCELLED, JobChange(status="cancelled"))
             return seen
 
         after = version(store, url.rpartition("/")[2], store.load(url.rpartition("/")[2])[0].user_id)

@@ -275,8 +275,8 @@ def test_prometheus_takes_the_alerts_and_they_come_when_they_should():
 @on_one_database
 def test_the_buckets_presigned_urls_are_no_calls(settings):
     """Minting one counts nothing, and a missing object is no error."""
-    bucket, told = open_bucket(settings()), []
-    bucket.on_error = told.append
+    told = []
+    bucket = open_bucket(settings(), told.append)
     assert bucket.size(object_key("u", "none.mp4")) is None
     bucket.presigned_get("u/none.mp4", "a.mp4", 60)
     assert told == []

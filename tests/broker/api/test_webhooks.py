@@ -412,7 +412,7 @@ def test_what_is_told_is_committed_with_the_move(database_url, make_job):
 async def test_what_came_of_each_call_is_told(office):
     """Delivered, failed and to be made again, or given up: by us, or because the receiver never wants another."""
     outcomes = []
-    office.service.on_call = outcomes.append
+    office.service._on_call = outcomes.append
     await office.add()
     office.receiver.answers = [httpx.Response(500), httpx.Response(204), httpx.Response(410)]
     office.finish()
