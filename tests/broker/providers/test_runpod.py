@@ -1,11 +1,8 @@
-"""RunPod's wire words and ours: on the steerable provider, on the embedded endpoint, and on answers gone wrong."""
-
-import contextlib
+"""RunPod's wire words and ours, and answers gone wrong."""
 
 import httpx
 import pytest
 
-from broker.embedded.endpoint import EndpointConfig, create_endpoint
 from broker.errors import ProviderPaced, ProviderRefused, ProviderUncertain, ProviderUnreachable
 from broker.jobs.observation import RemoteState
 from broker.jobs.policy import Deadlines
@@ -15,58 +12,6 @@ from tests.broker.provider import Provider
 
 URL = "http://runpod/v2/embedded"
 JOB = WorkerInput(job_id="j1", user_id="u1", type="framing", input_key="a.mp4", attempt_token="0" * 32)
-
-
-@contextlib.asynccontextmanager
-async def embedded(tmp_path):
-    config = EndpointConfig(endpoint_id="embedded", api_key="runpod-key", database=tmp_path / "endpoint.db")
-    app = create_endpoint(config)
-    async with app.router.lifespan_context(app) as state:
-
-        async def with_state(scope, receive, send):
-            scope["state"] = dict(state or {})
-            await app(scope, receive, send)
-
-        yield httpx.ASGITransport(with_state)
-
-
-@contextlib.asynccontextmanager
-async def steerable(_):
-    yield Provider()
-
-
-@pytest.fixture(params=[steerable, embedded], ids=["steerable", "embedded"])
-async def runpod(request, tmp_path):
-    """The same client on either provider."""
-    async with request.param(tmp_path) as transport, httpx.AsyncClient(transport=transport) as http:
-        yield RunPod(http, "runpod-key")
-
-
-async def test_a_submitted_job_waits_in_the_queue(runpod):
-    """Submit gives an id that status knows."""
-    job_id = await runpod.submit(URL, JOB, Deadlines(60, 120))
-    assert (await runpod.status(URL, job_id)).state is RemoteState.QUEUED
-    assert (await runpod.health(URL)).jobs_queued == 1
-
-
-async def test_a_cancelled_job_says_so(runpod):
-    """Cancel can be asked for twice."""
-    job_id = await runpod.submit(URL, JOB, Deadlines(60, 120))
-    await runpod.cancel(URL, job_id)
-    await runpod.cancel(URL, job_id)
-    assert (await runpod.status(URL, job_id)).state is RemoteState.CANCELLED
-
-
-async def test_an_unknown_job_is_absent_not_failed(runpod):
-    """404 is an answer: the provider does not know it (any more)."""
-    assert (await runpod.status(URL, "nobody")).state is RemoteState.ABSENT
-    await runpod.cancel(URL, "nobody")
-
-
-async def test_a_wrong_endpoint_or_key_accepts_nothing(runpod):
-    """The job may be sent again once the operator has mended it."""
-    with pytest.raises(ProviderUnreachable):
-        await runpod.submit("http://runpod/v2/other", JOB, Deadlines(60, 120))
 
 
 async def test_both_deadlines_are_sent_in_milliseconds():
