@@ -50,7 +50,7 @@ def create_app(settings: Settings, *, transport: httpx.AsyncBaseTransport | None
     """Builds the broker.
 
     Args:
-        transport: what carries the calls to RunPod; tests put an ASGI app or a failing network here.
+        transport: what carries the calls to providers; tests put an ASGI app or a failing network here.
     """
 
     metrics = Metrics(NAMES)

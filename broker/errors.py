@@ -15,7 +15,7 @@ BrokerError
 │   ├── QuotaExceeded        one job more than the user may have
 │   └── RateLimited          too many requests; carries when to come again
 ├── Unavailable              no new job is taken at the moment, from nobody; carries the code
-├── ProviderError            RunPod's; none of these alone ever moves a job to `error`, but ProviderRefused
+├── ProviderError            the provider's; none of these alone ever moves a job to `error`, but ProviderRefused
 │   ├── ProviderUnreachable  nothing was accepted: the same request may be sent again
 │   │   ├── ProviderHeld     it was not even sent: the breaker is open
 │   │   └── ProviderPaced    too many calls of one kind: a 429, or not sent so as not to get one

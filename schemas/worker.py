@@ -46,10 +46,19 @@ class FromWorker(Wire):
     model_config = ConfigDict(extra="ignore", frozen=True, allow_inf_nan=False)
 
 
-class Started(FromWorker):
-    """`started.json`: proof that a provider job took up the attempt."""
+class OfARun(FromWorker):
+    """A document of a run; `runpod_job_id` is the wire's word for the provider's id of its job, whoever that is."""
 
     runpod_job_id: str
+
+    @property
+    def provider_job_id(self) -> str:
+        return self.runpod_job_id
+
+
+class Started(OfARun):
+    """`started.json`: proof that a provider job took up the attempt."""
+
     worker_id: str
     at_ms: int
     version: str | None = None  #: of the worker; the first ones did not tell it
@@ -77,11 +86,10 @@ class Timings(FromWorker):
     cold_start_seconds: float = 0.0
 
 
-class Result(FromWorker):
+class Result(OfARun):
     """`result.json`, and a provider job's final `output`. Whoever puts it first is the attempt's result."""
 
     output_key: ObjectKey
-    runpod_job_id: str
     facts: OutputFacts
     timings: Timings
     gpu: str | None = None  #: its name as CUDA gives it; None for a CPU

@@ -81,10 +81,10 @@ def prepare(store: JobStore, bucket: Bucket, provider: Provider, count: int) -> 
         if fate == "new":
             continue
         attempt = Attempt(
-            token=secrets.token_hex(16), job_id=job.id, number=1, state=AttemptState.SUBMITTED, target=ENDPOINT, provider_job_id=f"rp-{number}",
+            token=secrets.token_hex(16), job_id=job.id, number=1, state=AttemptState.SUBMITTED, provider="runpod", target=ENDPOINT, provider_job_id=f"rp-{number}",
             created_at=began, submitted_at=began, ttl_seconds=90_000,
         )  # fmt: skip
-        changes = {"status": JobStatus.PROCESSING, "attempt": 1, "runpod_job_id": attempt.provider_job_id}
+        changes = {"status": JobStatus.PROCESSING, "attempt": 1, "provider_job_id": attempt.provider_job_id}
         moved = store.move(job, EventKind.SUBMITTED, JobChange.model_validate(changes), attempt)
         assert moved is not None
         if fate == "finished":

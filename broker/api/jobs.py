@@ -120,7 +120,7 @@ async def quote(request: Request) -> Response:
     return requests.json(await requests.service(request).quote(requests.user(request), asked))
 
 
-async def runpod_hook(request: Request) -> Response:
+async def provider_hook(request: Request) -> Response:
     """The GPU provider says that something happened to a job. Only a reason to look now: what it says is not believed."""
     raw = await requests.raw_body(request)
     try:

@@ -79,7 +79,7 @@ OPERATIONS = (
     Operation("GET", f"{EXPORT}/modal-status", aliases.remote_status, {200: RemoteStatus}, "older clients", problems=(404,)),
     Operation("DELETE", EXPORT, aliases.cancel, {200: ExportCancelled}, "older clients", problems=(400, 404)),
     Operation("GET", "/api/storage/presigned-url", aliases.presigned_url, {200: DownloadUrl}, "videos", query=DownloadQuery, problems=(404, 422, 503)),
-    Operation("POST", "/hooks/runpod/{job_id}/{token}", jobs.runpod_hook, {200: operations.Health}, "operations", Access.PUBLIC, problems=(404, 408, 413)),
+    Operation("POST", "/hooks/runpod/{job_id}/{token}", jobs.provider_hook, {200: operations.Health}, "operations", Access.PUBLIC, problems=(404, 408, 413)),
     Operation("GET", METRICS, operations.metrics, {200: "text/plain"}, "operations", Access.ADMIN),
     Operation("GET", "/healthz", operations.healthz, {200: operations.Health}, "operations", Access.PUBLIC),
     Operation("GET", "/readyz", operations.readyz, {200: operations.Readiness}, "operations", Access.PUBLIC, problems=(503,)),

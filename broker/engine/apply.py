@@ -120,7 +120,7 @@ class Applier:
 
     async def _begin(self, job: Job, attempts: list[Attempt]) -> None:
         attempt = self._dispatch.attempt(job)
-        change = JobChange(attempt=attempt.number, phase=Phase.SUBMITTING, runpod_job_id=None, progress=0)
+        change = JobChange(attempt=attempt.number, phase=Phase.SUBMITTING, provider_job_id=None, progress=0)
         moved = await self._change(job, attempts, Change(EventKind.ATTEMPT_BEGUN, change, attempt))
         if moved is not None:
             await self._send(moved, [*attempts, attempt], attempt)
@@ -160,7 +160,7 @@ class Applier:
             message="Done",
             output_key=result.output_key,
             result=result.facts.model_dump_json(),
-            runpod_job_id=result.runpod_job_id,
+            provider_job_id=result.provider_job_id,
             media_seconds=result.facts.duration_seconds,
         )
         billed = await self._billed(attempt, result)

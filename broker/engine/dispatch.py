@@ -88,7 +88,7 @@ class Dispatch:
     def _hook_url(self, job: Job, attempt: Attempt) -> str | None:
         """Returns where the provider may call when it is done."""
         base = self._settings.public_url
-        return None if base is None else f"{base}/hooks/runpod/{job.id}/{attempt.token}"
+        return None if base is None else f"{base}/hooks/{attempt.provider}/{job.id}/{attempt.token}"
 
 
 def _worker_input(job: Job, attempt: Attempt) -> WorkerInput:

@@ -39,7 +39,7 @@ class Orphans:
         attempt = attempt.evolve(orphan_due_at=now + int(ORPHAN_SECONDS * 1000))
         await run_in_threadpool(self._store.note, attempt)
         if attempt.provider_job_id is None and (started := await self._observer.started(job, attempt)):
-            attempt = attempt.evolve(provider_job_id=started.runpod_job_id)
+            attempt = attempt.evolve(provider_job_id=started.provider_job_id)
         if attempt.provider_job_id is not None:
             await self._providers.of(attempt).cancel(attempt.target, attempt.provider_job_id)
             remote = await self._observer.remote(attempt)
@@ -48,5 +48,5 @@ class Orphans:
         elif seconds_since(attempt.submitted_at, now) > (attempt.ttl_seconds or 0):
             attempt = attempt.evolve(orphan_due_at=None)  # it cannot be there any more
         if attempt.orphan_due_at is None:
-            log.info("orphan_gone", runpod_job_id=attempt.provider_job_id)
+            log.info("orphan_gone", provider_job_id=attempt.provider_job_id)
         await run_in_threadpool(self._store.note, attempt)

@@ -306,9 +306,9 @@ class JobService:
                 self._wake()
                 return self.view(asked)
 
-    async def hint(self, job_id: str, token: str, runpod_job_id: str | None) -> None:
+    async def hint(self, job_id: str, token: str, provider_job_id: str | None) -> None:
         """Takes a call of the GPU provider, or raises NotFound."""
-        if not await self._reconciler.hint(job_id, token, runpod_job_id):
+        if not await self._reconciler.hint(job_id, token, provider_job_id):
             raise NotFound("There is no such attempt.")
         self._wake()
 

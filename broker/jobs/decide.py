@@ -8,7 +8,7 @@ carries the decision out. Two things that the engine does have an end of their o
                               ├─ nothing sent ───── READY: the same attempt goes again in a moment
                               └─ end unknown ────── SUBMITTING: look for signs of the run, then give it up
 
-RunPod's answers, and any provider's, are hints; the proof of success is `result.json` with an output of the size
+A provider's answers are hints; the proof of success is `result.json` with an output of the size
 that it names. What fails or is unreachable changes nothing: the job is looked at again later. An attempt that is given
 up is first fenced by `stop.json`, so that two workers never publish one job.
 """
@@ -217,7 +217,7 @@ def adopt(attempt: Attempt, provider_job_id: str, evidence: EvidenceSource, now:
     )
     change = JobChange(
         status=JobStatus.PROCESSING,
-        runpod_job_id=provider_job_id,
+        provider_job_id=provider_job_id,
         progressed_at=now,
         phase=Phase.QUEUED,
         message=MESSAGES[Phase.QUEUED],
@@ -230,7 +230,7 @@ def _in_doubt(case: _Case) -> Decision:
     attempt, seen = case.attempt, case.seen
     if seen.started is not None:
         running = attempt.evolve(started_at=started_at(attempt, seen.started, case.now))
-        return adopt(running, seen.started.runpod_job_id, EvidenceSource.STARTED, case.now)
+        return adopt(running, seen.started.provider_job_id, EvidenceSource.STARTED, case.now)
     if attempt.provider_job_id is not None and seen.remote is not None:  # the provider called, with an id
         if seen.remote.state is not RemoteState.ABSENT:
             return adopt(attempt, attempt.provider_job_id, EvidenceSource.WEBHOOK, case.now)
@@ -313,8 +313,7 @@ def _slow_or_stuck(case: _Case, remote: RemoteJob) -> JobChange:
 def _waiting(health: Health, since: int, long: bool) -> JobChange:
     """Says why a job waits for a worker; with none at all it would wait for ever.
 
-    An idle worker takes the next job at once. RunPod also calls a worker idle that is scaled down and does not come up
-    (RunPod's guide, "Troubleshooting": jobs stay in the queue).
+    An idle worker takes the next job at once. Providers also call a worker idle that is scaled down and does not come up.
     """
     if health.workers_idle and long:
         sentence = "GPU workers are idle, but none takes the job: see their logs"
@@ -408,7 +407,7 @@ def _give_up(
     change = JobChange(
         phase=Phase.ACCEPTED,
         message=f"{sentence} Trying again.",
-        runpod_job_id=None,
+        provider_job_id=None,
         progress=0,
         stalled_since=None,
     )

@@ -48,7 +48,7 @@ class EventKind(StrEnum):
 
 
 class EvidenceSource(StrEnum):
-    """Where the evidence for a move was seen. Jobs of older brokers keep their words, such as `runpod:/status`."""
+    """Where the evidence for a move was seen. Jobs of older brokers keep the words of their time."""
 
     RESULT = "bucket:result.json"
     STARTED = "bucket:started.json"
@@ -63,7 +63,7 @@ class EvidenceSource(StrEnum):
 
 
 class Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class Job(Frozen):
@@ -84,7 +84,7 @@ class Job(Frozen):
     error_code: ErrorCode | None = None
     attempt: int = 0  #: attempts begun so far
     max_attempts: int
-    runpod_job_id: str | None = None  #: of the newest attempt
+    provider_job_id: str | None = None  #: of the newest attempt; `runpod_job_id` in the table and the API
     result: str | None = None  #: JSON of OutputFacts
     gpu_seconds: float | None = None
     cost_usd: float | None = None
@@ -120,7 +120,7 @@ class JobChange(Frozen):
     error: str | None = None
     error_code: ErrorCode | None = None
     attempt: int | None = None
-    runpod_job_id: str | None = None
+    provider_job_id: str | None = None
     result: str | None = None
     gpu_seconds: float | None = None
     cost_usd: float | None = None
@@ -149,7 +149,7 @@ class Attempt(Frozen):
     job_id: str
     number: int
     state: AttemptState = AttemptState.SUBMITTING
-    provider: str = "runpod"  #: the name of who runs it
+    provider: str  #: the name of who runs it
     target: str  #: where there; asked for where it was sent, also after the setting changed
     provider_job_id: str | None = None
     plan: str | None = None  #: of an export that several workers make in parts

@@ -55,7 +55,7 @@ def timeout_code(started: bool, ran_seconds: float, limit_seconds: int | None) -
     """Returns what "timed out" means for an attempt; providers give three things that one name.
 
     A job that no worker took has expired in the queue, and one that ended before its limit was lost with its worker
-    (RunPod's guide, "Job states": expired before pickup, failed to report back, exceeded the limit).
+    (providers/runpod.py has the source).
 
     Args:
         started: a worker has taken the attempt.

@@ -32,6 +32,7 @@ def view(job: Job, root_path: str) -> JobView:
         **job.model_dump(include=_AS_THEY_ARE),
         **_converted(job.model_dump(include={*_MOMENTS, "result"})),
         job_id=job.id,
+        runpod_job_id=job.provider_job_id,
         retryable=job.error_code is not None and job.error_code.retryable,
         stalled=job.stalled_since is not None,
         metadata=json.loads(job.meta),
@@ -47,6 +48,8 @@ def event_view(event: Event) -> EventView:
     """Shows an event; unset fields are those that did not change."""
     data = json.loads(event.data)
     changes = {name: value for name, value in data.items() if name in _CHANGED} | _converted(data)
+    if "provider_job_id" in data:  # in events of older brokers under the API's name already
+        changes["runpod_job_id"] = data["provider_job_id"]
     if "stalled_since" in data:
         changes["stalled"] = data["stalled_since"] is not None
     if "error_code" in data:

@@ -101,6 +101,7 @@ def adopt_results(store: JobStore, bucket: Bucket, job: Job) -> int:
             job_id=job.id,
             number=min(first, 1) - back,  # before all others: which number it had is not known
             state=AttemptState.SUPERSEDED,
+            provider="",
             target="",
             created_at=now_ms(),
         )

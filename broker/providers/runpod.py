@@ -3,6 +3,8 @@
 With the embedded endpoint this is the only module that knows RunPod's words. It decides nothing: what an answer
 means for a job is said in reconciler.py. Facts: RunPod documents no idempotency key for `/run`, keeps results for
 30 minutes, answers 404 for expired and for unknown ids alike, and shows progress as `output` while a job runs.
+`TIMED_OUT` means expired before pickup, failed to report back, or exceeded the limit (RunPod's guide, "Job states"). A
+worker that counts as idle may be scaled down, and jobs stay in the queue beside it ("Troubleshooting").
 """
 
 import time

@@ -411,7 +411,9 @@ def _keys_in(params: Any) -> Iterator[str]:
 
 
 def _job(row: RowMapping) -> Job:
-    return Job.model_validate(dict(row))
+    fields = dict(row)
+    fields["provider_job_id"] = fields.pop("runpod_job_id")
+    return Job.model_validate(fields)
 
 
 def _attempt(row: RowMapping) -> Attempt:

@@ -52,6 +52,10 @@ _SMALL = {
 }
 
 
+#: Fields whose columns have another name: the source documents fixed this one.
+_COLUMNS: dict[tuple[type[BaseModel], str], str] = {(Job, "provider_job_id"): "runpod_job_id"}
+
+
 def _columns(model: type[BaseModel], primary_key: set[str]) -> Iterator[Column[Any]]:
     """Yields a column for each field of a frozen value."""
     for name, field in model.model_fields.items():
@@ -59,7 +63,12 @@ def _columns(model: type[BaseModel], primary_key: set[str]) -> Iterator[Column[A
         foreign = [ForeignKey("export_jobs.id")] if name == "job_id" else []
         optional = types.NoneType in kinds
         yield Column(
-            name, _kind(name, kinds[0]), *foreign, primary_key=name in primary_key, nullable=optional
+            _COLUMNS.get((model, name), name),
+            _kind(name, kinds[0]),
+            *foreign,
+            primary_key=name in primary_key,
+            nullable=optional,
+            key=name,
         )
 
 

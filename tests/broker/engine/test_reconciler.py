@@ -68,7 +68,7 @@ async def submitted(scene):
 async def test_a_new_job_is_submitted_once(scene):
     """The provider gets token and deadlines; the job gets the provider's id."""
     job = await scene.look()
-    assert (job.status, job.phase, job.runpod_job_id, job.attempt) == ("processing", "queued", "rp-1", 1)
+    assert (job.status, job.phase, job.provider_job_id, job.attempt) == ("processing", "queued", "rp-1", 1)
     sent = scene.provider.only()["sent"]["input"]
     assert (sent["job_id"], sent["attempt_token"]) == (scene.id, scene.attempt.token)
     await scene.look()
@@ -116,7 +116,7 @@ async def test_a_submit_that_timed_out_is_adopted_when_its_worker_shows_up(scene
     assert len(scene.provider.submits) == 1
     scene.worker().start("rp-1")
     job = await scene.look(5)
-    assert (job.runpod_job_id, scene.attempt.state) == ("rp-1", AttemptState.SUBMITTED)
+    assert (job.provider_job_id, scene.attempt.state) == ("rp-1", AttemptState.SUBMITTED)
 
 
 async def test_a_submit_that_timed_out_is_superseded_after_the_grace_period(scene):
@@ -127,7 +127,7 @@ async def test_a_submit_that_timed_out_is_superseded_after_the_grace_period(scen
     assert scene.worker(0).told_to_stop()
     scene.provider.fault = None
     job = await scene.look(5)
-    assert (job.attempt, job.runpod_job_id, len(scene.provider.submits)) == (2, "rp-2", 2)
+    assert (job.attempt, job.provider_job_id, len(scene.provider.submits)) == (2, "rp-2", 2)
 
 
 async def test_a_broker_that_died_while_submitting_does_not_submit_again(scene):
@@ -137,6 +137,7 @@ async def test_a_broker_that_died_while_submitting_does_not_submit_again(scene):
         job_id=scene.id,
         number=1,
         state=AttemptState.SUBMITTING,
+        provider="runpod",
         target="http://runpod/v2/embedded",
         created_at=scene.now,
         submitted_at=scene.now,
@@ -439,7 +440,7 @@ async def test_a_webhook_names_the_run_of_a_submit_in_doubt(scene):
     assert scene.attempt.state is AttemptState.SUBMITTING
     assert await reconciler.hint(scene.id, token, "rp-1")
     await scene.look()
-    assert (scene.attempt.state, scene.job.runpod_job_id) == (AttemptState.SUBMITTED, "rp-1")
+    assert (scene.attempt.state, scene.job.provider_job_id) == (AttemptState.SUBMITTED, "rp-1")
     assert len(scene.provider.submits) == 1
 
 

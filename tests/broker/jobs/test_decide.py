@@ -42,7 +42,7 @@ def job(**fields):
 def attempt(state=AttemptState.SUBMITTED, **fields):
     """Its attempt, sent five seconds ago."""
     base = {
-        "token": "t", "job_id": "j", "number": 1, "state": state, "target": "http://x", "provider_job_id": "rp-1",
+        "token": "t", "job_id": "j", "number": 1, "state": state, "provider": "p", "target": "http://x", "provider_job_id": "rp-1",
         "created_at": NOW - 6_000, "submitted_at": NOW - 5_000, "timeout_seconds": 600, "ttl_seconds": 90_000,
     }  # fmt: skip
     return Attempt.model_validate(base | fields)

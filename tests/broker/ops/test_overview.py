@@ -94,7 +94,7 @@ async def test_what_needs_a_look(board):
     stuck = board.store.add(
         board.make_job(stalled_since=NOW - 60_000, progress=40, phase="processing", status="processing")
     )
-    attempt = Attempt(token="1" * 32, job_id=stuck.id, number=1, state=AttemptState.SUPERSEDED, target="", provider_job_id="rp-1",
+    attempt = Attempt(token="1" * 32, job_id=stuck.id, number=1, state=AttemptState.SUPERSEDED, provider="p", target="", provider_job_id="rp-1",
                       created_at=NOW, submitted_at=NOW - 20_000, error_code="worker_lost", orphan_due_at=1)  # fmt: skip
     board.store.note(attempt)
     fleet = await board.look()
@@ -155,6 +155,8 @@ async def test_the_backlog_is_what_is_under_way(board):
     board.store.add(board.make_job(stalled_since=NOW - 60_000, due_at=NOW + 9_000, **working))
     lost = board.ended(0.1, status="error", output_key=None, error_code="worker_lost", due_at=0)
     board.store.note(
-        Attempt(token="2" * 32, job_id=lost.id, number=1, target="", created_at=NOW, orphan_due_at=1)
+        Attempt(
+            token="2" * 32, job_id=lost.id, number=1, provider="p", target="", created_at=NOW, orphan_due_at=1
+        )
     )
     assert board.service.backlog() == Backlog({"accepted": 1, "processing": 1}, 90.0, 4.0, 1, 1)

@@ -15,7 +15,14 @@ async def providers(settings_without_database):
 
 
 def attempt(**fields):
-    base = {"token": "t", "job_id": "j", "number": 1, "target": "http://x", "created_at": 1}
+    base = {
+        "token": "t",
+        "job_id": "j",
+        "number": 1,
+        "provider": "runpod",
+        "target": "http://x",
+        "created_at": 1,
+    }
     return Attempt.model_validate(base | fields)
 
 

@@ -184,6 +184,7 @@ def test_an_attempt_is_written_with_the_move_or_not_at_all(store, make_job):
         job_id=job.id,
         number=1,
         state=AttemptState.READY,
+        provider="p",
         target="http://x",
         created_at=1,
     )
