@@ -32,6 +32,10 @@ from schemas.keys import ObjectKey
 
 MAX_REGIONS = 500
 MAX_LAYERS = 200
+#: How many pixels a text or PNG layer may have once it is drawn.
+MAX_LAYER_PIXELS = 4096 * 4096
+#: Of the font's size: no letter is narrower.
+_NARROWEST = 0.1
 
 #: `#rgb` or `#rrggbb`, kept as `#rrggbb`.
 Colour = Annotated[
@@ -165,6 +169,18 @@ class TextLayer(OnPreview):
             raise PydanticCustomError("layer", "give either text or png_key, and not both")
         if self.end_time is not None and self.end_time <= self.start_time:
             raise not_after("end_time", self.end_time, "start_time", self.start_time)
+        return self
+
+    @model_validator(mode="after")
+    def _is_not_larger_than_any_layer(self) -> Self:
+        """Refuses what is too large with any font; the worker measures the rest. A preview's scale is not known here."""
+        least = _NARROWEST * len(self.text or "") * self.font_size**2
+        if self.video_width is None and least > MAX_LAYER_PIXELS:
+            raise PydanticCustomError(
+                "layer_size",
+                "so much text at that size has more than the {most} pixels that a layer may have",
+                {"at": ["font_size"], "most": MAX_LAYER_PIXELS},
+            )
         return self
 
 

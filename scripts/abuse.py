@@ -294,8 +294,8 @@ async def control_characters(target: Target) -> None:
 
 
 async def derived_id(target: Target) -> None:
-    """A job id that can be guessed (a UUID of version 5) is refused"""
-    job_id = uuid.uuid5(uuid.NAMESPACE_URL, str(uuid.uuid4()))
+    """A job id that the broker derives from another one (a UUID of version 8) is refused"""
+    job_id = f"{str(uuid.uuid4())[:14]}8{str(uuid.uuid4())[15:]}"
     reply = await target.user.put(f"/api/jobs/{job_id}", json=framing())
     if reply.is_success:
         await target.user.post(f"/api/jobs/{job_id}/cancel")

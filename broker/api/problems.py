@@ -92,6 +92,9 @@ async def refuse(request: Request, error: Exception) -> Response:
         headers["Retry-After"] = str(math.ceil(seconds))
         if isinstance(error, RateLimited):
             headers["RateLimit"] = f'"user";r=0;t={math.ceil(seconds)}'
+    if isinstance(error, TooSlow | BodyTooLarge):
+        # What is left of the body is not read, so nothing can follow it on this connection.
+        headers["Connection"] = "close"
     retryable = status in (408, 429)
     return problem(request, status, code, str(error), errors=errors, headers=headers, retryable=retryable)
 

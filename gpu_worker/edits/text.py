@@ -16,12 +16,11 @@ from PIL import Image, ImageColor, ImageDraw, ImageFont, ImageOps, UnidentifiedI
 from gpu_worker.edits.fonts import Fonts
 from gpu_worker.edits.layer import Layer, TimedLayer, layer_of, seen_part
 from gpu_worker.errors import InvalidParams, MediaTooLarge
-from schemas.overlays import Anchor, TextLayer
+from schemas.overlays import MAX_LAYER_PIXELS, Anchor, TextLayer
 
-#: How many pixels one layer may have, and how many of the frame those may cover that are shown together. Each takes up to
-#: 20 bytes while it is drawn, and 12 while it is shown.
-MAX_PICTURE_PIXELS = 4096 * 4096
-MAX_SHOWN_PIXELS = 2 * MAX_PICTURE_PIXELS
+#: How many pixels of the frame those layers may cover that are shown together. Each takes up to 20 bytes while it is drawn,
+#: and 12 while it is shown.
+MAX_SHOWN_PIXELS = 2 * MAX_LAYER_PIXELS
 LINE_HEIGHT = 1.35
 #: Of the font's size: the space around text that has a background.
 PADDING = 0.4
@@ -130,10 +129,10 @@ def _refuse_crowd(layers: Sequence[TimedLayer]) -> None:
 
 def _refuse_large(name: str, *sizes: tuple[float, float]) -> None:
     for width, height in sizes:
-        if width * height > MAX_PICTURE_PIXELS:
+        if width * height > MAX_LAYER_PIXELS:
             raise InvalidParams(
                 f"{name} would be {width:.0f}x{height:.0f} pixels large; a layer has at most"
-                f" {MAX_PICTURE_PIXELS} pixels."
+                f" {MAX_LAYER_PIXELS} pixels."
             )
 
 
@@ -288,10 +287,10 @@ def _png(body: bytes, scale: tuple[float, float], name: str) -> Drawing:
     """Reads a PNG's size and checks its sums; it is decoded when it is drawn."""
     with _reading(name), Image.open(io.BytesIO(body), formats=["PNG"]) as picture:
         width, height = picture.size
-        if width * height > MAX_PICTURE_PIXELS:
+        if width * height > MAX_LAYER_PIXELS:
             raise MediaTooLarge(
                 f"{name}.png_key is too large a picture: {width}x{height};"
-                f" at most {MAX_PICTURE_PIXELS} pixels are taken."
+                f" at most {MAX_LAYER_PIXELS} pixels are taken."
             )
         picture.verify()
     wide, high = (max(1, round(side * factor)) for side, factor in zip((width, height), scale, strict=True))

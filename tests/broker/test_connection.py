@@ -13,7 +13,7 @@ from broker.bucket import open_bucket
 from schemas.keys import object_key
 from tests.broker.api.calls import JOB
 from tests.broker.api.served import serve
-from tests.broker.configured import configured
+from tests.broker.configured import API_KEY, configured
 from tests.broker.process import serving
 from tests.broker.provider import Provider
 
@@ -175,6 +175,28 @@ def test_no_connection_is_kept_by_what_comes_behind_an_answer(impatient, begun, 
             while time.monotonic() - started < 8 and client.recv(1000):
                 client.sendall(dribble)
         assert time.monotonic() - started < 7
+
+
+@pytest.mark.parametrize(
+    ("limit", "piece", "status"),
+    [
+        pytest.param({"REELBROKER_BODY_SECONDS": "0.3"}, b"1\r\n \r\n", b"408", id="late"),
+        pytest.param({"REELBROKER_BODY_LIMIT_BYTES": "1024"}, b"400\r\n" + b" " * 1024 + b"\r\n", b"413", id="large"),
+    ],
+)  # fmt: skip
+def test_a_body_that_is_refused_is_the_connections_end(settings, limit, piece, status):
+    """At once: what is left of it is not waited for."""
+    first = b"POST /api/jobs/quote HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer %s\r\n" % API_KEY.encode()
+    with serve(settings(**limit), Provider()) as served, socket_to(served)() as client:
+        began = time.monotonic()
+        client.sendall(first + b"Transfer-Encoding: chunked\r\n\r\n")
+        with contextlib.suppress(ConnectionError):
+            while time.monotonic() - began < connection.HEADER_SECONDS:
+                client.sendall(piece)
+                time.sleep(0.1)
+        assert time.monotonic() - began < connection.HEADER_SECONDS / 2
+        with contextlib.suppress(ConnectionError):
+            assert answer(client).split(b" ")[1] == status
 
 
 def test_a_connection_is_used_again_and_again(impatient):

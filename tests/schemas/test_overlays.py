@@ -87,6 +87,7 @@ def test_a_short_colour_is_a_colour():
         ({"output_width": 640}, "output_height"),
         ({"text_layers": [{}]}, "text_layers/0"),
         ({"text_layers": [{"text": "a", "png_key": "b"}]}, "text_layers/0"),
+        ({"text_layers": [{"text": "W" * 2000, "font_size": 1000}]}, "text_layers/0/font_size"),
         ({"text_layers": [{"png_key": "../b"}]}, "text_layers/0/png_key"),
         ({"text_layers": [{"text": "a", "start_time": 2, "end_time": 1}]}, "text_layers/0/end_time"),
     ],

@@ -133,8 +133,8 @@ def bomb(width, height):
 DOT, LINE = png("#ffffffff", (1, 1)), png("#ffffffff", (1, 40_000))
 WHOLE = {"png_key": "a.png", "video_width": 1, "video_height": 1}
 TOO_LARGE = {
-    "letters": ({"text": "W" * 2000, "font_size": 1000}, None, InvalidParams),
-    "lines": ({"text": "W" * 2000, "font_size": 1000, "max_width": 1}, None, InvalidParams),
+    "letters": ({"text": "W" * 160, "font_size": 1000}, None, InvalidParams),
+    "lines": ({"text": "W" * 160, "font_size": 1000, "max_width": 1}, None, InvalidParams),
     "letters-on-a-small-preview": (
         {"text": "W", "font_size": 1000, "video_height": 0.001},
         None,
