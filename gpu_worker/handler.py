@@ -19,6 +19,7 @@ import runpod
 import structlog
 import torch
 from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 from runpod.http_client import AsyncClientSession
 from runpod.serverless.modules import rp_fitness
 from runpod.serverless.modules.rp_http import send_result
@@ -43,6 +44,8 @@ FENCE_SECONDS = 5.0
 PROGRESS_SECONDS = 1.0
 #: How long a cancelled job's thread may take to end; its ffmpegs are killed at once.
 STOP_SECONDS = 10.0
+#: How many findings the answer to a wrong input lists.
+MOST_FINDINGS = 10
 #: The exit code of a worker whose GPU has failed it.
 DEVICE_LOST = 70
 
@@ -218,11 +221,19 @@ def _validated(raw: Any) -> WorkerInput:
     try:
         return WorkerInput.model_validate(raw)
     except ValidationError as error:
-        found = error.errors(include_url=False)
-        told = "; ".join(f"{'.'.join(map(str, one['loc'])) or 'input'}: {one['msg']}" for one in found)
+        found = error.errors(include_url=False, include_input=False)
+        told = "; ".join(_sentence(one) for one in found[:MOST_FINDINGS])
+        if len(found) > MOST_FINDINGS:
+            told += f"; and {len(found) - MOST_FINDINGS} more"
         if _is_newer(raw, {one["type"] for one in found}):
             raise HandedBack(f"The GPU worker is older than the broker: {told}.") from error
         raise InvalidParams(f"The job's input is wrong: {told}.") from error
+
+
+def _sentence(finding: ErrorDetails) -> str:
+    """Says what is wrong where; a name may be as long as the input."""
+    where = ".".join(map(str, finding["loc"])) or "input"
+    return f"{where[:200]}: {finding['msg'][:200]}"
 
 
 def _is_newer(raw: Any, wrong: set[str]) -> bool:

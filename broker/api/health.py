@@ -1,10 +1,10 @@
-"""What concerns the broker as a whole: whether it lives, whether it is ready, and the operator's switch."""
+"""Whether the broker lives, whether it is ready, and what it counts."""
 
 from collections.abc import Callable
 
 import anyio
 import structlog
-from pydantic import BaseModel, ConfigDict, StrictBool
+from pydantic import BaseModel
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
@@ -21,30 +21,12 @@ log = structlog.get_logger(__name__)
 _checks = anyio.CapacityLimiter(4)
 
 
-class DrainRequest(BaseModel):
-    """The body of `POST /api/operations/drain`."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    on: StrictBool
-
-
-class Draining(BaseModel):
-    draining: bool
-
-
 class Health(BaseModel):
     status: str
 
 
 class Readiness(Health):
     checks: dict[str, str]
-
-
-async def fleet(request: Request) -> Response:
-    """See how all is going: the queue, the workers, what was done and what it cost, what needs a look."""
-    looks: FleetService = request.state.fleet
-    return requests.json(await looks.look(requests.service(request).draining))
 
 
 async def metrics(request: Request) -> Response:
@@ -59,13 +41,6 @@ async def metrics(request: Request) -> Response:
     provider, _ = await looks.provider()
     told = counted.exposition(requests.service(request).draining, backlog, provider)
     return Response(told, media_type=CONTENT_TYPE)
-
-
-async def drain(request: Request) -> Response:
-    """Take no new jobs and send none (`{"on": true}`), or do so again. Those that run go on."""
-    asked = await requests.body(request, DrainRequest)
-    await requests.service(request).drain(asked.on)
-    return requests.json(Draining(draining=asked.on))
 
 
 async def healthz(request: Request) -> Response:

@@ -5,8 +5,9 @@ from starlette.middleware.authentication import AuthenticationMiddleware
 from starlette.routing import BaseRoute, Mount, WebSocketRoute
 
 from broker.api import (
+    admin,
     docs as reference,
-    health as operations,
+    health,
     jobs,
     keys as access,
     live,
@@ -68,8 +69,8 @@ OPERATIONS = (
     Operation("POST", "/api/keys", access.create_key, {201: NewKey}, "operations", Access.ADMIN, body=KeyRequest),
     Operation("GET", "/api/keys", access.list_keys, {200: KeyList}, "operations", Access.ADMIN),
     Operation("DELETE", "/api/keys/{key_id}", access.revoke_key, {204: None}, "operations", Access.ADMIN, problems=(404,)),
-    Operation("GET", "/api/operations", operations.fleet, {200: Fleet}, "operations", Access.ADMIN),
-    Operation("POST", "/api/operations/drain", operations.drain, {200: operations.Draining}, "operations", Access.ADMIN, body=operations.DrainRequest),
+    Operation("GET", "/api/operations", admin.fleet, {200: Fleet}, "operations", Access.ADMIN),
+    Operation("POST", "/api/operations/drain", admin.drain, {200: admin.Draining}, "operations", Access.ADMIN, body=admin.DrainRequest),
     Operation("POST", "/api/export/upscale", aliases.upscale, {202: UpscaleAccepted}, "older clients", form=UpscaleFields, problems=_SUBMIT),
     Operation("GET", "/api/export/jobs", aliases.jobs, {200: ExportJobList}, "older clients"),
     Operation("POST", "/api/export/{type}/start", aliases.start, {200: ExportStarted}, "older clients", body=StartRequest, problems=(400, 404, *_SUBMIT), headers=("Idempotency-Key",)),
@@ -79,10 +80,10 @@ OPERATIONS = (
     Operation("GET", f"{EXPORT}/modal-status", aliases.remote_status, {200: RemoteStatus}, "older clients", problems=(404,)),
     Operation("DELETE", EXPORT, aliases.cancel, {200: ExportCancelled}, "older clients", problems=(400, 404)),
     Operation("GET", "/api/storage/presigned-url", aliases.presigned_url, {200: DownloadUrl}, "videos", query=DownloadQuery, problems=(404, 422, 503)),
-    Operation("POST", "/hooks/runpod/{job_id}/{token}", jobs.provider_hook, {200: operations.Health}, "operations", Access.PUBLIC, problems=(404, 408, 413)),
-    Operation("GET", METRICS, operations.metrics, {200: "text/plain"}, "operations", Access.ADMIN),
-    Operation("GET", "/healthz", operations.healthz, {200: operations.Health}, "operations", Access.PUBLIC),
-    Operation("GET", "/readyz", operations.readyz, {200: operations.Readiness}, "operations", Access.PUBLIC, problems=(503,)),
+    Operation("POST", "/hooks/runpod/{job_id}/{token}", jobs.provider_hook, {200: health.Health}, "operations", Access.PUBLIC, problems=(404, 408, 413)),
+    Operation("GET", METRICS, health.metrics, {200: "text/plain"}, "operations", Access.ADMIN),
+    Operation("GET", "/healthz", health.healthz, {200: health.Health}, "operations", Access.PUBLIC),
+    Operation("GET", "/readyz", health.readyz, {200: health.Readiness}, "operations", Access.PUBLIC, problems=(503,)),
 )  # fmt: skip
 
 

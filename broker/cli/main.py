@@ -34,7 +34,7 @@ from broker.clock import now_ms
 from broker.connection import Connection
 from broker.embedded.stack import Guest, Stack, run_until_signalled
 from broker.errors import BrokerError, StackError
-from broker.ops import repair as operations
+from broker.ops import repair
 from broker.ops.doctor import examine
 from broker.ops.overview import orphans
 from broker.ops.retention import Retention
@@ -216,7 +216,7 @@ def reconcile(
     log_to_stderr("ERROR")
     with _told(), reading(settings.database_url) if dry_run else _writing(settings) as engine:
         bucket = open_bucket(settings)
-        findings = asyncio.run(operations.reconcile(settings, engine, bucket, dry_run))
+        findings = asyncio.run(repair.reconcile(settings, engine, bucket, dry_run))
     columns = ("job", "was", "would be" if dry_run else "is", "message")
     _print([dict(zip(columns, vars(found).values(), strict=True)) for found in findings], as_json)
 
@@ -276,7 +276,7 @@ def doctor(as_json: AsJson = False) -> None:
 def show_job(job_id: str, as_json: AsJson = False) -> None:
     """A job's whole story: what it is, its attempts, and each event."""
     with _told(), reading(_settings().database_url) as engine:
-        story = operations.story(JobStore(engine), job_id)
+        story = repair.story(JobStore(engine), job_id)
     if as_json:
         print(json.dumps(story, indent=2))  # noqa: T201
         return

@@ -91,6 +91,15 @@ async def test_a_worker_that_is_older_than_the_broker_hands_the_job_back(
     assert words in output["error"]
 
 
+@pytest.mark.abuse
+async def test_the_answer_to_a_wrong_input_is_short(settings, bucket, job_input):
+    """However much is wrong with it, and however long its names are."""
+    wrong = job_input() | {f"{number}{'a' * 1000}": 1 for number in range(5000)}
+    output = await make_handler(settings(), bucket)({"id": "rp-1", "input": wrong | {"attempt_token": None}})
+    assert " more" in output["error"]
+    assert len(output["error"]) < 5000
+
+
 @pytest.fixture
 def logged():
     """What is logged, as the worker's log has it."""
