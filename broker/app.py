@@ -10,13 +10,13 @@ from typing import Any
 import httpx
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from structlog.contextvars import bound_contextvars
 
-from broker.api.headers import EVERYWHERE
+from broker.api.headers import RAW
 from broker.api.prefix import UnderPrefix
 from broker.api.problems import HANDLERS
 from broker.api.routes import routes
@@ -180,10 +180,10 @@ class RequestId:
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
                 self._metrics.answered(message["status"])
-                headers = MutableHeaders(scope=message)
-                headers["X-Request-ID"] = request_id
-                for name, value in EVERYWHERE.items():
-                    headers.setdefault(name, value)
+                given = list(message.get("headers", ()))
+                own = {name for name, _ in given}
+                given += [pair for pair in RAW if pair[0] not in own]
+                message["headers"] = [*given, (b"x-request-id", request_id.encode())]
             await send(message)
 
         with bound_contextvars(request_id=request_id, trace_id=trace_id(traceparent)):

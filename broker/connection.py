@@ -38,7 +38,10 @@ class Connection(HttpToolsProtocol):
         self._unfinished_bytes = 0
         self._refusal = 400
         self._awaited: tuple[Reading, bool] | None = None
-        self._deadline: asyncio.TimerHandle | None = None
+        # When to hang up. The timer is set once and looks again if that moment has moved: setting one for
+        # each request would cost more than the request's headers.
+        self._late_at: float | None = None
+        self._timer: asyncio.TimerHandle | None = None
         self._is_websocket = False
 
     # ── from the transport ──────────────────────────────────────────────────────────────────────────────────────
@@ -51,7 +54,7 @@ class Connection(HttpToolsProtocol):
             self._watch()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._unset_deadline()
+        self._unset_timer()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -95,7 +98,7 @@ class Connection(HttpToolsProtocol):
 
     def handle_websocket_upgrade(self) -> None:
         self._is_websocket = True
-        self._unset_deadline()
+        self._unset_timer()
         super().handle_websocket_upgrade()
 
     def send_400_response(self, msg: str) -> None:
@@ -136,25 +139,36 @@ class Connection(HttpToolsProtocol):
         if awaited == self._awaited:
             return
         self._awaited = awaited
-        self._unset_deadline()
+        self._late_at = None
         if self._reading is Reading.HEADERS or not self._is_answering:
             is_idle = self._reading is Reading.NOTHING and bool(self.cycle)
-            seconds = self.timeout_keep_alive if is_idle else HEADER_SECONDS
-            self._deadline = self.loop.call_later(seconds, self._too_late)
+            self._late_at = self.loop.time() + (self.timeout_keep_alive if is_idle else HEADER_SECONDS)
+            self._set_timer(self._late_at)
 
-    def _too_late(self) -> None:
-        # We may have stopped reading ourselves: until answers to earlier requests are sent, no more are taken.
-        if self.flow.read_paused:
-            self._deadline = self.loop.call_later(HEADER_SECONDS, self._too_late)
+    def _set_timer(self, moment: float) -> None:
+        """Has the deadline looked at by that moment; an earlier look sets the next one."""
+        if self._timer is None or self._timer.when() > moment:
+            self._unset_timer()
+            self._timer = self.loop.call_at(moment, self._look_at_deadline)
+
+    def _look_at_deadline(self) -> None:
+        self._timer = None
+        if self._late_at is None:
+            return
+        if self._late_at > self.loop.time():
+            self._set_timer(self._late_at)
+        elif self.flow.read_paused:
+            # We stopped reading ourselves: until answers to earlier requests are sent, no more are taken.
+            self._set_timer(self.loop.time() + HEADER_SECONDS)
         elif self._reading is Reading.HEADERS:
             self._refuse(408)
         else:
             self.transport.close()
 
-    def _unset_deadline(self) -> None:
-        if self._deadline is not None:
-            self._deadline.cancel()
-            self._deadline = None
+    def _unset_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
     def _refuse(self, status: int) -> None:
         """Answers and hangs up; hangs up only, where another answer has begun or this request has had one."""

@@ -8,3 +8,5 @@ EVERYWHERE = {
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
 }
+#: The same as they go over the wire.
+RAW = tuple((name.lower().encode(), value.encode()) for name, value in EVERYWHERE.items())
