@@ -378,10 +378,10 @@ async def test_a_stream_ends_when_its_token_expires(
     monkeypatch.setattr(tokens, "LEEWAY_SECONDS", 0)
     secret = "s" * 32
     async with running(settings(REELBROKER_JWT_SECRET=secret), provider) as client:
-        token = jwt.encode({"sub": "alice", "exp": int(time.time()) + 3}, secret)
+        token = jwt.encode({"sub": "alice", "exp": int(time.time()) + 4}, secret)
         headers = {"Authorization": f"Bearer {token}"}
         url = (await client.post("/api/jobs", json=JOB, headers=headers)).headers["location"]
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(20):
             reply = await client.get(f"{url}/events", headers=headers)
         assert reply.text.count("event: ") >= 1
         assert (await client.get(url, headers=headers)).status_code == 401
