@@ -46,7 +46,9 @@ from broker.trace import received, trace_id
 STOP_SECONDS = 10.0
 
 
-def create_app(settings: Settings, *, transport: httpx.AsyncBaseTransport | None = None) -> Starlette:
+def create_app(
+    settings: Settings, *, transport: httpx.AsyncBaseTransport | None = None
+) -> Starlette:
     """Builds the broker.
 
     Args:
@@ -78,7 +80,9 @@ def create_app(settings: Settings, *, transport: httpx.AsyncBaseTransport | None
                     settings, store, bucket, core.reconciler, core.drain, hub, disk, looks.wake
                 )
                 retention = Retention(settings, store, bucket)
-                webhooks = WebhookService(settings, Outbox(engine), outgoing, on_call=metrics.webhook_called)
+                webhooks = WebhookService(
+                    settings, Outbox(engine), outgoing, on_call=metrics.webhook_called
+                )
                 loop = asyncio.create_task(looks.run())
                 others = [asyncio.create_task(part.run()) for part in (retention, webhooks)]
                 if (
@@ -137,7 +141,15 @@ def _cors(settings: Settings) -> list[Middleware]:
         "Prefer",
         "traceparent",
     ]
-    told = ["ETag", "Idempotent-Replayed", "Link", "Location", "RateLimit", "Retry-After", "X-Request-ID"]
+    told = [
+        "ETag",
+        "Idempotent-Replayed",
+        "Link",
+        "Location",
+        "RateLimit",
+        "Retry-After",
+        "X-Request-ID",
+    ]
     return [
         Middleware(
             CORSMiddleware,

@@ -80,7 +80,9 @@ class Bucket:
         self._http = urllib3.PoolManager(
             maxsize=32,
             timeout=urllib3.Timeout(connect=CONNECT_SECONDS, read=READ_SECONDS),
-            retries=urllib3.Retry(2, backoff_factor=0.2, status_forcelist=(500, 502, 503, 504), redirect=0),
+            retries=urllib3.Retry(
+                2, backoff_factor=0.2, status_forcelist=(500, 502, 503, 504), redirect=0
+            ),
         )
 
     def presigned_get(self, key: str, file_name: str, seconds: int) -> str:
@@ -110,11 +112,15 @@ class Bucket:
     def begin_parts(self, key: str, content_type: str) -> str:
         """Begins a multipart upload and returns the store's id for it."""
         with self._answers("POST", key):
-            begun = self._client.create_multipart_upload(Bucket=self._name, Key=key, ContentType=content_type)
+            begun = self._client.create_multipart_upload(
+                Bucket=self._name, Key=key, ContentType=content_type
+            )
             return begun["UploadId"]
         raise StorageError(f"the bucket {self._name} does not exist")
 
-    def presigned_part(self, key: str, multipart_id: str, number: int, length: int, seconds: int) -> str:
+    def presigned_part(
+        self, key: str, multipart_id: str, number: int, length: int, seconds: int
+    ) -> str:
         """Returns a URL that takes one part, of exactly so many bytes."""
         params = {"Bucket": self._name, "Key": key, "UploadId": multipart_id, "PartNumber": number}
         return self._client.generate_presigned_url(
@@ -216,7 +222,9 @@ class Bucket:
     def write(self, key: str, body: bytes) -> None:
         """Puts a small JSON document."""
         with self._answers("PUT", key):
-            self._client.put_object(Bucket=self._name, Key=key, Body=body, ContentType="application/json")
+            self._client.put_object(
+                Bucket=self._name, Key=key, Body=body, ContentType="application/json"
+            )
 
     def delete(self, key: str) -> None:
         """Removes an object; one that is not there is as good as removed."""
@@ -230,20 +238,28 @@ class Bucket:
                 Bucket=self._name, Prefix=prefix
             ):
                 for item in page.get("Contents", []):
-                    yield Found(item["Key"], item["Size"], int(item["LastModified"].timestamp() * 1000))
+                    yield Found(
+                        item["Key"], item["Size"], int(item["LastModified"].timestamp() * 1000)
+                    )
 
     def _asked(self, method: str, operation: str, key: str) -> urllib3.BaseHTTPResponse | None:
         """Returns the answer, or None where there is no such object."""
-        url = self._client.generate_presigned_url(operation, Params={"Bucket": self._name, "Key": key})
+        url = self._client.generate_presigned_url(
+            operation, Params={"Bucket": self._name, "Key": key}
+        )
         try:
             reply = self._http.request(method, url)
-        except urllib3.exceptions.HTTPError as error:  # its text has the URL in it, and that the signature
+        except (
+            urllib3.exceptions.HTTPError
+        ) as error:  # its text has the URL in it, and that the signature
             raise self._failed(method, key, type(error).__name__) from None
         if reply.status == HTTPStatus.OK:
             return reply
         if reply.status == HTTPStatus.NOT_FOUND and b"NoSuchBucket" not in reply.data:
             return None
-        raise self._failed(method, key, f"{reply.status} {reply.data[:200].decode(errors='replace')}")
+        raise self._failed(
+            method, key, f"{reply.status} {reply.data[:200].decode(errors='replace')}"
+        )
 
     @contextmanager
     def _answers(self, method: str, key: str) -> Iterator[None]:
@@ -279,7 +295,9 @@ def cors_rule(origins: Sequence[str]) -> "CORSRuleTypeDef":
     }
 
 
-def open_bucket(settings: Settings, on_error: Callable[[str], None] = lambda method: None) -> Bucket:
+def open_bucket(
+    settings: Settings, on_error: Callable[[str], None] = lambda method: None
+) -> Bucket:
     """Makes the client; nothing is sent yet."""
     # It warns of each retry, with the URL, and that has the signature.
     logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)

@@ -136,7 +136,9 @@ class Download:
 
 
 def _body(job: JobRequest | Mapping[str, Any]) -> dict[str, Any]:
-    return job.model_dump(mode="json", exclude_none=True) if isinstance(job, JobRequest) else dict(job)
+    return (
+        job.model_dump(mode="json", exclude_none=True) if isinstance(job, JobRequest) else dict(job)
+    )
 
 
 def _submit(job: JobRequest | Mapping[str, Any], key: str | None) -> Flow[JobView]:
@@ -168,7 +170,9 @@ def _upload(path: Path, name: str | None, told: Told | None) -> Flow[str]:
     """Puts a file into the bucket, in parts where it is large; returns its key."""
     size = path.stat().st_size
     content_type = CONTENT_TYPES.get(path.suffix.lower(), "video/mp4")
-    body = {"filename": name or path.name, "content_type": content_type} | ({"bytes": size} if size else {})
+    body = {"filename": name or path.name, "content_type": content_type} | (
+        {"bytes": size} if size else {}
+    )
     ticket = _read(UploadTicket, (yield Ask("POST", "/api/videos/upload-url", json=body)))
     if ticket.upload_url is not None:
         headers = {**ticket.headers, "Content-Length": str(size)}
@@ -182,7 +186,10 @@ def _upload(path: Path, name: str | None, told: Told | None) -> Flow[str]:
                 break  # on a slow line the URLs are too old before all are used: ask for new ones
             headers = {"Content-Length": str(part.bytes)}
             yield Ask(
-                "PUT", part.upload_url, headers=headers, body=Slice(path, part.offset, part.bytes, told)
+                "PUT",
+                part.upload_url,
+                headers=headers,
+                body=Slice(path, part.offset, part.bytes, told),
             )
         ticket = _read(UploadTicket, (yield Ask("GET", f"/api/videos/uploads/{ticket.upload_id}")))
     done = Ask("POST", f"/api/videos/uploads/{ticket.upload_id}/complete")
@@ -238,13 +245,17 @@ class _Watched:
                 self._job, self._after = shown.job, shown.seq
                 return self._job
             case "update" if self._job is not None:
-                self._job, self._after = _changed(self._job, EventView.model_validate_json(frame["data"]))
+                self._job, self._after = _changed(
+                    self._job, EventView.model_validate_json(frame["data"])
+                )
                 return self._job
         return None
 
 
 def _changed(job: JobView, event: EventView) -> tuple[JobView, int]:
-    changes: dict[str, Any] = {name: getattr(event.changes, name) for name in event.changes.model_fields_set}
+    changes: dict[str, Any] = {
+        name: getattr(event.changes, name) for name in event.changes.model_fields_set
+    }
     if changes.get("status") is JobStatus.COMPLETE:
         changes["urls"] = job.urls.model_copy(update={"output": f"{job.urls.self}/output"})
     return job.model_copy(update=changes), event.seq
@@ -260,7 +271,9 @@ def _read(model: type[Model], reply: httpx.Response) -> Model:
     try:
         return model.model_validate_json(reply.content)
     except ValidationError as error:
-        raise ClientError(f"{reply.url}: {reply.status_code}, and not what a broker answers") from error
+        raise ClientError(
+            f"{reply.url}: {reply.status_code}, and not what a broker answers"
+        ) from error
 
 
 def _failure(reply: httpx.Response | None) -> ClientError:
@@ -325,7 +338,9 @@ class Client(_Base):
         """Sends a job; once this returns, it is never lost."""
         return self._run(_submit(job, key))
 
-    def quote(self, job: JobRequest | Mapping[str, Any], *, source_seconds: float | None = None) -> Quote:
+    def quote(
+        self, job: JobRequest | Mapping[str, Any], *, source_seconds: float | None = None
+    ) -> Quote:
         """Estimates a job."""
         return self._run(_quote(job, source_seconds))
 
@@ -366,7 +381,9 @@ class Client(_Base):
                     for piece in reply.iter_bytes():
                         tried = 0
                         yield from seen.read(piece)
-                pause = AGAIN_SECONDS[0]  # the stream may end before the job: the broker goes, and comes back
+                pause = AGAIN_SECONDS[
+                    0
+                ]  # the stream may end before the job: the broker goes, and comes back
             except (httpx.TransportError, _Refused) as error:
                 pause = _patience(tried, error)
             tried += 1
@@ -413,19 +430,28 @@ class Client(_Base):
 class AsyncClient(_Base):
     """As Client, for asyncio."""
 
-    def __init__(self, url: str, key: str, *, transport: httpx.AsyncBaseTransport | None = None) -> None:
+    def __init__(
+        self, url: str, key: str, *, transport: httpx.AsyncBaseTransport | None = None
+    ) -> None:
         super().__init__(url, key)
-        self._http = httpx.AsyncClient(timeout=httpx.Timeout(60.0, connect=10.0), transport=transport)
+        self._http = httpx.AsyncClient(
+            timeout=httpx.Timeout(60.0, connect=10.0), transport=transport
+        )
 
     async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         await self._http.aclose()
 
-    async def submit(self, job: JobRequest | Mapping[str, Any], *, key: str | None = None) -> JobView:
+    async def submit(
+        self, job: JobRequest | Mapping[str, Any], *, key: str | None = None
+    ) -> JobView:
         """Sends a job; once this returns, it is never lost."""
         return await self._run(_submit(job, key))
 
@@ -473,7 +499,9 @@ class AsyncClient(_Base):
                         tried = 0
                         for job in seen.read(piece):
                             yield job
-                pause = AGAIN_SECONDS[0]  # the stream may end before the job: the broker goes, and comes back
+                pause = AGAIN_SECONDS[
+                    0
+                ]  # the stream may end before the job: the broker goes, and comes back
             except (httpx.TransportError, _Refused) as error:
                 pause = _patience(tried, error)
             tried += 1

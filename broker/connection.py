@@ -142,7 +142,9 @@ class Connection(HttpToolsProtocol):
         self._late_at = None
         if self._reading is Reading.HEADERS or not self._is_answering:
             is_idle = self._reading is Reading.NOTHING and bool(self.cycle)
-            self._late_at = self.loop.time() + (self.timeout_keep_alive if is_idle else HEADER_SECONDS)
+            self._late_at = self.loop.time() + (
+                self.timeout_keep_alive if is_idle else HEADER_SECONDS
+            )
             self._set_timer(self._late_at)
 
     def _set_timer(self, moment: float) -> None:
@@ -173,5 +175,7 @@ class Connection(HttpToolsProtocol):
     def _refuse(self, status: int) -> None:
         """Answers and hangs up; hangs up only, where another answer has begun or this request has had one."""
         if not self.pipeline and not self._has_answered:
-            self.transport.write(STATUS_LINE[status] + b"content-length: 0\r\nconnection: close\r\n\r\n")
+            self.transport.write(
+                STATUS_LINE[status] + b"content-length: 0\r\nconnection: close\r\n\r\n"
+            )
         self.transport.close()

@@ -13,6 +13,10 @@ def plain(text: str) -> str:
     return _STEERING.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
-def plain_event(_logger: Any, _name: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+def plain_event(
+    _logger: Any, _name: str, event: MutableMapping[str, Any]
+) -> MutableMapping[str, Any]:
     """A structlog processor: so that no name or message of others steers the terminal that shows a log."""
-    return {name: plain(value) if isinstance(value, str) else value for name, value in event.items()}
+    return {
+        name: plain(value) if isinstance(value, str) else value for name, value in event.items()
+    }

@@ -20,7 +20,11 @@ Price = Annotated[float, Field(ge=0)]
 
 
 def _listed(value: Any) -> Any:
-    return [word.strip() for word in value.split(",") if word.strip()] if isinstance(value, str) else value
+    return (
+        [word.strip() for word in value.split(",") if word.strip()]
+        if isinstance(value, str)
+        else value
+    )
 
 
 #: What the broker's own paths begin with (api/routes.py).
@@ -45,7 +49,9 @@ def _database(value: str) -> str:
     except (ArgumentError, ValueError):
         known = False
     if not known:
-        raise ValueError("a URL like sqlite:///reelbroker.db or postgresql://user:password@host/database")
+        raise ValueError(
+            "a URL like sqlite:///reelbroker.db or postgresql://user:password@host/database"
+        )
     return value
 
 
@@ -62,8 +68,12 @@ class Settings(BaseSettings):
     #: The operator's own key: an admin, and the user `user_id`. Further keys: `reelbroker keys create`.
     api_key: SecretStr | None = Field(None, validation_alias="REELBROKER_API_KEY", min_length=16)
     #: Opens `GET /metrics` and nothing else: for a Prometheus, which needs no admin's key.
-    metrics_key: SecretStr | None = Field(None, validation_alias="REELBROKER_METRICS_KEY", min_length=16)
-    user_id: str = Field("local", validation_alias="REELBROKER_USER_ID", pattern=r"^[A-Za-z0-9_-]{1,64}$")
+    metrics_key: SecretStr | None = Field(
+        None, validation_alias="REELBROKER_METRICS_KEY", min_length=16
+    )
+    user_id: str = Field(
+        "local", validation_alias="REELBROKER_USER_ID", pattern=r"^[A-Za-z0-9_-]{1,64}$"
+    )
     database_url: Annotated[str, AfterValidator(_database)] = Field(
         "sqlite:///reelbroker.db", validation_alias="REELBROKER_DATABASE_URL"
     )
@@ -73,7 +83,9 @@ class Settings(BaseSettings):
     root_path: RootPath = Field("", validation_alias="REELBROKER_ROOT_PATH")
 
     #: Bearer tokens of an identity provider: HS256 by a secret, RS256 and ES256 by the keys at a URL.
-    jwt_secret: SecretStr | None = Field(None, validation_alias="REELBROKER_JWT_SECRET", min_length=32)
+    jwt_secret: SecretStr | None = Field(
+        None, validation_alias="REELBROKER_JWT_SECRET", min_length=32
+    )
     jwt_jwks_url: HttpUrl | None = Field(None, validation_alias="REELBROKER_JWT_JWKS_URL")
     jwt_audience: str | None = Field(None, validation_alias="REELBROKER_JWT_AUDIENCE")
     jwt_issuer: str | None = Field(None, validation_alias="REELBROKER_JWT_ISSUER")
@@ -83,7 +95,9 @@ class Settings(BaseSettings):
         (), validation_alias="REELBROKER_CORS_ORIGINS"
     )
 
-    requests_per_minute: int = Field(60_000, validation_alias="REELBROKER_REQUESTS_PER_MINUTE", ge=1)
+    requests_per_minute: int = Field(
+        60_000, validation_alias="REELBROKER_REQUESTS_PER_MINUTE", ge=1
+    )
     max_open_jobs: int = Field(1000, validation_alias="REELBROKER_MAX_OPEN_JOBS", ge=1)
     media_seconds_per_day: float | None = Field(
         None, validation_alias="REELBROKER_MEDIA_SECONDS_PER_DAY", gt=0
@@ -93,32 +107,46 @@ class Settings(BaseSettings):
     body_seconds: float = Field(30, validation_alias="REELBROKER_BODY_SECONDS", gt=0)
     min_free_bytes: int = Field(256 * 2**20, validation_alias="REELBROKER_MIN_FREE_BYTES", ge=0)
     #: For tests and closed networks only: otherwise webhooks go to https and public addresses alone.
-    webhooks_to_private: bool = Field(False, validation_alias="REELBROKER_WEBHOOKS_TO_PRIVATE_ADDRESSES")
+    webhooks_to_private: bool = Field(
+        False, validation_alias="REELBROKER_WEBHOOKS_TO_PRIVATE_ADDRESSES"
+    )
 
     #: Where the provider reaches the broker, for its webhook; without it, jobs are only polled.
     public_url: HttpUrl | None = Field(None, validation_alias="REELBROKER_PUBLIC_URL")
     #: The pace of `/run`, of `/status` and of `/health`, each; `/cancel` goes at 0.18 of it. RunPod takes 100, 200 and
     #: 10 cancels a second, and more of an endpoint with many workers.
-    calls_per_second: float = Field(50, validation_alias="REELBROKER_RUNPOD_CALLS_PER_SECOND", gt=0, le=1000)
+    calls_per_second: float = Field(
+        50, validation_alias="REELBROKER_RUNPOD_CALLS_PER_SECOND", gt=0, le=1000
+    )
     #: USD for a second, by the GPU's name as CUDA gives it; `*` for any other: `{"NVIDIA L4": 0.00019, "*": 0.0003}`.
     gpu_prices: dict[str, Price] = Field({}, validation_alias="REELBROKER_GPU_PRICES")
 
     max_attempts: int = Field(3, validation_alias="REELBROKER_MAX_ATTEMPTS", ge=1, le=10)
-    body_limit_bytes: int = Field(1_048_576, validation_alias="REELBROKER_BODY_LIMIT_BYTES", ge=1024)
+    body_limit_bytes: int = Field(
+        1_048_576, validation_alias="REELBROKER_BODY_LIMIT_BYTES", ge=1024
+    )
     #: The longest that any job may run once a worker has it; how long one may is computed (policy.py).
     execution_timeout_seconds: int = Field(
         7200, validation_alias="REELBROKER_EXECUTION_TIMEOUT_SECONDS", ge=5, le=604_800
     )
     #: How long a job may wait for a worker. RunPod counts its ttl from the submit, so ttl = this + execution.
-    queue_timeout_seconds: int = Field(86_400, validation_alias="REELBROKER_QUEUE_TIMEOUT_SECONDS", ge=10)
+    queue_timeout_seconds: int = Field(
+        86_400, validation_alias="REELBROKER_QUEUE_TIMEOUT_SECONDS", ge=10
+    )
     #: After a submit with an unknown end, how long to look for signs of it before it is superseded.
-    submit_grace_seconds: float = Field(600, validation_alias="REELBROKER_SUBMIT_GRACE_SECONDS", gt=0)
+    submit_grace_seconds: float = Field(
+        600, validation_alias="REELBROKER_SUBMIT_GRACE_SECONDS", gt=0
+    )
     #: How long the provider must keep saying "no such job" before the attempt counts as lost.
     lost_after_seconds: float = Field(30, validation_alias="REELBROKER_LOST_AFTER_SECONDS", gt=0)
     #: How long a cancel waits for the provider's word before the job ends as cancelled on `stop.json` alone.
-    cancel_grace_seconds: float = Field(60, validation_alias="REELBROKER_CANCEL_GRACE_SECONDS", gt=0)
+    cancel_grace_seconds: float = Field(
+        60, validation_alias="REELBROKER_CANCEL_GRACE_SECONDS", gt=0
+    )
     #: A worker that tells nothing new for so long may be stuck; the job says so and goes on.
-    stalled_after_seconds: float = Field(300, validation_alias="REELBROKER_STALLED_AFTER_SECONDS", gt=0)
+    stalled_after_seconds: float = Field(
+        300, validation_alias="REELBROKER_STALLED_AFTER_SECONDS", gt=0
+    )
     #: How long control documents and unpublished outputs of ended jobs stay in the bucket.
     keep_documents_days: float = Field(7, validation_alias="REELBROKER_KEEP_DOCUMENTS_DAYS", gt=0)
     #: How long an upload may lie there without any job that names it.

@@ -13,7 +13,9 @@ import structlog
 from broker.jobs.model import Job
 
 #: Neither id is all zeros, and version ff is none; what later versions add behind the flags is not ours to read.
-_VALID = re.compile(r"(?!ff)[0-9a-f]{2}-((?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2})(-.*)?")
+_VALID = re.compile(
+    r"(?!ff)[0-9a-f]{2}-((?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2})(-.*)?"
+)
 
 
 def received(headers: Sequence[str]) -> str:

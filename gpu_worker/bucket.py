@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 #: R2 wants all parts but the last of one size.
-_TRANSFER = TransferConfig(multipart_threshold=100 << 20, multipart_chunksize=16 << 20, max_concurrency=4)
+_TRANSFER = TransferConfig(
+    multipart_threshold=100 << 20, multipart_chunksize=16 << 20, max_concurrency=4
+)
 #: A file up to that size is fetched whole, which is simpler and as fast.
 WHOLE_BYTES = 64 << 20
 #: The documents of an attempt have some hundred bytes.
@@ -43,7 +45,11 @@ class Bucket:
         self._name = name
 
     def fetch(
-        self, key: str, path: Path, max_bytes: int, parts: Sequence[tuple[float, float]] | None = None
+        self,
+        key: str,
+        path: Path,
+        max_bytes: int,
+        parts: Sequence[tuple[float, float]] | None = None,
     ) -> None:
         """Downloads a video; of a long one only `parts` (seconds), where those are given and the file allows it.
 
@@ -72,7 +78,9 @@ class Bucket:
                 self._client.download_file(self._name, key, str(path), Config=_TRANSFER)
             except ClientError as error:
                 if _code(error) in _MISSING:
-                    raise SourceNotFound("The video to export is not in the bucket.", key) from error
+                    raise SourceNotFound(
+                        "The video to export is not in the bucket.", key
+                    ) from error
                 raise
 
     def upload(self, path: Path, key: str) -> None:
@@ -101,14 +109,20 @@ class Bucket:
     def write(self, key: str, body: bytes) -> None:
         """Puts a small JSON document."""
         with _answers(f"PUT {key}"):
-            self._client.put_object(Bucket=self._name, Key=key, Body=body, ContentType="application/json")
+            self._client.put_object(
+                Bucket=self._name, Key=key, Body=body, ContentType="application/json"
+            )
 
     def write_once(self, key: str, body: bytes) -> bool:
         """Puts a small JSON document unless there is one; returns whether it was ours that was put."""
         with _answers(f"PUT {key}"):
             try:
                 self._client.put_object(
-                    Bucket=self._name, Key=key, Body=body, ContentType="application/json", IfNoneMatch="*"
+                    Bucket=self._name,
+                    Key=key,
+                    Body=body,
+                    ContentType="application/json",
+                    IfNoneMatch="*",
                 )
             except ClientError as error:
                 if _code(error) in _EXISTS:

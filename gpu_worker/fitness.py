@@ -61,5 +61,7 @@ def _device(device: torch.device) -> str:
 if __name__ == "__main__":
     structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
     chosen = Settings()
-    found = check_fitness(chosen, Models(chosen.models_dir, chosen.torch_device, chosen.quality_model))
+    found = check_fitness(
+        chosen, Models(chosen.models_dir, chosen.torch_device, chosen.quality_model)
+    )
     print(json.dumps(found))  # noqa: T201

@@ -57,7 +57,10 @@ Handler = Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]
 
 
 def make_handler(
-    settings: Settings, bucket: Bucket, models: Models | None = None, cold_start_seconds: float = 0.0
+    settings: Settings,
+    bucket: Bucket,
+    models: Models | None = None,
+    cold_start_seconds: float = 0.0,
 ) -> Handler:
     """Returns the function that the SDK calls with each job; models stay loaded between jobs."""
     models = models or models_of(settings)
@@ -71,7 +74,9 @@ def make_handler(
                 about.enter_context(bound_contextvars(**_named(asked)))
                 guard, progress = Guard(settings.max_cpu_seconds), _Latest()
                 start = starts.pop() if starts else 0.0
-                execution = Execution(asked, job["id"], bucket, settings, models, progress.put, guard, start)
+                execution = Execution(
+                    asked, job["id"], bucket, settings, models, progress.put, guard, start
+                )
                 async with _sender(settings, job) as send:
                     return await _run(execution, guard, progress, send, settings.drain_seconds)
             except WorkerError as error:
@@ -83,7 +88,9 @@ def make_handler(
                 os._exit(DEVICE_LOST)
             except Exception as error:
                 log.exception("job_crashed")
-                return _failure(ErrorCode.INTERNAL, "Something went wrong in the worker.", repr(error))
+                return _failure(
+                    ErrorCode.INTERNAL, "Something went wrong in the worker.", repr(error)
+                )
 
     return handler
 
@@ -127,7 +134,9 @@ class _Drain:
         self._loop = asyncio.get_running_loop()
         self._before = signal.getsignal(signal.SIGTERM)
         self._timer: asyncio.TimerHandle | None = None
-        self._installed = threading.current_thread() is threading.main_thread()  # Python's rule for signals
+        self._installed = (
+            threading.current_thread() is threading.main_thread()
+        )  # Python's rule for signals
         if self._installed:
             signal.signal(signal.SIGTERM, self._told)
 
@@ -214,7 +223,9 @@ async def _watch_fence(execution: Execution, guard: Guard) -> None:
         await asyncio.sleep(FENCE_SECONDS)
         with contextlib.suppress(WorkerError):  # a bucket that is away for a moment fences nobody
             if await asyncio.to_thread(execution.is_fenced):
-                guard.stop(Cancelled("The job was cancelled, or another attempt has taken its place."))
+                guard.stop(
+                    Cancelled("The job was cancelled, or another attempt has taken its place.")
+                )
 
 
 def _validated(raw: Any) -> WorkerInput:
@@ -292,13 +303,18 @@ def choose_checks(skipped: set[str]) -> None:
     """
     rp_fitness._ensure_gpu_check_registered()
     rp_fitness._ensure_system_checks_registered()
-    named = {check.__name__.strip("_").removesuffix("_check"): check for check in rp_fitness._fitness_checks}
+    named = {
+        check.__name__.strip("_").removesuffix("_check"): check
+        for check in rp_fitness._fitness_checks
+    }
     kept = [name for name in named if name not in skipped]
     rp_fitness.clear_fitness_checks()
     for name in kept:
         rp_fitness.register_fitness_check(named[name])
     log.info(
-        "machine_checks", run=",".join(kept), skipped=",".join(name for name in named if name in skipped)
+        "machine_checks",
+        run=",".join(kept),
+        skipped=",".join(name for name in named if name in skipped),
     )
 
 

@@ -139,13 +139,19 @@ class Execution:
             key: Source(path, self._probed(key, path), by_gpu, settings.max_pixels)
             for key, path in paths.items()
         }
-        kit = Kit(self._models.engine, sources, pngs, Fonts(settings.font_dir), settings.torch_device)
+        kit = Kit(
+            self._models.engine, sources, pngs, Fonts(settings.font_dir), settings.torch_device
+        )
         composition = compose(params, input_key, kit)
         output = folder / "output.mp4"
         spent = render(
             composition,
             output,
-            Quality(settings.x264_preset, settings.x264_crf, settings.encodes_in_hardware and nvenc_works()),
+            Quality(
+                settings.x264_preset,
+                settings.x264_crf,
+                settings.encodes_in_hardware and nvenc_works(),
+            ),
             self._guard,
             self._show_frames,
             OutputLimits(settings.max_output_seconds, settings.max_output_bytes),
@@ -231,7 +237,8 @@ class Execution:
     def is_fenced(self) -> bool:
         """True when `stop.json` tells this attempt to give up."""
         return (
-            self._job.attempt_token is not None and self._bucket.read(self._document("stop.json")) is not None
+            self._job.attempt_token is not None
+            and self._bucket.read(self._document("stop.json")) is not None
         )
 
     def _withdraw(self) -> None:

@@ -21,27 +21,41 @@ class Settings(BaseSettings):
     work_dir: Path = Field(
         default_factory=lambda: Path(tempfile.gettempdir()), validation_alias="REELBROKER_WORK_DIR"
     )
-    device: Literal["auto", "cpu", "cuda"] = Field(default="auto", validation_alias="REELBROKER_DEVICE")
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        default="auto", validation_alias="REELBROKER_DEVICE"
+    )
     video_encoder: Literal["auto", "libx264"] = Field(
         default="auto", validation_alias="REELBROKER_VIDEO_ENCODER"
     )
-    video_decoder: Literal["auto", "cpu"] = Field(default="auto", validation_alias="REELBROKER_VIDEO_DECODER")
-    x264_preset: str = Field(default="fast", validation_alias="REELBROKER_X264_PRESET", pattern="^[a-z]+$")
+    video_decoder: Literal["auto", "cpu"] = Field(
+        default="auto", validation_alias="REELBROKER_VIDEO_DECODER"
+    )
+    x264_preset: str = Field(
+        default="fast", validation_alias="REELBROKER_X264_PRESET", pattern="^[a-z]+$"
+    )
     x264_crf: int = Field(default=18, validation_alias="REELBROKER_X264_CRF", ge=0, le=40)
 
     #: Limits on what strangers upload; each has an error code of its own.
-    max_source_bytes: int = Field(default=32 << 30, validation_alias="REELBROKER_MAX_SOURCE_BYTES", gt=0)
+    max_source_bytes: int = Field(
+        default=32 << 30, validation_alias="REELBROKER_MAX_SOURCE_BYTES", gt=0
+    )
     max_pixels: int = Field(default=8192 * 4320, validation_alias="REELBROKER_MAX_PIXELS", gt=0)
     max_source_seconds: float = Field(
         default=6 * 3600, validation_alias="REELBROKER_MAX_SOURCE_SECONDS", gt=0
     )
     max_streams: int = Field(default=32, validation_alias="REELBROKER_MAX_STREAMS", gt=0)
-    max_output_seconds: float = Field(default=3600, validation_alias="REELBROKER_MAX_OUTPUT_SECONDS", gt=0)
-    max_output_bytes: int = Field(default=8 << 30, validation_alias="REELBROKER_MAX_OUTPUT_BYTES", gt=0)
+    max_output_seconds: float = Field(
+        default=3600, validation_alias="REELBROKER_MAX_OUTPUT_SECONDS", gt=0
+    )
+    max_output_bytes: int = Field(
+        default=8 << 30, validation_alias="REELBROKER_MAX_OUTPUT_BYTES", gt=0
+    )
     max_export_seconds: float = Field(
         default=2 * 3600, validation_alias="REELBROKER_MAX_EXPORT_SECONDS", gt=0
     )
-    max_cpu_seconds: int = Field(default=4 * 3600, validation_alias="REELBROKER_MAX_CPU_SECONDS", gt=0)
+    max_cpu_seconds: int = Field(
+        default=4 * 3600, validation_alias="REELBROKER_MAX_CPU_SECONDS", gt=0
+    )
 
     #: After a SIGTERM, how long the job in hand may go on before it is handed back; containers are killed after 10.
     drain_seconds: float = Field(default=7, validation_alias="REELBROKER_DRAIN_SECONDS", ge=0)

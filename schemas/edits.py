@@ -95,7 +95,9 @@ LowerCase = BeforeValidator(lambda value: value.lower() if isinstance(value, str
 class Edit(BaseModel):
     """A frozen model that refuses unknown fields and takes camelCase for its own field names."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, serialize_by_alias=False)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, allow_inf_nan=False, serialize_by_alias=False
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -129,7 +131,9 @@ class CropKeyframe(Edit):
     @model_validator(mode="after")
     def _one_moment(self) -> Self:
         if (self.time is None) == (self.frame is None):
-            raise PydanticCustomError("moment", "give either `time` (seconds) or `frame`, and not both")
+            raise PydanticCustomError(
+                "moment", "give either `time` (seconds) or `frame`, and not both"
+            )
         return self
 
 
@@ -149,7 +153,9 @@ class SpeedSegment(Edit):
 
 class SlowMotion(StrEnum):
     REPEAT = "repeat"  #: a source frame stays on screen until the next one is due
-    INTERPOLATE = "interpolate"  #: frames between are made by motion interpolation; takes many times longer
+    INTERPOLATE = (
+        "interpolate"  #: frames between are made by motion interpolation; takes many times longer
+    )
 
 
 class OutputParams(Edit):
@@ -181,7 +187,9 @@ class Framing(Edit):
     #: null says "none" too.
     crop_keyframes: Annotated[
         tuple[CropKeyframe, ...],
-        Field(max_length=MAX_KEYFRAMES, fail_fast=True, json_schema_extra={"type": ["array", "null"]}),
+        Field(
+            max_length=MAX_KEYFRAMES, fail_fast=True, json_schema_extra={"type": ["array", "null"]}
+        ),
     ] = ()
     interpolation: Interpolation = Interpolation.LINEAR
     start_time: Seconds = 0.0
@@ -240,7 +248,9 @@ class Framing(Edit):
                     {"at": ["crop_keyframes"]},
                 )
         if self.source_width is not None and self.source_height is not None:
-            outside = first_keyframe_outside(self.crop_keyframes, self.source_width, self.source_height)
+            outside = first_keyframe_outside(
+                self.crop_keyframes, self.source_width, self.source_height
+            )
             if outside is not None:
                 raise PydanticCustomError(
                     "outside",
@@ -266,7 +276,9 @@ class UpscaleParams(FramingParams):
     """As framing, through a model of the client's choice; by default the one that fits the size asked for."""
 
     export_mode: Annotated[ExportMode, UpperCase] = ExportMode.QUALITY
-    model: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")] | None = None
+    model: (
+        Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")] | None
+    ) = None
     scale: Literal[2, 4] | None = None
 
 
@@ -294,7 +306,9 @@ class MultiClipParams(OutputParams):
 
     output_width: EvenPixels = 1080
     output_height: EvenPixels = 1920
-    clips: Annotated[tuple[ClipFraming, ...], Field(max_length=MAX_CLIPS, fail_fast=True), AtLeastOne]
+    clips: Annotated[
+        tuple[ClipFraming, ...], Field(max_length=MAX_CLIPS, fail_fast=True), AtLeastOne
+    ]
     transition: Transition = Transition()
 
     @model_validator(mode="before")
@@ -320,7 +334,13 @@ def not_after(end_name: str, end: float, start_name: str, start: float) -> Pydan
     return PydanticCustomError(
         "order",
         "{end_name} ({end} s) must be after {start_name} ({start} s)",
-        {"at": [end_name], "end_name": end_name, "end": end, "start_name": start_name, "start": start},
+        {
+            "at": [end_name],
+            "end_name": end_name,
+            "end": end,
+            "start_name": start_name,
+            "start": start,
+        },
     )
 
 

@@ -136,7 +136,9 @@ class Edited(Wire):
     type: JobType
     #: Left out only by a `multi_clip` whose clips all name their own.
     input_key: Annotated[ObjectKey | None, Field(validate_default=True)] = None
-    params: Annotated[SerializeAsAny[OutputParams], Field(default_factory=_no_params, validate_default=True)]
+    params: Annotated[
+        SerializeAsAny[OutputParams], Field(default_factory=_no_params, validate_default=True)
+    ]
 
     @field_validator("params", mode="plain")
     @classmethod
@@ -155,7 +157,9 @@ class Edited(Wire):
 
     @model_validator(mode="after")
     def _knows_its_input(self) -> Self:
-        complete = isinstance(self.params, MultiClipParams) and all(c.input_key for c in self.params.clips)
+        complete = isinstance(self.params, MultiClipParams) and all(
+            c.input_key for c in self.params.clips
+        )
         if self.input_key is None and not complete:
             raise PydanticCustomError("missing", "Field required", {"at": ["input_key"]})
         return self
@@ -173,7 +177,9 @@ class JobRequest(Edited):
     def _normalise_names(cls, raw: Any) -> Any:
         if not isinstance(raw, dict) or "input_video_key" not in raw or "input_key" in raw:
             return raw
-        return {("input_key" if key == "input_video_key" else key): value for key, value in raw.items()}
+        return {
+            ("input_key" if key == "input_video_key" else key): value for key, value in raw.items()
+        }
 
 
 class OutputFacts(Wire):

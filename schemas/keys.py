@@ -25,7 +25,9 @@ def _storable(key: str) -> str:
     if len(key.encode()) > MAX_KEY_BYTES:
         raise PydanticCustomError("key", "a key has 959 bytes in UTF-8 at most")
     if any(len(part.encode()) > MAX_NAME_BYTES for part in key.split("/")):
-        raise PydanticCustomError("key", "a part of a key, between `/`, has 255 bytes in UTF-8 at most")
+        raise PydanticCustomError(
+            "key", "a part of a key, between `/`, has 255 bytes in UTF-8 at most"
+        )
     return key
 
 

@@ -219,7 +219,10 @@ class AnnotatedClip(Edit):
     notes: Annotated[str, StringConstraints(strip_whitespace=True, max_length=2000)] = ""
     rating: Annotated[int, Strict(), Field(ge=1, le=5)] | None = None
     tags: Annotated[
-        tuple[Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=60)], ...],
+        tuple[
+            Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=60)],
+            ...,
+        ],
         Field(max_length=20, fail_fast=True),
     ] = ()
 
@@ -235,7 +238,9 @@ class AnnotateParams(OutputParams):
 
     output_width: EvenPixels | None = None
     output_height: EvenPixels | None = None
-    clips: Annotated[tuple[AnnotatedClip, ...], Field(max_length=MAX_CLIPS, fail_fast=True), AtLeastOne]
+    clips: Annotated[
+        tuple[AnnotatedClip, ...], Field(max_length=MAX_CLIPS, fail_fast=True), AtLeastOne
+    ]
     transition: Transition = Transition()
 
     @model_validator(mode="after")

@@ -26,7 +26,9 @@ class UploadRequest(Wire):
         StringConstraints(min_length=1, max_length=255, pattern=rf"^[^{STEERING}/\\]+$"),
         AfterValidator(_named),
     ]
-    content_type: Annotated[str, StringConstraints(pattern=r"^video/[a-z0-9.+-]{1,64}$")] = "video/mp4"
+    content_type: Annotated[str, StringConstraints(pattern=r"^video/[a-z0-9.+-]{1,64}$")] = (
+        "video/mp4"
+    )
     bytes: Annotated[int, Strict(), Field(gt=0, le=MAX_BYTES)] | None = None
     job_id: str | None = None  # sent by older clients; the key that we answer with is what matters
 

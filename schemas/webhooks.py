@@ -17,7 +17,9 @@ class HookKind(StrEnum):
 class WebhookRequest(Wire):
     """The body of `POST /api/webhooks`."""
 
-    url: Annotated[str, StringConstraints(max_length=2000, pattern=r"^https?://[^\s/@]+(/[^\s]*)?$")]
+    url: Annotated[
+        str, StringConstraints(max_length=2000, pattern=r"^https?://[^\s/@]+(/[^\s]*)?$")
+    ]
     kinds: Annotated[frozenset[HookKind], Field(min_length=1, fail_fast=True)] = frozenset(HookKind)
 
 

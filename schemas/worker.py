@@ -13,7 +13,9 @@ from schemas.jobs import Edited, ErrorCode, OutputFacts, Phase, Wire
 from schemas.keys import ObjectKey, UserId
 
 #: As W3C Trace Context has it, version 00.
-Traceparent = Annotated[str, StringConstraints(pattern=r"^00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$")]
+Traceparent = Annotated[
+    str, StringConstraints(pattern=r"^00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$")
+]
 AttemptToken = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{32}$")]
 JobId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
 
@@ -36,7 +38,9 @@ class WorkerInput(Edited):
     @model_validator(mode="after")
     def _knows_where_to_write(self) -> Self:
         if (self.attempt_token is None) == (self.output_key is None):
-            raise PydanticCustomError("output", "give either attempt_token or output_key, and not both")
+            raise PydanticCustomError(
+                "output", "give either attempt_token or output_key, and not both"
+            )
         return self
 
 

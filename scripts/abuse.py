@@ -118,9 +118,7 @@ async def endless_path(target: Target) -> None:
 
 async def endless_trailers(target: Target) -> None:
     """Trailers of a chunked body without end are cut off"""
-    first = (
-        b"POST %s HTTP/1.1\r\nHost: %s\r\nAuthorization: Bearer %s\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n"
-    )
+    first = b"POST %s HTTP/1.1\r\nHost: %s\r\nAuthorization: Bearer %s\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n"
     line = first % (target.path("/api/jobs/quote"), target.host, target.key.encode())
     await _flood(target, line, b"X-A: aaaaaaaa\r\n" * 4000)
 
@@ -150,7 +148,9 @@ async def half_sent(target: Target) -> None:
 
     closed = await asyncio.gather(*(closes(number) for number in range(HALF_SENT)))
     if not all(closed):
-        raise Fell(f"{closed.count(False)} of {HALF_SENT} are still open after {HEADERS_WITHIN:.0f} s")
+        raise Fell(
+            f"{closed.count(False)} of {HALF_SENT} are still open after {HEADERS_WITHIN:.0f} s"
+        )
 
 
 async def slow_body(target: Target) -> None:
@@ -207,7 +207,10 @@ async def deep_json_by_websocket(target: Target) -> None:
     url = f"ws{target.url.removeprefix('http')}/ws/export/abuse-{uuid.uuid4()}"
     try:
         headers = {"Authorization": f"Bearer {target.key}"}
-        async with websockets.connect(url, additional_headers=headers) as socket, asyncio.timeout(10):
+        async with (
+            websockets.connect(url, additional_headers=headers) as socket,
+            asyncio.timeout(10),
+        ):
             await socket.send("[" * 60_000)
             await socket.send("ping")
             while await socket.recv() != "pong":
@@ -267,7 +270,15 @@ async def no_key(target: Target) -> None:
 
 async def traversal(target: Target) -> None:
     """Keys and paths that lead elsewhere are refused"""
-    keys = ("../other/a.mp4", "a/../../other/a.mp4", "/a.mp4", "a//b.mp4", "./a.mp4", "a\\..\\b", "a\0b")
+    keys = (
+        "../other/a.mp4",
+        "a/../../other/a.mp4",
+        "/a.mp4",
+        "a//b.mp4",
+        "./a.mp4",
+        "a\\..\\b",
+        "a\0b",
+    )
     for key in keys:
         refused(await target.user.post("/api/jobs/quote", json=framing() | {"input_key": key}), 422)
         refused(await target.user.get("/api/storage/presigned-url", params={"key": key}), 422)
@@ -290,7 +301,9 @@ async def control_characters(target: Target) -> None:
     for character in ("\x00", "\x1b", "\x7f", "\x85", "\x9b"):
         name = f"a{character}b.mp4"
         refused(await target.user.post("/api/videos/upload-url", json={"filename": name}), 422)
-        refused(await target.user.post("/api/jobs/quote", json=framing() | {"input_key": name}), 422)
+        refused(
+            await target.user.post("/api/jobs/quote", json=framing() | {"input_key": name}), 422
+        )
 
 
 async def derived_id(target: Target) -> None:
@@ -305,7 +318,15 @@ async def derived_id(target: Target) -> None:
 async def private_webhooks(target: Target) -> None:
     """Webhooks to private addresses are refused, however they are spelt"""
     hosts = [
-        *("127.0.0.1", "2130706433", "0x7f.1", "0177.0.0.1", "localhost", "10.0.0.1", "169.254.169.254"),
+        *(
+            "127.0.0.1",
+            "2130706433",
+            "0x7f.1",
+            "0177.0.0.1",
+            "localhost",
+            "10.0.0.1",
+            "169.254.169.254",
+        ),
         *(
             "[::1]",
             "[::ffff:127.0.0.1]",
@@ -330,7 +351,9 @@ async def private_webhooks(target: Target) -> None:
 async def overwriting(target: Target) -> None:
     """A complete upload cannot be overwritten with its own URL"""
     asked = {"filename": "abuse.mp4", "bytes": 5}
-    ticket = (await target.user.post("/api/videos/upload-url", json=asked)).raise_for_status().json()
+    ticket = (
+        (await target.user.post("/api/videos/upload-url", json=asked)).raise_for_status().json()
+    )
     async with httpx.AsyncClient(timeout=30) as store:
 
         async def put(content: bytes) -> httpx.Response:
@@ -402,7 +425,9 @@ async def outcome(target: Target, attack: Attack) -> tuple[str, str]:
 async def attacked(url: str, key: str, body_seconds: float) -> list[tuple[str, str]]:
     """Runs all attacks; returns the outcome of each."""
     async with (
-        httpx.AsyncClient(base_url=url, headers={"Authorization": f"Bearer {key}"}, timeout=60) as user,
+        httpx.AsyncClient(
+            base_url=url, headers={"Authorization": f"Bearer {key}"}, timeout=60
+        ) as user,
         httpx.AsyncClient(base_url=url, timeout=60) as stranger,
     ):
         (await user.get("/api/me")).raise_for_status()
@@ -414,11 +439,15 @@ async def attacked(url: str, key: str, body_seconds: float) -> list[tuple[str, s
 def main() -> None:
     """Attacks the broker that the command line names."""
     parser = argparse.ArgumentParser(
-        prog="scripts/abuse", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="scripts/abuse",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("url", help="where the broker is: http://127.0.0.1:8000")
     parser.add_argument("key", help="an API key of a user")
-    parser.add_argument("--body-seconds", type=float, default=30, help="the target's REELBROKER_BODY_SECONDS")
+    parser.add_argument(
+        "--body-seconds", type=float, default=30, help="the target's REELBROKER_BODY_SECONDS"
+    )
     chosen = parser.parse_args()
     try:
         outcomes = asyncio.run(attacked(chosen.url.rstrip("/"), chosen.key, chosen.body_seconds))

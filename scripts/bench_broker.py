@@ -88,7 +88,9 @@ def provider() -> Starlette:
 def running(command: list[str], environment: dict[str, str], url: str, log: Path) -> Iterator[int]:
     """Runs a server until the end of the `with`; yields its process id."""
     with log.open("wb") as output:
-        process = subprocess.Popen(command, env=os.environ | environment, stdout=output, stderr=output)
+        process = subprocess.Popen(
+            command, env=os.environ | environment, stdout=output, stderr=output
+        )
     try:
         deadline = time.monotonic() + 30
         while True:
@@ -187,7 +189,9 @@ async def submitted(url: str, path: str, count: int) -> list[str]:
     return ids
 
 
-async def streams(url: str, ids: list[str], count: int, seconds: float) -> tuple[int, float, float, int]:
+async def streams(
+    url: str, ids: list[str], count: int, seconds: float
+) -> tuple[int, float, float, int]:
     """Holds event streams, half of them on one job and half on all; returns (streams, p50 ms, p99 ms, events heard).
 
     A delay is the time from the commit of an event to its arrival here.
@@ -236,7 +240,9 @@ class Bench:
         ports = free_ports(len(PORT_NAMES) + 2)
         self._folder, self._brokers = folder, 0
         keys = secrets.token_hex(10), secrets.token_hex(20)
-        self.store = ObjectStore(folder / "store", dict(zip(PORT_NAMES, ports, strict=False)), *keys, "bench")
+        self.store = ObjectStore(
+            folder / "store", dict(zip(PORT_NAMES, ports, strict=False)), *keys, "bench"
+        )
         self.provider, self.url = (f"http://127.0.0.1:{port}" for port in ports[-2:])
         self.environment = {
             "PYTHONPATH": str(Path(__file__).parent), "RUNPOD_API_KEY": RUNPOD_KEY, "RUNPOD_ENDPOINT_URL": f"{self.provider}/v2/bench",
@@ -279,7 +285,9 @@ class Bench:
             if plain
             else [sys.executable, "-m", "broker.cli.main", "serve"]
         )
-        with running(command, self.environment | databases, self.url, file.with_suffix(".log")) as pid:
+        with running(
+            command, self.environment | databases, self.url, file.with_suffix(".log")
+        ) as pid:
             yield pid
 
     def calls(self) -> int:
@@ -299,13 +307,20 @@ class Bench:
             await asyncio.sleep(4)  # until each is at the provider, and at work
             if not plain:
                 known = [await self._known(status.format(job_id)) for job_id in ids]
-                told |= named("polls", await load(self.url, lambda number: known[number], seconds, 304))
+                told |= named(
+                    "polls", await load(self.url, lambda number: known[number], seconds, 304)
+                )
             polls = [request("GET", status.format(job_id)) for job_id in ids]
-            told |= named("full_polls", await load(self.url, lambda number: polls[number], seconds, 200))
+            told |= named(
+                "full_polls", await load(self.url, lambda number: polls[number], seconds, 200)
+            )
             body = request("POST", submit, JOB)
-            told |= named("submits", await load(self.url, lambda _: body, seconds, 200 if plain else 202))
+            told |= named(
+                "submits", await load(self.url, lambda _: body, seconds, 200 if plain else 202)
+            )
         return {
-            ("peer_" + name).replace("full_", "") if plain else name: value for name, value in told.items()
+            ("peer_" + name).replace("full_", "") if plain else name: value
+            for name, value in told.items()
         }
 
     async def _known(self, path: str) -> bytes:
@@ -325,7 +340,12 @@ class Bench:
             self.moving(True)
             still, middle, high, heard = await streams(self.url, ids, count, seconds)
             self.moving(False)
-            told = {"sse_streams": still, "sse_p50_ms": middle, "sse_p99_ms": high, "sse_events": heard}
+            told = {
+                "sse_streams": still,
+                "sse_p50_ms": middle,
+                "sse_p99_ms": high,
+                "sse_events": heard,
+            }
             return told | {"sse_kib_each": (resident_kib(pid) - before) / count}
 
     async def calls_of_a_job(self, plain: bool, pollers: int, seconds: float) -> int:
@@ -384,15 +404,28 @@ def main() -> None:
         ("polls/s (ours: 304)", "polls_per_s", "peer_polls_per_s"),
         ("polls/s (ours: the whole job)", "full_polls_per_s", "peer_polls_per_s"),
     ):
-        print(row(name, f"{told[ours]:.0f}", f"{told[plain]:.0f}", f"{told[ours] / told[plain]:.1f}x"))
+        print(
+            row(name, f"{told[ours]:.0f}", f"{told[plain]:.0f}", f"{told[ours] / told[plain]:.1f}x")
+        )
         for cut in ("p50_ms", "p99_ms"):
             names = ours.replace("per_s", cut), plain.replace("per_s", cut)
             print(row(f"  {cut}", *(f"{told[name]:.1f}" for name in names), ""))
     lone, crowd, peer = (
         told[name]
-        for name in ("runpod_calls_by_one_poller", "runpod_calls_per_job", "peer_runpod_calls_per_job")
+        for name in (
+            "runpod_calls_by_one_poller",
+            "runpod_calls_per_job",
+            "peer_runpod_calls_per_job",
+        )
     )
-    print(row(f"RunPod calls in {2 * options.seconds:g} s, 200 pollers", f"{crowd:.0f}", f"{peer:.0f}", ""))
+    print(
+        row(
+            f"RunPod calls in {2 * options.seconds:g} s, 200 pollers",
+            f"{crowd:.0f}",
+            f"{peer:.0f}",
+            "",
+        )
+    )
     print(row("  by one poller", f"{lone:.0f}", "", ""))
     print(row("event streams held", f"{told['sse_streams']:.0f}", "none", ""))
     print(

@@ -63,7 +63,9 @@ async def start(request: ExportRequest) -> dict[str, str]:
         connection.commit()
     job = {"job_id": job_id, "user_id": "bench", "type": "framing", "input_key": request.input_key, "output_key": output_key, "params": request.params}  # fmt: skip
     async with httpx.AsyncClient() as client:
-        reply = await client.post(f"{ENDPOINT}/run", headers=HEADERS, json={"input": job}, timeout=30.0)
+        reply = await client.post(
+            f"{ENDPOINT}/run", headers=HEADERS, json={"input": job}, timeout=30.0
+        )
         reply.raise_for_status()
     with database() as connection:
         sent = (reply.json()["id"], job_id)
@@ -85,9 +87,7 @@ async def status(job_id: str) -> dict[str, Any]:
                 url = f"{ENDPOINT}/status/{job['runpod_job_id']}"
                 told = (await client.get(url, headers=HEADERS, timeout=10.0)).json()
             if told["status"] == "COMPLETED":
-                done = (
-                    "UPDATE export_jobs SET status = 'complete', completed_at = datetime('now') WHERE id = ?"
-                )
+                done = "UPDATE export_jobs SET status = 'complete', completed_at = datetime('now') WHERE id = ?"
                 connection.execute(done, (job_id,))
                 connection.commit()
                 return {"job_id": job_id, "status": "complete", "output_key": job["output_key"]}

@@ -84,7 +84,11 @@ def prepare(store: JobStore, bucket: Bucket, provider: Provider, count: int) -> 
             token=secrets.token_hex(16), job_id=job.id, number=1, state=AttemptState.SUBMITTED, provider="runpod", target=ENDPOINT, provider_job_id=f"rp-{number}",
             created_at=began, submitted_at=began, ttl_seconds=90_000,
         )  # fmt: skip
-        changes = {"status": JobStatus.PROCESSING, "attempt": 1, "provider_job_id": attempt.provider_job_id}
+        changes = {
+            "status": JobStatus.PROCESSING,
+            "attempt": 1,
+            "provider_job_id": attempt.provider_job_id,
+        }
         moved = store.move(job, EventKind.SUBMITTED, JobChange.model_validate(changes), attempt)
         assert moved is not None
         if fate == "finished":
@@ -102,7 +106,9 @@ def _finish(bucket: Bucket, job: Job, attempt: Attempt) -> None:
         bytes=len(FILM), sha256="0" * 64, width=64, height=96, fps=25, frames=10, duration_seconds=0.4, video_codec="h264", audio_codec=None,
     )  # fmt: skip
     timings = Timings(fetch_seconds=1, edit_seconds=1, upload_seconds=1)
-    result = Result(output_key=key, runpod_job_id=attempt.provider_job_id or "", facts=facts, timings=timings)
+    result = Result(
+        output_key=key, runpod_job_id=attempt.provider_job_id or "", facts=facts, timings=timings
+    )
     bucket.write(object_key(USER, key), FILM)
     bucket.write(document_key(job, attempt, "result.json"), result.model_dump_json().encode())
 

@@ -36,7 +36,9 @@ def compare(clip: Path) -> dict[str, Any]:
     """Prints a line a model and returns the figures."""
     device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
     name = (
-        torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+        torch.cuda.get_device_name()
+        if device.type == "cuda"
+        else f"CPU, {torch.get_num_threads()} threads"
     )
     figures: dict[str, Any] = {"device": name}
     for model, (width, height), count in GPU_CASES if device.type == "cuda" else CPU_CASES:
@@ -137,7 +139,9 @@ def _ceiling_seconds(ours: Upscaler, box: Box, device: torch.device) -> float:
         moved += (given[0].numel() + made.numel()) * made.element_size()
 
     network = ours.network
-    hooks = [one.register_forward_hook(count) for one in network.modules() if isinstance(one, nn.Conv2d)]
+    hooks = [
+        one.register_forward_hook(count) for one in network.modules() if isinstance(one, nn.Conv2d)
+    ]
     with FlopCounterMode(display=False) as counter:
         ours.enlarge(picture)
     for hook in hooks:

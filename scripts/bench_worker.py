@@ -37,7 +37,18 @@ from schemas.overlays import AnnotatedClip
 
 CPU = torch.device("cpu")
 ENCODER = (
-    *("-c:v", "libx264", "-preset", "fast", "-crf", "18", "-profile:v", "high", "-pix_fmt", "yuv420p"),
+    *(
+        "-c:v",
+        "libx264",
+        "-preset",
+        "fast",
+        "-crf",
+        "18",
+        "-profile:v",
+        "high",
+        "-pix_fmt",
+        "yuv420p",
+    ),
     *("-c:a", "aac", "-b:a", "192k", "-movflags", "+faststart"),
 )
 FONT = "ttf_opensans/ttf/OpenSans-Bold.ttf"
@@ -63,7 +74,9 @@ def pairs(clip: Path, folder: Path) -> list[Pair]:
     source = ("-i", str(clip))
     stereo = "aformat=channel_layouts=stereo:sample_rates=48000"
     return [
-        Pair(JobType.FRAMING, {"crop_keyframes": pan}, source, f"[0:v]{moving}[v];[0:a]{stereo}[a]"),
+        Pair(
+            JobType.FRAMING, {"crop_keyframes": pan}, source, f"[0:v]{moving}[v];[0:a]{stereo}[a]"
+        ),
         _overlay(source, stereo),
         _annotate(clip, folder, stereo),
         Pair(
@@ -178,7 +191,8 @@ def compare(pair: Pair, clip: Path, folder: Path, rounds: int) -> float:
     """Prints frames a second of both, and returns the ratio of their medians."""
     a, b = folder / "ours.mp4", folder / "theirs.mp4"
     seconds = [
-        (timed(lambda: ours(pair, clip, a, Quality())), timed(lambda: theirs(pair, b))) for _ in range(rounds)
+        (timed(lambda: ours(pair, clip, a, Quality())), timed(lambda: theirs(pair, b)))
+        for _ in range(rounds)
     ]
     mine, other = (statistics.median(column) for column in zip(*seconds, strict=True))
     frames = [output_facts(path).frames for path in (a, b)]
@@ -209,7 +223,10 @@ def peak_memory_ratio(folder: Path, minutes: float) -> float:
         ]
         subprocess.run([*command, str(clip)], check=True)
         done = subprocess.run(
-            [sys.executable, __file__, "--one", str(clip)], check=True, capture_output=True, text=True
+            [sys.executable, __file__, "--one", str(clip)],
+            check=True,
+            capture_output=True,
+            text=True,
         )
         peaks.append(int(done.stdout.split()[-1]))
         print(
@@ -256,7 +273,9 @@ def _resident(pid: int) -> int:
 def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--edit", action="store_true", help="compare the edits with ffmpeg's")
-    parser.add_argument("--upscale", action="store_true", help="compare Real-ESRGAN with upstream's own way")
+    parser.add_argument(
+        "--upscale", action="store_true", help="compare Real-ESRGAN with upstream's own way"
+    )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--memory-minutes", type=float, default=10.0, help="0 leaves memory out")
     parser.add_argument("--one", type=Path, help=argparse.SUPPRESS)

@@ -47,13 +47,18 @@ class ChaosStack(Stack):
 
     def _worker(self, name: str, is_ready: Callable[[], Awaitable[bool]]) -> Part:
         part = super()._worker(name, is_ready)
-        return replace(part, command=lambda: self._with_boundaries(part.name, "worker", part.command()[1]))
+        return replace(
+            part, command=lambda: self._with_boundaries(part.name, "worker", part.command()[1])
+        )
 
     def _with_boundaries(
         self, name: str, kind: str, environment: dict[str, str]
     ) -> tuple[list[str], dict[str, str]]:
         command = [sys.executable, str(HERE / "chaos_part.py"), kind]
-        return command, environment | {"CHAOS_FILE": str(self.armed(name)), "PYTHONPATH": str(HERE.parent)}
+        return command, environment | {
+            "CHAOS_FILE": str(self.armed(name)),
+            "PYTHONPATH": str(HERE.parent),
+        }
 
 
 @dataclass
@@ -77,9 +82,13 @@ class Client:
         self._key = ""
 
     async def upload(self, clip: Path) -> None:
-        ticket = (await self._http.post("/api/videos/upload-url", json={"filename": clip.name})).json()
+        ticket = (
+            await self._http.post("/api/videos/upload-url", json={"filename": clip.name})
+        ).json()
         async with httpx.AsyncClient(timeout=60) as bucket:
-            put = await bucket.put(ticket["upload_url"], content=clip.read_bytes(), headers=ticket["headers"])
+            put = await bucket.put(
+                ticket["upload_url"], content=clip.read_bytes(), headers=ticket["headers"]
+            )
             put.raise_for_status()
         self._key = ticket["video_key"]
 
@@ -255,7 +264,9 @@ def main() -> None:
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger("CRITICAL"))
     seed = chosen.seed if chosen.seed is not None else random.SystemRandom().randrange(1 << 32)
     print(f"seed {seed}", flush=True)
-    with tempfile.TemporaryDirectory(prefix="reelbroker-chaos-", ignore_cleanup_errors=True) as folder:
+    with tempfile.TemporaryDirectory(
+        prefix="reelbroker-chaos-", ignore_cleanup_errors=True
+    ) as folder:
         told = asyncio.run(chaos(Path(folder), chosen.kills, random.Random(seed)))  # noqa: S311
     print(json.dumps(told))
     enough = int(str(told["complete"])) >= 0.8 * int(str(told["accepted"]))

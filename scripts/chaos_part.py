@@ -36,7 +36,11 @@ def boundary(name: str) -> None:
 def bound(owner: Any, names: Sequence[str]) -> None:
     """Puts a boundary before and after functions of a class or module."""
     for name in names:
-        setattr(owner, name, _bounded(f"{getattr(owner, '__name__', owner)}.{name}", getattr(owner, name)))
+        setattr(
+            owner,
+            name,
+            _bounded(f"{getattr(owner, '__name__', owner)}.{name}", getattr(owner, name)),
+        )
 
 
 def _bounded(name: str, work: Callable[..., Any]) -> Callable[..., Any]:

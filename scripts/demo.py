@@ -49,7 +49,9 @@ def main() -> int:
 
 
 async def _demo(video: Path, source: SourceFacts, quality: bool, outcome: list[int]) -> None:
-    console.print(f"Source  {video.name}: {source.width}x{source.height}, {source.duration_seconds:.2f} s")
+    console.print(
+        f"Source  {video.name}: {source.width}x{source.height}, {source.duration_seconds:.2f} s"
+    )
     console.print("Starting object store, endpoint, worker and broker ...")
     async with Stack(STACK_FOLDER) as stack, AsyncClient(stack.broker_url, stack.api_key) as broker:
         key = await broker.upload(video)
@@ -99,7 +101,12 @@ def _through_a_model(source: SourceFacts) -> dict[str, Any]:
 
 
 async def _watch(broker: AsyncClient, job: JobView) -> JobView:
-    columns = (TextColumn("{task.description:<32}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
+    columns = (
+        TextColumn("{task.description:<32}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeElapsedColumn(),
+    )
     with Progress(*columns, console=console) as bar:
         task = bar.add_task(job.message, total=100)
         async for seen in broker.watch(job.job_id):
@@ -116,7 +123,9 @@ def _tell(path: Path, job: JobView) -> None:
         f"{facts.duration_seconds:.2f} s, {facts.frames} frames, {facts.fps:g} fps, "
         f"{facts.video_codec} + {facts.audio_codec or 'no audio'}"
     )
-    console.print(f"        job {job.job_id}, attempt {job.attempt}, {job.gpu_seconds:.1f} s of worker time")
+    console.print(
+        f"        job {job.job_id}, attempt {job.attempt}, {job.gpu_seconds:.1f} s of worker time"
+    )
 
 
 def _tell_by_hand(stack: Stack, video: Path, request: dict[str, Any]) -> None:

@@ -53,7 +53,9 @@ def deploy(http: httpx.Client, wanted: dict[str, Any]) -> str:
         return str(_ask(http, "POST", "/serverless", wanted)["id"])
     had, most = found[0]["workers"]["max"], wanted["workers"]["max"]
     if had < most:
-        _tell(f"It had {had} workers at most: set that low, or idle for days (see --help). Now {most}.")
+        _tell(
+            f"It had {had} workers at most: set that low, or idle for days (see --help). Now {most}."
+        )
     _ask(http, "PATCH", f"/serverless/{found[0]['id']}", changes(wanted))
     return str(found[0]["id"])
 
@@ -87,7 +89,8 @@ def show(wanted: dict[str, Any]) -> None:
 
 def _masked(wanted: dict[str, Any]) -> dict[str, Any]:
     hidden = {
-        name: "***" if _SECRET.search(name) and value else value for name, value in wanted["env"].items()
+        name: "***" if _SECRET.search(name) and value else value
+        for name, value in wanted["env"].items()
     }
     return wanted | {"env": hidden}
 
@@ -109,7 +112,11 @@ def _endpoint(chosen: argparse.Namespace, known: Mapping[str, str | None]) -> di
             "minCudaVersion": chosen.cuda,
             "allowedCudaVersions": [],
         },
-        "workers": {"min": chosen.min_workers, "max": chosen.max_workers, "idleTimeout": chosen.idle_timeout},
+        "workers": {
+            "min": chosen.min_workers,
+            "max": chosen.max_workers,
+            "idleTimeout": chosen.idle_timeout,
+        },
         "scaling": {"type": "QUEUE_DELAY", "queueDelay": 4},
         "timeout": chosen.execution_timeout * 1000,
         "flashboot": "FLASHBOOT" if chosen.flashboot else "OFF",
@@ -185,7 +192,11 @@ def _parsed() -> argparse.Namespace:
         metavar="NAME=VALUE",
         help="the worker's settings (.env.example)",
     )
-    add("--registry-auth", metavar="ID", help="RunPod's id of the credentials for a private registry")
+    add(
+        "--registry-auth",
+        metavar="ID",
+        help="RunPod's id of the credentials for a private registry",
+    )
     add("--api", default=API, help=argparse.SUPPRESS)
     return parser.parse_args()
 
@@ -211,7 +222,9 @@ def main() -> None:
         return
     if missing := [name for name in BUCKET if not known.get(name)]:
         _refuse(f"The worker needs {', '.join(missing)}: set them in the environment or in .env.")
-    with httpx.Client(base_url=chosen.api, headers={"Authorization": f"Bearer {key}"}, timeout=60) as http:
+    with httpx.Client(
+        base_url=chosen.api, headers={"Authorization": f"Bearer {key}"}, timeout=60
+    ) as http:
         endpoint_id = deploy(http, wanted)
     print(f"RUNPOD_ENDPOINT_URL=https://api.runpod.ai/v2/{endpoint_id}")
     _tell("Idle for 3 days it is cut to 2 workers at most, for 7 to none: see --help.")

@@ -61,7 +61,16 @@ def film(
     rate = float(eval_rate(fps))
     count = max(1, round(seconds * rate))
     frames = b"".join(picture(n / rate, width, height, alpha).tobytes() for n in range(count))
-    video = ("-f", "rawvideo", "-pix_fmt", "rgba" if alpha else "rgb24", "-s", f"{width}x{height}", "-r", fps)
+    video = (
+        "-f",
+        "rawvideo",
+        "-pix_fmt",
+        "rgba" if alpha else "rgb24",
+        "-s",
+        f"{width}x{height}",
+        "-r",
+        fps,
+    )
     audio = (*before_sound, "-f", "lavfi", "-i", sound) if sound else ()
     graph = ("-vf", filters) if filters else ()
     ffmpeg(*video, "-i", "pipe:0", *audio, *graph, *options, str(path), given=frames)
@@ -140,7 +149,11 @@ def _damaged(path: Path, frames: range) -> None:
     """Overwrites the middle of these frames, of which every twelfth is a key frame."""
     film(path, *H264, "-g", "12", "-bf", "0", "-x264-params", "scenecut=0", filters=SDR, sound=None)
     with av.open(str(path)) as container:
-        places = [(packet.pos, packet.size) for packet in container.demux(video=0) if packet.pos is not None]
+        places = [
+            (packet.pos, packet.size)
+            for packet in container.demux(video=0)
+            if packet.pos is not None
+        ]
     body = bytearray(path.read_bytes())
     for position, size in places[frames.start : frames.stop : frames.step]:
         body[position + size // 2 : position + size // 2 + 12] = bytes(range(243, 255))
@@ -172,11 +185,21 @@ def _written(body: bytes) -> Make:
 
 def _many_streams(path: Path) -> None:
     maps = [part for n in range(40) for part in ("-map", "1:a")]
-    film(path, *H264, "-map", "0:v", *maps, "-c:a", "pcm_s16le", filters=SDR, sound="sine=440:d=0.1")
+    film(
+        path, *H264, "-map", "0:v", *maps, "-c:a", "pcm_s16le", filters=SDR, sound="sine=440:d=0.1"
+    )
 
 
 def _huge(path: Path) -> None:
-    ffmpeg("-f", "lavfi", "-i", "color=gray:s=9000x5000:r=25:d=0.04,format=gray", "-c:v", "png", str(path))
+    ffmpeg(
+        "-f",
+        "lavfi",
+        "-i",
+        "color=gray:s=9000x5000:r=25:d=0.04,format=gray",
+        "-c:v",
+        "png",
+        str(path),
+    )
 
 
 def _cover(path: Path) -> None:

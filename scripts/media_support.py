@@ -57,7 +57,11 @@ def params_of(case: Case, job_type: JobType) -> dict[str, object]:
             }
         case JobType.MULTI_CLIP:
             transition = {"type": "dissolve", "duration": case.seconds / 4}
-            return {**size, "clips": [{"input_key": "a"}, {"input_key": "a"}], "transition": transition}
+            return {
+                **size,
+                "clips": [{"input_key": "a"}, {"input_key": "a"}],
+                "transition": transition,
+            }
 
 
 def outcome(case: Case, path: Path, job_type: JobType, folder: Path) -> str:
@@ -72,7 +76,9 @@ def outcome(case: Case, path: Path, job_type: JobType, folder: Path) -> str:
     guard = Guard(cpu_seconds=60)
     try:
         with guard.within(60):
-            kit = Kit(lambda params, ratio: None, {"a": Source(path, probe(path))}, {}, Fonts(), device)
+            kit = Kit(
+                lambda params, ratio: None, {"a": Source(path, probe(path))}, {}, Fonts(), device
+            )
             composition = compose(params, "a", kit)
             render(composition, output, QUALITY, guard, lambda done, count: None)
     except WorkerError as error:
@@ -93,7 +99,9 @@ def _judge(case: Case, composition: Composition, output: Path) -> None:
         length + 1e-6 < sum(clip.output_seconds for clip in clips)
     )
     expected = (
-        case.seconds if len(clips) == 1 or composition.clips[0].time.end < case.seconds - 1e-3 else None
+        case.seconds
+        if len(clips) == 1 or composition.clips[0].time.end < case.seconds - 1e-3
+        else None
     )
     if expected is not None and abs(told - expected) > case.slack + 0.04:
         raise Wrong(f"{told:.3f} s instead of {expected:.3f} s")
@@ -117,7 +125,9 @@ def _judge_colours(case: Case, planes: np.ndarray) -> None:
         rows = np.array([0.06, 0.3]) + row * 11 / 24
         columns = np.array([0.06, 0.3]) + column * 5 / 8
 
-        def mean(plane: np.ndarray, rows: np.ndarray = rows, columns: np.ndarray = columns) -> float:
+        def mean(
+            plane: np.ndarray, rows: np.ndarray = rows, columns: np.ndarray = columns
+        ) -> float:
             (top, low), (left, right) = (
                 (rows * plane.shape[0]).astype(int),
                 (columns * plane.shape[1]).astype(int),
@@ -151,7 +161,9 @@ def run_all(media: Path, cases: Sequence[Case] = CASES) -> dict[tuple[str, JobTy
         asked = [(case, job_type) for case in cases for job_type in JobType]
         return {
             (case.name, job_type): told
-            for (case, job_type), told in zip(asked, pool.map(lambda pair: one(*pair), asked), strict=True)
+            for (case, job_type), told in zip(
+                asked, pool.map(lambda pair: one(*pair), asked), strict=True
+            )
         }
 
 

@@ -48,9 +48,9 @@ CAPTIONS = {
     ]
 }
 #: pyte's words for a terminal's own colours, as Rich says them; any other colour is six hexadecimal digits.
-OWN = {name: name for name in ("default", "black", "red", "green", "blue", "magenta", "cyan", "white")} | {
-    "brown": "yellow"
-}
+OWN = {
+    name: name for name in ("default", "black", "red", "green", "blue", "magenta", "cyan", "white")
+} | {"brown": "yellow"}
 THEME = TerminalTheme(
     (22, 27, 34),
     (201, 209, 217),
@@ -99,7 +99,12 @@ class Terminal:
         ours, theirs = pty.openpty()
         termios.tcsetwinsize(theirs, (ROWS, COLUMNS))
         with subprocess.Popen(
-            command, cwd=self._folder, env=self._environment, stdin=theirs, stdout=theirs, stderr=theirs
+            command,
+            cwd=self._folder,
+            env=self._environment,
+            stdin=theirs,
+            stdout=theirs,
+            stderr=theirs,
         ) as process:
             os.close(theirs)
             with contextlib.suppress(OSError):  # Linux's way of saying that nobody writes any more
@@ -146,7 +151,9 @@ async def _recorded(folder: Path) -> list[Text]:
 
 
 def _journey(terminal: Terminal, stack: Stack) -> None:
-    terminal.types("reelbroker submit clip.mp4 --type framing --params crop.json --watch -o out.mp4")
+    terminal.types(
+        "reelbroker submit clip.mp4 --type framing --params crop.json --watch -o out.mp4"
+    )
     terminal.types("reelbroker submit clip.mp4 --type annotate --params captions.json")
     with Client(stack.broker_url, stack.api_key) as client:
         for seen in client.watch(client.jobs(limit=1).jobs[0].job_id):

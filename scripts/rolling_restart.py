@@ -37,12 +37,16 @@ class Broker:
     async def start(self) -> None:
         # The socket must be descriptor 3, and the process find its own id in the environment.
         handed = self._listening.fileno()
-        command = (
-            f'exec 3<&{handed} && LISTEN_FDS=1 LISTEN_PID=$$ exec "{sys.executable}" -m broker.cli.main serve'
-        )
+        command = f'exec 3<&{handed} && LISTEN_FDS=1 LISTEN_PID=$$ exec "{sys.executable}" -m broker.cli.main serve'
         with self._log.open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
-                "bash", "-c", command, env=self._environment, pass_fds=[handed], stdout=log, stderr=log
+                "bash",
+                "-c",
+                command,
+                env=self._environment,
+                pass_fds=[handed],
+                stdout=log,
+                stderr=log,
             )
         async with httpx.AsyncClient(timeout=60) as http:  # waits in the socket, too
             (await http.get(f"{self.url}/readyz")).raise_for_status()
@@ -68,7 +72,9 @@ class Load:
         tasks = [asyncio.create_task(work(http)) for work in works]
         while len(self.jobs) < WATCHERS:
             await asyncio.sleep(0.1)
-        watches = [asyncio.create_task(self._watch(http, job_id)) for job_id in self.jobs[:WATCHERS]]
+        watches = [
+            asyncio.create_task(self._watch(http, job_id)) for job_id in self.jobs[:WATCHERS]
+        ]
         await meanwhile
         self._over = True
         await asyncio.gather(*tasks)

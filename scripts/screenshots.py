@@ -106,9 +106,7 @@ def edit(page: Page, clip: Path) -> None:
 
 
 def seek(page: Page, where: str, moment: float) -> None:
-    loaded = (
-        "(where) => [...document.querySelectorAll(`${where} video`)].every((video) => video.readyState >= 2)"
-    )
+    loaded = "(where) => [...document.querySelectorAll(`${where} video`)].every((video) => video.readyState >= 2)"
     page.wait_for_function(loaded, arg=where)
     page.evaluate(
         """([where, moment]) => {
@@ -188,7 +186,9 @@ def main() -> None:
     def work(stack: Stack) -> None:
         with sync_playwright() as playwright, Client(stack.broker_url, stack.api_key) as client:
             flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-            browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=flags)
+            browser = playwright.chromium.launch(
+                executable_path=shutil.which("chromium"), args=flags
+            )
             photograph(Camera(browser, stack.broker_url, stack.api_key), client, sample_clip())
             browser.close()
 

@@ -71,7 +71,9 @@ def object_store(tmp_path_factory):
     """A SeaweedFS of its own for this test run, with an empty bucket."""
     ports = dict(zip(PORT_NAMES, free_ports(len(PORT_NAMES)), strict=True))
     folder = tmp_path_factory.mktemp("store")
-    store = ObjectStore(folder, ports, secrets.token_hex(10), secrets.token_urlsafe(30), "reelbroker")
+    store = ObjectStore(
+        folder, ports, secrets.token_hex(10), secrets.token_urlsafe(30), "reelbroker"
+    )
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(
             store.command(), stdout=log, stderr=log, start_new_session=True, umask=0o077
@@ -111,7 +113,9 @@ def clip(tmp_path_factory, big_buck_bunny):
         "-vf",
         "scale=640:360",
     ]
-    subprocess.run([*command, "-c:v", "libx264", "-preset", "ultrafast", "-ac", "2", path], check=True)
+    subprocess.run(
+        [*command, "-c:v", "libx264", "-preset", "ultrafast", "-ac", "2", path], check=True
+    )
     return path
 
 

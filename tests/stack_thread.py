@@ -52,9 +52,16 @@ class StackThread:
 
     def upload(self, path, name="clip.mp4"):
         """Puts a file into the bucket as a frontend does, and returns its key."""
-        ticket = self.client.post("/api/videos/upload-url", json={"filename": name}).raise_for_status().json()
+        ticket = (
+            self.client.post("/api/videos/upload-url", json={"filename": name})
+            .raise_for_status()
+            .json()
+        )
         httpx.put(
-            ticket["upload_url"], content=Path(path).read_bytes(), headers=ticket["headers"], timeout=60
+            ticket["upload_url"],
+            content=Path(path).read_bytes(),
+            headers=ticket["headers"],
+            timeout=60,
         ).raise_for_status()
         return ticket["video_key"]
 
@@ -80,7 +87,9 @@ class StackThread:
 
     def finished(self, url, seconds=90):
         """Waits for the job's end."""
-        return self.until(url, lambda job: job["status"] in ("complete", "error", "cancelled"), seconds)
+        return self.until(
+            url, lambda job: job["status"] in ("complete", "error", "cancelled"), seconds
+        )
 
     def download(self, job, path):
         """Fetches the output by its redirect."""

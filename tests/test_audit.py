@@ -26,7 +26,9 @@ def osv(holes):
             name, version = query["package"]["name"], query["version"]
             asked.append((name, version))
             events = [{"introduced": "0"}, {"fixed": "99.0"}]
-            affected = [{"package": query["package"], "ranges": [{"type": "ECOSYSTEM", "events": events}]}]
+            affected = [
+                {"package": query["package"], "ranges": [{"type": "ECOSYSTEM", "events": events}]}
+            ]
             # As long as the real ones are, or longer.
             hole = {
                 "details": "A hole. " * 20_000,
@@ -36,7 +38,9 @@ def osv(holes):
             }
             self.send_response(200)
             self.end_headers()
-            self.wfile.write(json.dumps({"vulns": [hole]} if (name, version) in holes else {}).encode())
+            self.wfile.write(
+                json.dumps({"vulns": [hole]} if (name, version) in holes else {}).encode()
+            )
 
     with serving(Handler) as port:
         yield f"http://127.0.0.1:{port}/v1/query", asked

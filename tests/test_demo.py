@@ -47,9 +47,22 @@ def make_clip(path, *options):
 
 def test_the_demo_takes_any_clip(tmp_path):
     """Of odd size, turned as phones do it, without sound: exit 0, upright in out/, its facts and curl printed, nothing left running."""
-    flat = make_clip(tmp_path / "flat.mp4", "-map", "0:v", "-vf", "scale=321:241", "-pix_fmt", "yuv444p")
+    flat = make_clip(
+        tmp_path / "flat.mp4", "-map", "0:v", "-vf", "scale=321:241", "-pix_fmt", "yuv444p"
+    )
     turned = tmp_path / "phone.mp4"
-    command = [FFMPEG, "-v", "error", "-display_rotation", "90", "-i", str(flat), "-c", "copy", str(turned)]
+    command = [
+        FFMPEG,
+        "-v",
+        "error",
+        "-display_rotation",
+        "90",
+        "-i",
+        str(flat),
+        "-c",
+        "copy",
+        str(turned),
+    ]
     subprocess.run(command, check=True)
     process = start([DEMO, turned], tmp_path)
     output, _ = process.communicate(timeout=120)
@@ -85,7 +98,10 @@ def test_up_keeps_its_folder_to_itself_until_ctrl_c(tmp_path):
     first = start(["-m", "broker.cli.main", "up", "--origin", page], tmp_path)
     url = read_until(first, "Reelbroker is up").split()[-1]
     asked = {"Origin": page, "Access-Control-Request-Method": "POST"}
-    assert httpx.options(f"{url}/api/jobs", headers=asked).headers["access-control-allow-origin"] == page
+    assert (
+        httpx.options(f"{url}/api/jobs", headers=asked).headers["access-control-allow-origin"]
+        == page
+    )
     second = start(["-m", "broker.cli.main", "up"], tmp_path)
     output, _ = second.communicate(timeout=30)
     assert (second.returncode, "another stack is running" in output) == (1, True)

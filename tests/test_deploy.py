@@ -113,7 +113,9 @@ def runpod():
 def deploy(folder, *words, **environment):
     command = [sys.executable, ROOT / "scripts" / "deploy_endpoint.py", *words]
     environment = {"PATH": os.environ["PATH"]} | environment
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    return subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
 
 
 def test_a_second_deployment_changes_the_first_and_adds_nothing(runpod, tmp_path):
@@ -151,7 +153,10 @@ def test_a_second_deployment_changes_the_first_and_adds_nothing(runpod, tmp_path
         5,
     )
     changed = runpod.kept["e1"]
-    assert (changed["image"], changed["env"]) == ("you/worker:2", env | {"REELBROKER_X264_CRF": "20"})
+    assert (changed["image"], changed["env"]) == (
+        "you/worker:2",
+        env | {"REELBROKER_X264_CRF": "20"},
+    )
     assert changed["gpu"] == {
         "pools": ["ADA_24"],
         "count": 1,
@@ -181,7 +186,9 @@ def test_what_stands_in_the_way_is_said(runpod, tmp_path):
     run = {"RUNPOD_API_KEY": KEY} | BUCKET
     with served(runpod) as url:
         missing = deploy(tmp_path, "you/worker:1", "--api", url, RUNPOD_API_KEY=KEY)
-        refused = deploy(tmp_path, "you/worker:1", "--api", url, **(run | {"RUNPOD_API_KEY": "wrong"}))
+        refused = deploy(
+            tmp_path, "you/worker:1", "--api", url, **(run | {"RUNPOD_API_KEY": "wrong"})
+        )
         runpod.kept = {name: {"id": name, "name": "reelbroker"} for name in ("e1", "e2")}
         double = deploy(tmp_path, "you/worker:1", "--api", url, **run)
     assert (missing.returncode, refused.returncode, double.returncode) == (2, 1, 1)
@@ -234,13 +241,20 @@ def test_the_hub_asks_for_settings_that_the_worker_has():
     assert set(kinds.values()) <= {"string", "number", "boolean"}
     assert len(kinds) + len(fixed) == len(config["env"])
     defaults = {
-        one["key"]: str(one["input"]["default"]) for one in config["env"] if "default" in one.get("input", {})
+        one["key"]: str(one["input"]["default"])
+        for one in config["env"]
+        if "default" in one.get("input", {})
     }
     for preset in [{"name": "none", "defaults": {}}, *config["presets"]]:
         assert set(preset) == {"name", "defaults"}
         assert set(preset["defaults"]) <= set(kinds)
         Settings(
-            **(BUCKET | fixed | defaults | {name: str(value) for name, value in preset["defaults"].items()})
+            **(
+                BUCKET
+                | fixed
+                | defaults
+                | {name: str(value) for name, value in preset["defaults"].items()}
+            )
         )
 
 

@@ -46,7 +46,9 @@ TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
 
 def blocks(document):
     """Each fenced block as (language, text)."""
-    found = re.findall(r"^```(\S*)\n(.*?)^```$", document.read_text(), flags=re.MULTILINE | re.DOTALL)
+    found = re.findall(
+        r"^```(\S*)\n(.*?)^```$", document.read_text(), flags=re.MULTILINE | re.DOTALL
+    )
     return [(language, text) for language, text in found]
 
 
@@ -63,7 +65,11 @@ def named(document):
 
 
 def with_blocks_in(*languages):
-    return [document for document in DOCUMENTS if any(code(document, language) for language in languages)]
+    return [
+        document
+        for document in DOCUMENTS
+        if any(code(document, language) for language in languages)
+    ]
 
 
 # ── a place to type them in ─────────────────────────────────────────────────────────────────────────────────────────
@@ -73,7 +79,9 @@ def with_blocks_in(*languages):
 def frontend(tmp_path_factory):
     """The origin of a page with nothing but a file input, as a development server has it: not the broker's."""
     folder = tmp_path_factory.mktemp("frontend")
-    (folder / "index.html").write_text('<!doctype html><link rel="icon" href="data:,"><input type="file">')
+    (folder / "index.html").write_text(
+        '<!doctype html><link rel="icon" href="data:,"><input type="file">'
+    )
     with serving(functools.partial(SimpleHTTPRequestHandler, directory=folder)) as port:
         yield f"http://localhost:{port}"
 
@@ -118,7 +126,9 @@ def desk(tmp_path, stack, clip):
 def inside_the_container(stack):
     """A command in the broker's container is one on this machine, with the settings of the broker that runs here."""
     broker = Path(f"/proc/{stack.stack.pid('broker')}/environ").read_text().split("\0")
-    settings = [shlex.quote(line) for line in broker if line.startswith(("R2_", "RUNPOD_", "REELBROKER_"))]
+    settings = [
+        shlex.quote(line) for line in broker if line.startswith(("R2_", "RUNPOD_", "REELBROKER_"))
+    ]
     return f"""#!/bin/bash
 [ "$1" = compose ] && shift
 [ "$1" = exec ] && exec env {" ".join(settings)} "${{@:3}}"
@@ -177,7 +187,9 @@ def page(chromium, frontend, stack):
     page = context.new_page()
     page.set_default_timeout(60_000)
     page.goto(frontend)
-    script = code(ROOT / "docs" / "api.md", "js").replace("http://localhost:8000", stack.stack.broker_url)
+    script = code(ROOT / "docs" / "api.md", "js").replace(
+        "http://localhost:8000", stack.stack.broker_url
+    )
     page.add_script_tag(content=f'const getToken = async () => "{stack.stack.api_key}"\n{script}')
     yield page
     context.close()
@@ -197,7 +209,10 @@ EXPORT = """async (end_time) => {
 def test_javascript_runs_in_a_browser_on_a_page_of_another_origin(page, clip):
     """The guide's own functions bring a chosen file to a finished video, which the page then plays; a refusal is an error that says why."""
     complaints = []
-    page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
+    page.on(
+        "console",
+        lambda message: complaints.append(message.text) if message.type == "error" else None,
+    )
     page.set_input_files("input", clip)
     told = page.evaluate(EXPORT, 1)
     size = clip.stat().st_size
@@ -207,7 +222,11 @@ def test_javascript_runs_in_a_browser_on_a_page_of_another_origin(page, clip):
     assert complaints == []
     ask = "ask('POST', '/api/jobs', {body: {type: 'framing'}}).catch((error) => ({...error, message: error.message}))"
     refused = page.evaluate(ask)
-    assert (refused["status"], refused["code"], refused["retryable"]) == (422, "invalid_request", False)
+    assert (refused["status"], refused["code"], refused["retryable"]) == (
+        422,
+        "invalid_request",
+        False,
+    )
     assert refused["message"]
 
 
@@ -218,7 +237,9 @@ def test_javascript_watches_through_a_restart_of_the_broker(page, stack, clip):
     page.wait_for_function("window.told?.includes('%')")
     stack.kill("broker")
     assert page.evaluate("going")[-1] == "270x480"
-    missing = "watch('00000000-0000-4000-8000-000000000000', () => {}).catch((error) => error.status)"
+    missing = (
+        "watch('00000000-0000-4000-8000-000000000000', () => {}).catch((error) => error.status)"
+    )
     assert page.evaluate(missing) == 404
 
 
@@ -237,7 +258,9 @@ def test_javascript_sends_a_large_file_in_parts_through_a_cut(page, stack, tmp_p
 
     page.route("**/*partNumber=*", route)
     page.set_input_files("input", large)
-    key = page.evaluate("upload(document.querySelector('input').files[0], (sent) => { window.sent = sent })")
+    key = page.evaluate(
+        "upload(document.querySelector('input').files[0], (sent) => { window.sent = sent })"
+    )
     assert page.evaluate("sent") == large.stat().st_size
     assert len(cut) == 1
     where = stack.client.get("/api/storage/presigned-url", params={"key": key}).json()["url"]
@@ -253,7 +276,9 @@ def test_javascript_tells_a_real_webhook_from_another(page):
     now = page.evaluate("Math.floor(Date.now() / 1000)")
 
     def is_ours(body=body, at=now, **changed):
-        signature = Webhook(secret).sign("msg_1", datetime.fromtimestamp(at, UTC), '{"type": "job.complete"}')
+        signature = Webhook(secret).sign(
+            "msg_1", datetime.fromtimestamp(at, UTC), '{"type": "job.complete"}'
+        )
         headers = {
             "webhook-id": "msg_1",
             "webhook-timestamp": str(at),
@@ -291,7 +316,9 @@ def test_the_guide_has_every_error_code_and_route_and_no_other():
     """Of the routes, those of older clients and the provider's own are told elsewhere."""
     cells = " ".join(first_cells("docs/api.md", "`error_code`"))
     assert sorted(re.findall(r"`(\w+)`", cells)) == sorted(set(ErrorCode) - {ErrorCode.CANCELLED})
-    told = set(re.findall(r"`(?:\w+(?: |, )?)*(/[^`?]+)`", " ".join(first_cells("docs/api.md", "route"))))
+    told = set(
+        re.findall(r"`(?:\w+(?: |, )?)*(/[^`?]+)`", " ".join(first_cells("docs/api.md", "route")))
+    )
     there = {re.sub(r"\{\w+\}", "{}", operation.path) for operation in OPERATIONS}
     documents = {"/openapi.json", "/docs"}
     for path in told:
@@ -302,7 +329,9 @@ def test_the_guide_has_every_error_code_and_route_and_no_other():
 def test_the_runbook_names_what_is_said():
     """Codes that there are, and messages as jobs have them."""
     codes = {
-        code for cell in first_cells("docs/operations.md", "code") for code in re.findall(r"`(\w+)`", cell)
+        code
+        for cell in first_cells("docs/operations.md", "code")
+        for code in re.findall(r"`(\w+)`", cell)
     }
     assert codes <= set(ErrorCode)
     said = (ROOT / "broker" / "jobs" / "decide.py").read_text()
@@ -353,7 +382,9 @@ def test_commands_in_the_text_exist_with_their_options(document):
         sources = [ROOT / name, ROOT / f"{name.replace('-', '_')}.py"]
         text = "".join(source.read_text() for source in sources if source.is_file())
         if "pytest" not in text:  # what it does not know itself, it hands on
-            assert [word for word in words if word.startswith("--") and f'"{word}"' not in text] == []
+            assert [
+                word for word in words if word.startswith("--") and f'"{word}"' not in text
+            ] == []
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=named)

@@ -65,7 +65,14 @@ def test_a_clip_is_exported_through_the_whole_system(stack, source, tmp_path):
             {
                 "effect_type": "dark_overlay",
                 "highlight_regions": [
-                    {"start_frame": 0, "end_frame": 9, "x": 640, "y": 360, "radius_x": 90, "radius_y": 120}
+                    {
+                        "start_frame": 0,
+                        "end_frame": 9,
+                        "x": 640,
+                        "y": 360,
+                        "radius_x": 90,
+                        "radius_y": 120,
+                    }
                 ],
                 "text_layers": [{"text": "Überholt!", "x": 40, "y": 40}],
                 "end_time": 0.4,
@@ -78,7 +85,13 @@ def test_a_clip_is_exported_through_the_whole_system(stack, source, tmp_path):
             "annotate",
             {
                 "clips": [
-                    {"start_time": 1.0, "end_time": 1.4, "name": "First", "rating": 4, "tags": ["rabbit"]},
+                    {
+                        "start_time": 1.0,
+                        "end_time": 1.4,
+                        "name": "First",
+                        "rating": 4,
+                        "tags": ["rabbit"],
+                    },
                     {"start_time": 3.02, "end_time": 3.42, "name": "Second"},
                 ],
                 "output_width": 320,
@@ -91,7 +104,10 @@ def test_a_clip_is_exported_through_the_whole_system(stack, source, tmp_path):
         pytest.param(
             "multi_clip",
             {
-                "clips": [{"start_time": 0.0, "end_time": 0.8}, {"start_time": 2.0, "end_time": 2.8}],
+                "clips": [
+                    {"start_time": 0.0, "end_time": 0.8},
+                    {"start_time": 2.0, "end_time": 2.8},
+                ],
                 "transition": {"type": "dissolve", "duration": 0.4},
                 **SMALL,
             },
@@ -100,7 +116,11 @@ def test_a_clip_is_exported_through_the_whole_system(stack, source, tmp_path):
             id="multi-clip",
         ),
         pytest.param(
-            "upscale", {"export_mode": "FAST", "end_time": 0.4, **SMALL}, 10, (270, 480), id="upscale"
+            "upscale",
+            {"export_mode": "FAST", "end_time": 0.4, **SMALL},
+            10,
+            (270, 480),
+            id="upscale",
         ),
     ],
 )
@@ -136,7 +156,9 @@ def test_real_progress_arrives_while_frames_are_being_made(stack, source):
 @pytest.mark.parametrize(
     ("name", "make", "code"),
     [
-        pytest.param("a.mp4", lambda clip: b"no video at all" * 100, "invalid_media", id="not-a-video"),
+        pytest.param(
+            "a.mp4", lambda clip: b"no video at all" * 100, "invalid_media", id="not-a-video"
+        ),
         pytest.param("b.mp4", lambda clip: clip[: len(clip) // 2], "invalid_media", id="truncated"),
         pytest.param("c.mp4", lambda clip: b"", "invalid_media", id="zero-bytes"),
     ],
@@ -148,7 +170,12 @@ def test_a_bad_file_ends_in_a_clear_error_and_is_not_tried_again(
     path = tmp_path / name
     path.write_bytes(make(big_buck_bunny.read_bytes()))
     job = stack.finished(stack.submit(stack.upload(path), **SMALL))
-    assert (job["status"], job["error_code"], job["attempt"], job["retryable"]) == ("error", code, 1, False)
+    assert (job["status"], job["error_code"], job["attempt"], job["retryable"]) == (
+        "error",
+        code,
+        1,
+        False,
+    )
     assert job["error"].endswith(".")
     assert "Traceback" not in job["error"]
 
@@ -217,7 +244,10 @@ def test_no_secret_is_in_the_logs(stack, source):
     """Keys and signed URLs stay out of every part's log."""
     stack.finished(stack.submit(source, end_time=0.2, **SMALL))
     secrets = json.loads((stack.stack.folder / "stack.json").read_text())
-    logs = {path.name: path.read_text(errors="replace") for path in (stack.stack.folder / "logs").iterdir()}
+    logs = {
+        path.name: path.read_text(errors="replace")
+        for path in (stack.stack.folder / "logs").iterdir()
+    }
     assert set(logs) == {"store.log", "endpoint.log", "worker-1.log", "broker.log"}
     for name, text in logs.items():
         for secret in ("api_key", "runpod_api_key", "s3_secret_key"):
@@ -244,9 +274,13 @@ def test_workers_join_by_a_command_work_at_once_and_leave_at_ctrl_c(stack, sourc
             assert [process.poll() for process in joined] == [None, None]
             time.sleep(0.1)
         # Large enough to be seen at work together on a fast machine.
-        urls = [stack.submit(source, output_width=720, output_height=1280, end_time=2.0) for _ in range(2)]
+        urls = [
+            stack.submit(source, output_width=720, output_height=1280, end_time=2.0)
+            for _ in range(2)
+        ]
         stack.until(
-            urls[0], lambda _: {stack.client.get(url).json()["phase"] for url in urls} == {"processing"}
+            urls[0],
+            lambda _: {stack.client.get(url).json()["phase"] for url in urls} == {"processing"},
         )
         assert [stack.finished(url)["status"] for url in urls] == ["complete", "complete"]
         began = time.monotonic()
@@ -254,7 +288,9 @@ def test_workers_join_by_a_command_work_at_once_and_leave_at_ctrl_c(stack, sourc
             process.send_signal(signal.SIGINT)
         told = [process.communicate(timeout=15)[0] for process in joined]
     assert [process.returncode for process in joined] == [0, 0], told
-    assert time.monotonic() - began < 10  # the call for a job, which the SDK would sit out, is held for 20
+    assert (
+        time.monotonic() - began < 10
+    )  # the call for a job, which the SDK would sit out, is held for 20
     assert "Traceback" not in "".join(told)
     assert not list((stack.stack.folder / "work").glob("guest-*"))
     assert processes_in(tmp_path) == []
@@ -341,8 +377,11 @@ def test_the_first_client_speaks_to_the_endpoint_itself(stack, source):
     while (status := client.get_job_status(told["id"]))["status"] not in ("COMPLETED", "FAILED"):
         assert time.monotonic() < deadline
         time.sleep(0.2)
-    assert (status["status"], status["output"]["output_key"]) == ("COMPLETED", "final_videos/by_hand.mp4")
-    link = stack.client.get("/api/storage/presigned-url", params={"key": "final_videos/by_hand.mp4"}).json()[
-        "url"
-    ]
+    assert (status["status"], status["output"]["output_key"]) == (
+        "COMPLETED",
+        "final_videos/by_hand.mp4",
+    )
+    link = stack.client.get(
+        "/api/storage/presigned-url", params={"key": "final_videos/by_hand.mp4"}
+    ).json()["url"]
     assert len(httpx.get(link).raise_for_status().content) == status["output"]["facts"]["bytes"]

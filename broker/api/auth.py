@@ -4,7 +4,12 @@ import hmac
 
 from anyio import CapacityLimiter, to_thread
 from pydantic import SecretStr
-from starlette.authentication import AuthCredentials, AuthenticationBackend, AuthenticationError, SimpleUser
+from starlette.authentication import (
+    AuthCredentials,
+    AuthenticationBackend,
+    AuthenticationError,
+    SimpleUser,
+)
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import URL
 from starlette.requests import HTTPConnection
@@ -63,7 +68,9 @@ class Authentication(AuthenticationBackend):
         elif ticket := _ticket(conn):
             principal = await run_in_threadpool(credentials.redeem_ticket, ticket)
         else:
-            principal = Principal(self._user_id, admin=True) if self._open and _is_local(conn) else None
+            principal = (
+                Principal(self._user_id, admin=True) if self._open and _is_local(conn) else None
+            )
         if principal is None:
             raise AuthenticationError("Send your key as `Authorization: Bearer KEY`.")
         return principal
@@ -74,11 +81,15 @@ class Authentication(AuthenticationBackend):
         if secret.count(".") == 2:
             try:
                 if self._tokens.fetches:
-                    return await to_thread.run_sync(self._tokens.verify, secret, limiter=self._fetching)
+                    return await to_thread.run_sync(
+                        self._tokens.verify, secret, limiter=self._fetching
+                    )
                 return self._tokens.verify(secret)
             except InvalidToken as error:
                 raise AuthenticationError(str(error)) from error
-        return credentials.remembered(secret) or await run_in_threadpool(credentials.principal, secret)
+        return credentials.remembered(secret) or await run_in_threadpool(
+            credentials.principal, secret
+        )
 
 
 def unauthenticated(conn: HTTPConnection, error: Exception) -> Response:
@@ -105,7 +116,10 @@ class Limited:
 
         async def send_with_limit(message: Message) -> None:
             if message["type"] == "http.response.start":
-                told = [(b"ratelimit-policy", policy), (b"ratelimit", f'"user";r={left};t=60'.encode())]
+                told = [
+                    (b"ratelimit-policy", policy),
+                    (b"ratelimit", f'"user";r={left};t=60'.encode()),
+                ]
                 message = {**message, "headers": [*message.get("headers", []), *told]}
             await send(message)
 

@@ -36,9 +36,7 @@ _SCRIPT = """SwaggerUIBundle({
 });
 """
 #: Only from here: nothing that a document says can make the page load or send anything elsewhere. Swagger UI sets styles itself.
-_POLICY = (
-    f"{CLOSED}; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; connect-src 'self'"
-)
+_POLICY = f"{CLOSED}; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; connect-src 'self'"
 
 
 def routes(operations: Sequence[Operation], settings: Settings) -> list[BaseRoute]:

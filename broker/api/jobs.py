@@ -66,7 +66,9 @@ async def submit(request: Request) -> Response:
 async def retry(request: Request) -> Response:
     """Send a job that failed or was cancelled once more: a new job, with `retry_of`. Asking again returns the same one."""
     user, trace = requests.user(request), requests.traceparent(request)
-    job, replayed = await requests.service(request).retry(user, request.path_params["job_id"], trace)
+    job, replayed = await requests.service(request).retry(
+        user, request.path_params["job_id"], trace
+    )
     return await _accepted(request, job, replayed)
 
 
@@ -75,7 +77,11 @@ async def get(request: Request) -> Response:
 
     With `Prefer: wait=N` the answer waits up to 25 s for a change: from the state that `If-None-Match` names, or from now.
     """
-    service, user, job_id = requests.service(request), requests.user(request), request.path_params["job_id"]
+    service, user, job_id = (
+        requests.service(request),
+        requests.user(request),
+        request.path_params["job_id"],
+    )
     known, wait = request.headers.get("if-none-match"), requests.preferred_wait(request)
     if wait is not None:
         seen = _version(known) if known is not None else await service.version(user, job_id)
@@ -93,7 +99,9 @@ async def page(request: Request) -> Response:
     """List your jobs, newest first. `next_cursor` leads to the next page, and so does the `Link` header."""
     asked = requests.query(request, ListQuery)
     only = JobFilter(asked.status, asked.type, asked.project_id, asked.search)
-    found = await requests.service(request).page(requests.user(request), only, asked.cursor, asked.limit)
+    found = await requests.service(request).page(
+        requests.user(request), only, asked.cursor, asked.limit
+    )
     headers = {}
     if found.next_cursor is not None:
         following = request.url.include_query_params(cursor=found.next_cursor)
@@ -104,13 +112,17 @@ async def page(request: Request) -> Response:
 
 async def cancel(request: Request) -> Response:
     """Cancel a job, and stop paying for it. 202 while the stop is under way, 200 once it is cancelled; ask as often as you like."""
-    job = await requests.service(request).cancel(requests.user(request), request.path_params["job_id"])
+    job = await requests.service(request).cancel(
+        requests.user(request), request.path_params["job_id"]
+    )
     return requests.json(job, 200 if job.status.is_terminal else 202)
 
 
 async def output(request: Request) -> Response:
     """Download the finished file: a redirect to a presigned URL, minted now."""
-    url = await requests.service(request).output_url(requests.user(request), request.path_params["job_id"])
+    url = await requests.service(request).output_url(
+        requests.user(request), request.path_params["job_id"]
+    )
     return RedirectResponse(url, 302, headers={"Cache-Control": "no-store"})
 
 

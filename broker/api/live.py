@@ -63,7 +63,11 @@ async def events(request: Request) -> Response:
     known, so a browser that lost the connection resumes by itself (`Last-Event-ID`), and misses nothing. `?after=0` starts with the
     first event. A comment every 15 s keeps the line open. Where headers cannot be sent, authenticate by `?ticket=`.
     """
-    service, user, job_id = requests.service(request), requests.user(request), request.path_params["job_id"]
+    service, user, job_id = (
+        requests.service(request),
+        requests.user(request),
+        request.path_params["job_id"],
+    )
     after = requests.query(request, WatchQuery).after
     last = request.headers.get("last-event-id", "")
     if last.isascii() and last.isdecimal() and len(last) < 10:
@@ -93,7 +97,9 @@ async def _sse(
     with metrics.stream("sse"):
         async with aclosing(_while_allowed(request, frames)) as allowed:
             async for frame in allowed:
-                yield ServerSentEvent(data=_data(frame), event=_name(frame), id=str(frame.seq), sep="\n")
+                yield ServerSentEvent(
+                    data=_data(frame), event=_name(frame), id=str(frame.seq), sep="\n"
+                )
 
 
 async def _while_allowed(

@@ -55,7 +55,9 @@ EXAMPLES: dict[str, dict[str, Any]] = {
                     ],
                 }
             ],
-            "text_layers": [{"text": "Number 7", "x": 40, "y": 40, "start_time": 1.0, "end_time": 3.5}],
+            "text_layers": [
+                {"text": "Number 7", "x": 40, "y": 40, "start_time": 1.0, "end_time": 3.5}
+            ],
         },
     },
     "annotate": {
@@ -136,7 +138,9 @@ def document(operations: Sequence[Operation], root_path: str = "") -> dict[str, 
         if operation.body is not None:
             taken[(operation.body, "validation")] = None
         taken |= dict.fromkeys(
-            (answer, "serialization") for answer in operation.answers.values() if isinstance(answer, type)
+            (answer, "serialization")
+            for answer in operation.answers.values()
+            if isinstance(answer, type)
         )
     taken |= dict.fromkeys((kind.params_model, "validation") for kind in JobType)
     names, definitions = models_json_schema(list(taken), ref_template=_REF)
@@ -147,7 +151,9 @@ def document(operations: Sequence[Operation], root_path: str = "") -> dict[str, 
         _one_of_each_type(schemas, model.__name__)
     paths: dict[str, dict[str, Any]] = {}
     for operation in operations:
-        paths.setdefault(operation.path, {})[operation.method.lower()] = _operation(operation, names)
+        paths.setdefault(operation.path, {})[operation.method.lower()] = _operation(
+            operation, names
+        )
     _link(operations, paths)
     return {
         "openapi": "3.1.0",
@@ -159,7 +165,11 @@ def document(operations: Sequence[Operation], root_path: str = "") -> dict[str, 
         "components": {
             "schemas": schemas,
             "securitySchemes": {
-                "bearer": {"type": "http", "scheme": "bearer", "description": "An API key, or a JWT."}
+                "bearer": {
+                    "type": "http",
+                    "scheme": "bearer",
+                    "description": "An API key, or a JWT.",
+                }
             },
         },
     }
@@ -212,7 +222,9 @@ def _tell_defaults(schema: dict[str, Any]) -> None:
 
 
 def _id(operation: Operation) -> str:
-    return operation.method.lower() + re.sub("[^a-z]+", "_", operation.path.removeprefix("/api")).rstrip("_")
+    return operation.method.lower() + re.sub(
+        "[^a-z]+", "_", operation.path.removeprefix("/api")
+    ).rstrip("_")
 
 
 def _link(operations: Sequence[Operation], paths: dict[str, dict[str, Any]]) -> None:
@@ -220,8 +232,12 @@ def _link(operations: Sequence[Operation], paths: dict[str, dict[str, Any]]) -> 
     for operation in operations:
         for status, answer in operation.answers.items():
             for name, source in _ids_in(operation, answer):
-                followers = [other for other in operations if re.findall(r"\{(\w+)\}", other.path) == [name]]
-                paths[operation.path][operation.method.lower()]["responses"][str(status)]["links"] = {
+                followers = [
+                    other for other in operations if re.findall(r"\{(\w+)\}", other.path) == [name]
+                ]
+                paths[operation.path][operation.method.lower()]["responses"][str(status)][
+                    "links"
+                ] = {
                     _id(other): {"operationId": _id(other), "parameters": {name: source}}
                     for other in followers
                     if other.method != "PUT"
@@ -233,7 +249,9 @@ def _ids_in(operation: Operation, answer: Answer) -> Iterable[tuple[str, str]]:
     if operation.method != "POST" or not isinstance(answer, type):
         return
     for name, source in _IDS.items():
-        made_here = name in ("job_id", "upload_id") or operation.path == f"/api/{name.removesuffix('_id')}s"
+        made_here = (
+            name in ("job_id", "upload_id") or operation.path == f"/api/{name.removesuffix('_id')}s"
+        )
         if made_here and source.rpartition("/")[2] in answer.model_fields:
             yield name, source
 
@@ -299,7 +317,10 @@ def _one_of_each_type(schemas: dict[str, Any], name: str) -> None:
     mapping = {}
     for kind in JobType:
         params = {"$ref": _REF.format(model=kind.params_model.__name__)}
-        properties = model["properties"] | {"type": {"const": kind.value, "type": "string"}, "params": params}
+        properties = model["properties"] | {
+            "type": {"const": kind.value, "type": "string"},
+            "params": params,
+        }
         required = ["type"]
         if kind is not JobType.MULTI_CLIP:
             required.append("input_key")

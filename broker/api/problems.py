@@ -96,7 +96,9 @@ async def refuse(request: Request, error: Exception) -> Response:
         # What is left of the body is not read, so nothing can follow it on this connection.
         headers["Connection"] = "close"
     retryable = status in (408, 429)
-    return problem(request, status, code, str(error), errors=errors, headers=headers, retryable=retryable)
+    return problem(
+        request, status, code, str(error), errors=errors, headers=headers, retryable=retryable
+    )
 
 
 async def unavailable(request: Request, error: Exception) -> Response:
@@ -119,12 +121,16 @@ async def gone(request: Request, error: Exception) -> Response:
 
 async def database_failed(request: Request, error: Exception) -> Response:
     log.error("database_failed", error=str(error.__cause__ or error))
-    return problem(request, 503, "database_unavailable", "The database cannot be used now.", retryable=True)
+    return problem(
+        request, 503, "database_unavailable", "The database cannot be used now.", retryable=True
+    )
 
 
 async def storage_failed(request: Request, error: Exception) -> Response:
     log.error("storage_failed", error=str(error))
-    return problem(request, 503, "storage_unavailable", "The object store cannot be reached.", retryable=True)
+    return problem(
+        request, 503, "storage_unavailable", "The object store cannot be reached.", retryable=True
+    )
 
 
 async def http_error(request: Request, error: Exception) -> Response:

@@ -102,10 +102,17 @@ def routes(settings: Settings) -> list[BaseRoute]:
         *reference.routes(OPERATIONS, settings),
         Mount(
             "/api",
-            routes=[*resources(below_api, "/api"), WebSocketRoute("/jobs/{job_id}/ws", live.socket)],
+            routes=[
+                *resources(below_api, "/api"),
+                WebSocketRoute("/jobs/{job_id}/ws", live.socket),
+            ],
             middleware=guarded,
         ),
-        Mount("/ws", routes=[WebSocketRoute("/export/{export_id}", live.export_socket)], middleware=guarded),
+        Mount(
+            "/ws",
+            routes=[WebSocketRoute("/export/{export_id}", live.export_socket)],
+            middleware=guarded,
+        ),
     ]
 
 

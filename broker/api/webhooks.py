@@ -35,7 +35,9 @@ async def rotate(request: Request) -> Response:
 async def deliveries(request: Request) -> Response:
     """See what was sent to a webhook, each call that was made, and what came back; the newest 100."""
     return requests.json(
-        await _webhooks(request).deliveries(requests.user(request), request.path_params["webhook_id"])
+        await _webhooks(request).deliveries(
+            requests.user(request), request.path_params["webhook_id"]
+        )
     )
 
 
@@ -43,7 +45,9 @@ async def send_again(request: Request) -> Response:
     """Send a message once more, under the same id."""
     path = request.path_params
     return requests.json(
-        await _webhooks(request).send_again(requests.user(request), path["webhook_id"], path["delivery_id"]),
+        await _webhooks(request).send_again(
+            requests.user(request), path["webhook_id"], path["delivery_id"]
+        ),
         202,
     )
 

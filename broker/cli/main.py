@@ -44,7 +44,9 @@ from broker.store.engine import copy_database, open_engine, reading, restore_dat
 from broker.store.jobs import JobStore
 
 cli = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
-jobs = typer.Typer(no_args_is_help=True, help="List your jobs; look at jobs, of all users, in the database.")
+jobs = typer.Typer(
+    no_args_is_help=True, help="List your jobs; look at jobs, of all users, in the database."
+)
 keys = typer.Typer(no_args_is_help=True, help="Who may use the running broker.")
 storage = typer.Typer(no_args_is_help=True, help="The bucket.")
 cli.add_typer(jobs, name="jobs")
@@ -125,9 +127,12 @@ def _inherited_sockets() -> list[socket.socket] | None:
 def up(
     folder: Folder = Path(".reelbroker"),
     workers: Annotated[int, typer.Option(min=1, max=16)] = 1,
-    port: Annotated[int | None, typer.Option(help="The broker's port; a free one by default.")] = None,
+    port: Annotated[
+        int | None, typer.Option(help="The broker's port; a free one by default.")
+    ] = None,
     origin: Annotated[
-        list[str] | None, typer.Option(help="Of a web page that may call the broker: http://localhost:5173.")
+        list[str] | None,
+        typer.Option(help="Of a web page that may call the broker: http://localhost:5173."),
     ] = None,
 ) -> None:
     """Run store, endpoint, workers and broker on this machine until Ctrl-C."""
@@ -145,12 +150,16 @@ async def _up(stack: Stack) -> None:
         console.print(f"Reelbroker is up at {stack.broker_url}", soft_wrap=True)
         console.print(f"  Open {stack.broker_url}/#key={stack.api_key}", soft_wrap=True)
         console.print(
-            f"  export REELBROKER_URL={stack.broker_url} REELBROKER_API_KEY={stack.api_key}", soft_wrap=True
+            f"  export REELBROKER_URL={stack.broker_url} REELBROKER_API_KEY={stack.api_key}",
+            soft_wrap=True,
         )
         console.print(
-            '  curl -H "Authorization: Bearer $REELBROKER_API_KEY" $REELBROKER_URL/api/jobs', soft_wrap=True
+            '  curl -H "Authorization: Bearer $REELBROKER_API_KEY" $REELBROKER_URL/api/jobs',
+            soft_wrap=True,
         )
-        console.print(f"Logs are in {stack.folder / 'logs'}. Ctrl-C stops everything.", soft_wrap=True)
+        console.print(
+            f"Logs are in {stack.folder / 'logs'}. Ctrl-C stops everything.", soft_wrap=True
+        )
         await asyncio.Event().wait()
 
 
@@ -169,10 +178,14 @@ def worker(
             asyncio.run(run_until_signalled(_join(folder)))
         except StackError as error:
             told = escape(plain(str(error)))
-            console.print(f"[red]The worker could not join:[/red] {told}", highlight=False, soft_wrap=True)
+            console.print(
+                f"[red]The worker could not join:[/red] {told}", highlight=False, soft_wrap=True
+            )
             raise typer.Exit(1) from None
     elif missing := [name for name in WORKER_NEEDS if not os.environ.get(name)]:
-        _refuse(f"not in the environment: {', '.join(missing)} (--folder joins a stack on this machine)")
+        _refuse(
+            f"not in the environment: {', '.join(missing)} (--folder joins a stack on this machine)"
+        )
     else:
         # In its place, and not as its child: the platform's signals are the worker's own.
         os.execv(sys.executable, [sys.executable, "-m", "gpu_worker.handler"])  # noqa: S606
@@ -180,7 +193,9 @@ def worker(
 
 async def _join(folder: Path) -> None:
     async with Guest(folder) as guest:
-        console.print(f"{guest.name} works for {guest.broker_url}   (log: {guest.log})", soft_wrap=True)
+        console.print(
+            f"{guest.name} works for {guest.broker_url}   (log: {guest.log})", soft_wrap=True
+        )
         console.print("Ctrl-C stops it.")
         await guest.until_over()
     console.print("The stack has ended, and its guest with it.")
@@ -191,7 +206,9 @@ def backup(target: Path) -> None:
     """Copy the SQLite database, also while the broker runs."""
     with _told():
         copy_database(_settings().database_url, target)
-        console.print(f"{target}: {target.stat().st_size:,} bytes, checked", highlight=False, soft_wrap=True)
+        console.print(
+            f"{target}: {target.stat().st_size:,} bytes, checked", highlight=False, soft_wrap=True
+        )
 
 
 @cli.command()
@@ -225,12 +242,16 @@ def reconcile(
 def drain(off: Annotated[bool, typer.Option("--off", help="Send jobs again.")] = False) -> None:
     """Have the running broker take and send no new jobs; those that run go on."""
     _ask_broker("POST", "/api/operations/drain", {"on": not off})
-    console.print("Jobs are taken again." if off else "No new jobs are taken or sent; those that run go on.")
+    console.print(
+        "Jobs are taken again." if off else "No new jobs are taken or sent; those that run go on."
+    )
 
 
 @cli.command()
 def sweep(
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list what would be removed.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only list what would be removed.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Remove from the bucket what no job points to any more. A running broker does so daily."""
@@ -283,7 +304,9 @@ def show_job(job_id: str, as_json: AsJson = False) -> None:
     for name, value in story["job"].items():
         if value is not None:
             console.print(
-                f"[bold]{name:22}[/bold] {escape(plain(str(value)))}", highlight=False, soft_wrap=True
+                f"[bold]{name:22}[/bold] {escape(plain(str(value)))}",
+                highlight=False,
+                soft_wrap=True,
             )
     for part in ("attempts", "events"):
         console.print(f"\n[bold]{part}[/bold]")
@@ -303,7 +326,9 @@ def show_orphans(as_json: AsJson = False) -> None:
 def create_key(
     user: Annotated[str, typer.Argument(help="The user whose jobs it is for.")],
     name: Annotated[str, typer.Option(help="What you will know it by.")] = "",
-    admin: Annotated[bool, typer.Option("--admin", help="May also do what concerns all users.")] = False,
+    admin: Annotated[
+        bool, typer.Option("--admin", help="May also do what concerns all users.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Make a key for a user; it is shown this once."""
@@ -311,7 +336,9 @@ def create_key(
     if as_json:
         _print([made], as_json)
     else:
-        console.print(f"{made['key']}   (id {made['id']}; it cannot be shown again)", soft_wrap=True)
+        console.print(
+            f"{made['key']}   (id {made['id']}; it cannot be shown again)", soft_wrap=True
+        )
 
 
 @keys.command("list")
@@ -335,7 +362,9 @@ def set_up_storage() -> None:
         open_bucket(settings).set_up(settings.page_origins)
     origins = ", ".join(settings.page_origins)
     console.print(
-        f"{settings.r2_bucket_name}: pages that may put and get: {origins}", highlight=False, soft_wrap=True
+        f"{settings.r2_bucket_name}: pages that may put and get: {origins}",
+        highlight=False,
+        soft_wrap=True,
     )
     console.print("unfinished multipart uploads are removed after a day")
 
@@ -402,7 +431,9 @@ def _print(rows: list[dict[str, Any]], as_json: bool) -> None:
         return
     table = Table(*rows[0], box=None, pad_edge=False)
     for row in rows:
-        table.add_row(*("" if value is None else escape(plain(str(value))) for value in row.values()))
+        table.add_row(
+            *("" if value is None else escape(plain(str(value))) for value in row.values())
+        )
     console.print(table, highlight=False, soft_wrap=not console.is_terminal)
 
 

@@ -38,10 +38,13 @@ Output = Annotated[
     Path | None, typer.Option("--output", "-o", help="Where to put the result; implies --watch.")
 ]
 Params = Annotated[
-    str, typer.Option(help="The type's params: a JSON file, `-` for standard input, or JSON itself.")
+    str,
+    typer.Option(help="The type's params: a JSON file, `-` for standard input, or JSON itself."),
 ]
 Type = Annotated[JobType, typer.Option(help="What to make.")]
-Metadata = Annotated[list[str], typer.Option("--metadata", "-m", help="NAME=VALUE, as often as you like.")]
+Metadata = Annotated[
+    list[str], typer.Option("--metadata", "-m", help="NAME=VALUE, as often as you like.")
+]
 CANCELLED = 3
 #: Columns of a file or pipe: each job on a line of its own, and all of it.
 WIDE = 1000
@@ -68,7 +71,9 @@ def submit(
     with _broker() as client:
         if video is not None:
             _checked(fields | {"input_key": "checked/before/the/upload.mp4"})
-            fields["input_key"] = _put(client, Path(video), as_json) if Path(video).is_file() else video
+            fields["input_key"] = (
+                _put(client, Path(video), as_json) if Path(video).is_file() else video
+            )
         job = client.submit(_checked(fields))
         if watch or output is not None:
             job = _follow(client, job, as_json)
@@ -103,7 +108,9 @@ def list_jobs(
     whole = [Column(name, no_wrap=True) for name in ("job", "type", "status", "age")]
     table = Table(*whole, "message", box=None, pad_edge=False)
     for job in found:
-        status = f"{job.status} {job.progress} %" if job.status is JobStatus.PROCESSING else job.status
+        status = (
+            f"{job.status} {job.progress} %" if job.status is JobStatus.PROCESSING else job.status
+        )
         told = Text(plain(job.message), no_wrap=True, overflow="ellipsis")
         table.add_row(job.job_id, job.type, status, _age(job.created_at), told)
     shown = console if console.is_terminal else Console(width=WIDE)
@@ -236,7 +243,9 @@ def _tell(job: JobView, as_json: bool) -> None:
         told += f": {job.error} ({job.error_code})"
     elif job.result is not None:
         facts = job.result
-        told += f": {facts.width}x{facts.height}, {facts.duration_seconds:.2f} s, {facts.bytes:,} bytes"
+        told += (
+            f": {facts.width}x{facts.height}, {facts.duration_seconds:.2f} s, {facts.bytes:,} bytes"
+        )
     if job.cost_usd is not None:
         told += f", {job.cost_usd:.4f} USD"
     console.print(plain(told), highlight=False, soft_wrap=True, markup=False)
@@ -289,7 +298,10 @@ def _checked(fields: dict[str, Any]) -> JobRequest:
     try:
         return JobRequest.model_validate_json(json.dumps(fields))
     except ValidationError as error:
-        told = [f"  /{'/'.join(str(part) for part in one['loc'])}: {one['msg']}" for one in error.errors()]
+        told = [
+            f"  /{'/'.join(str(part) for part in one['loc'])}: {one['msg']}"
+            for one in error.errors()
+        ]
         _wrong("\n".join(["this is no job:", *told]))
 
 

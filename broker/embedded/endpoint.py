@@ -205,7 +205,9 @@ class Endpoint:
 
     async def job_take_batch(self, request: Request) -> Response:
         jobs = await self._take(request, _number(request, "batch_size", 1, 1, 1000))
-        return JSONResponse([_for_worker(job) for job in jobs]) if jobs else Response(status_code=204)
+        return (
+            JSONResponse([_for_worker(job) for job in jobs]) if jobs else Response(status_code=204)
+        )
 
     async def job_stop(self, request: Request) -> Response:
         """Holds the call until the worker is to stop jobs."""
@@ -375,7 +377,9 @@ def create_endpoint(config: EndpointConfig) -> Starlette:
     return Starlette(routes=endpoint.routes(), lifespan=lifespan)
 
 
-def worker_environment(base_url: str, endpoint_id: str, api_key: str, worker_id: str) -> dict[str, str]:
+def worker_environment(
+    base_url: str, endpoint_id: str, api_key: str, worker_id: str
+) -> dict[str, str]:
     """Returns what the SDK's worker loop reads to find its queue; `$ID` and `$RUNPOD_POD_ID` it fills in itself."""
     at = f"{base_url}/v2/{endpoint_id}"
     return {

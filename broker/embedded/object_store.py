@@ -33,7 +33,9 @@ from broker.bucket import cors_rule
 from broker.errors import StackError
 
 PORT_NAMES = tuple(
-    f"{part}.port{kind}" for part in ("master", "volume", "filer", "s3", "admin") for kind in ("", ".grpc")
+    f"{part}.port{kind}"
+    for part in ("master", "volume", "filer", "s3", "admin")
+    for kind in ("", ".grpc")
 )
 #: The parts of SeaweedFS that open or use gRPC, by their names in `security.toml`.
 _GRPC_PARTS = ("master", "volume", "filer", "s3", "admin", "worker", "client")
@@ -100,7 +102,9 @@ class ObjectStore:
         try:
             if self.bucket not in [found.get("Name") for found in client.list_buckets()["Buckets"]]:
                 client.create_bucket(Bucket=self.bucket)
-            client.put_bucket_cors(Bucket=self.bucket, CORSConfiguration={"CORSRules": [cors_rule(["*"])]})
+            client.put_bucket_cors(
+                Bucket=self.bucket, CORSConfiguration={"CORSRules": [cors_rule(["*"])]}
+            )
             # The volume server joins last, and only a write shows that it has.
             client.put_object(Bucket=self.bucket, Key=".ready", Body=b"ok")
         except (BotoCoreError, ClientError):
@@ -118,11 +122,15 @@ class ObjectStore:
         key = ec.generate_private_key(ec.SECP256R1())
         pem, pkcs8 = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
         known = self._secret("parts.crt", _certificate(key).public_bytes(pem))
-        private = self._secret("parts.key", key.private_bytes(pem, pkcs8, serialization.NoEncryption()))
+        private = self._secret(
+            "parts.key", key.private_bytes(pem, pkcs8, serialization.NoEncryption())
+        )
         pair = f"cert = {_toml(known)}\nkey = {_toml(private)}"
         grpc = [f"[grpc.{part}]\n{pair}" for part in _GRPC_PARTS]
         tokens = [f"[jwt.{name}]\nkey = {_toml(secrets.token_urlsafe(32))}" for name in _TOKENS]
-        self._secret("security.toml", "\n".join([f"[grpc]\nca = {_toml(known)}", *grpc, *tokens]).encode())
+        self._secret(
+            "security.toml", "\n".join([f"[grpc]\nca = {_toml(known)}", *grpc, *tokens]).encode()
+        )
 
     def _secret(self, name: str, content: bytes) -> Path:
         path = self.folder / name

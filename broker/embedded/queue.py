@@ -119,7 +119,8 @@ class JobQueue:
         """Queues a job."""
         job.queued_at = job.created_at
         self._file.execute(
-            "INSERT INTO queue VALUES (?, ?, ?)", (job.id, json.dumps(job.input), _without_input(job))
+            "INSERT INTO queue VALUES (?, ?, ?)",
+            (job.id, json.dumps(job.input), _without_input(job)),
         )
         self._jobs[job.id] = job
 
@@ -199,7 +200,11 @@ class JobQueue:
             job = self._jobs.get(job_id)
             if job is not None and self._holds(worker_id, job):
                 job.lease_until = now + self._limits.lease
-            elif job is None or job.worker_id != worker_id or job.state in (State.CANCELLED, State.TIMED_OUT):
+            elif (
+                job is None
+                or job.worker_id != worker_id
+                or job.state in (State.CANCELLED, State.TIMED_OUT)
+            ):
                 self.workers[worker_id].stop_jobs.add(job_id)
 
     def progress(self, worker_id: str, job: QueuedJob, output: Any, now: float) -> None:

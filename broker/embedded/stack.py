@@ -111,7 +111,10 @@ class Stack:
         return self
 
     async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         await self._stop()
 
@@ -163,7 +166,9 @@ class Stack:
     def _object_store(self) -> ObjectStore:
         ports = {name: self._identity.ports[name] for name in PORT_NAMES}
         keys = self._identity
-        return ObjectStore(self.folder / "store", ports, keys.s3_access_key, keys.s3_secret_key, "reelbroker")
+        return ObjectStore(
+            self.folder / "store", ports, keys.s3_access_key, keys.s3_secret_key, "reelbroker"
+        )
 
     def _store_command(self) -> tuple[list[str], dict[str, str]]:
         return self._store.command(), {}
@@ -178,7 +183,12 @@ class Stack:
             "--database": self.folder / "endpoint.db",
         }
         flags = [str(word) for option in options.items() for word in option]
-        return [sys.executable, "-m", "broker.embedded.endpoint", *flags], self._runpod_environment()
+        return [
+            sys.executable,
+            "-m",
+            "broker.embedded.endpoint",
+            *flags,
+        ], self._runpod_environment()
 
     async def _endpoint_ready(self) -> bool:
         return await self._endpoint_workers() is not None
@@ -187,7 +197,11 @@ class Stack:
         """Returns how many workers the endpoint knows to be alive, or None while it does not answer."""
         url = f"{self._runpod_environment()['RUNPOD_ENDPOINT_URL']}/health"
         health = await _get(url, self._identity.runpod_api_key)
-        return None if health is None else int(health["workers"]["ready"]) + int(health["workers"]["running"])
+        return (
+            None
+            if health is None
+            else int(health["workers"]["ready"]) + int(health["workers"]["running"])
+        )
 
     async def _has_workers(self, count: int) -> bool:
         return (await self._endpoint_workers() or 0) >= count
@@ -201,7 +215,9 @@ class Stack:
             # A new id for each process: pings of a killed one must not speak for its successor.
             worker_id = f"{name}-{secrets.token_hex(3)}"
             base = f"http://127.0.0.1:{self._identity.ports['endpoint']}"
-            protocol = worker_environment(base, ENDPOINT_ID, self._identity.runpod_api_key, worker_id)
+            protocol = worker_environment(
+                base, ENDPOINT_ID, self._identity.runpod_api_key, worker_id
+            )
             environment = {**protocol, **self._r2_environment(), "REELBROKER_WORK_DIR": str(work)}
             if all(importlib.util.find_spec(package) for package in _MODEL_PACKAGES):
                 environment["REELBROKER_QUALITY_MODEL"] = QUALITY_MODEL
@@ -322,7 +338,9 @@ class RunningPart:
         deadline = time.monotonic() + READY_SECONDS
         while not await self.part.is_ready():
             if self._process.returncode is not None:
-                raise self._failure(f"ended with code {self._process.returncode} before it was ready")
+                raise self._failure(
+                    f"ended with code {self._process.returncode} before it was ready"
+                )
             if time.monotonic() > deadline:
                 raise self._failure(f"was not ready after {READY_SECONDS:.0f} s")
             await asyncio.sleep(0.1)
@@ -404,7 +422,9 @@ async def run_until_signalled(work: Coroutine[None, None, None]) -> None:
 
 def _base_environment(folder: Path) -> dict[str, str]:
     """What every part may see of ours: no foreign settings, and a HOME without a `~/.runpod/config.toml`."""
-    passed = {name: os.environ[name] for name in ("PATH", "LANG", "TZ", "TMPDIR") if name in os.environ}
+    passed = {
+        name: os.environ[name] for name in ("PATH", "LANG", "TZ", "TMPDIR") if name in os.environ
+    }
     return passed | {"HOME": str(folder / "home"), "PYTHONUNBUFFERED": "1"}
 
 
@@ -438,7 +458,8 @@ def _identity(path: Path, broker_port: int | None) -> Identity:
         ports["broker"] = broker_port
     missing = [name for name in names if name not in ports]
     identity = Identity(
-        **asdict(known) | {"ports": ports | dict(zip(missing, free_ports(len(missing)), strict=True))}
+        **asdict(known)
+        | {"ports": ports | dict(zip(missing, free_ports(len(missing)), strict=True))}
     )
     path.touch(mode=0o600)
     path.write_text(json.dumps(asdict(identity), indent=2))

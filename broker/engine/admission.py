@@ -30,4 +30,6 @@ class DiskSpace:
             self._checked_at = time.monotonic()
             self._free = shutil.disk_usage(self._folder).free
         if self._free < self._least:
-            raise Unavailable("disk_full", "The broker's disk is nearly full, so it takes no new jobs.")
+            raise Unavailable(
+                "disk_full", "The broker's disk is nearly full, so it takes no new jobs."
+            )

@@ -120,7 +120,9 @@ class Applier:
 
     async def _begin(self, job: Job, attempts: list[Attempt]) -> None:
         attempt = self._dispatch.attempt(job)
-        change = JobChange(attempt=attempt.number, phase=Phase.SUBMITTING, provider_job_id=None, progress=0)
+        change = JobChange(
+            attempt=attempt.number, phase=Phase.SUBMITTING, provider_job_id=None, progress=0
+        )
         moved = await self._change(job, attempts, Change(EventKind.ATTEMPT_BEGUN, change, attempt))
         if moved is not None:
             await self._send(moved, [*attempts, attempt], attempt)
@@ -134,7 +136,9 @@ class Applier:
         due = self._clock() + 2000
         touched = await run_in_threadpool(self._store.touch, job, due, None, prepared.attempt)
         if touched is not None:
-            await self.apply(touched, attempts, await self._dispatch.send(touched, attempt, prepared))
+            await self.apply(
+                touched, attempts, await self._dispatch.send(touched, attempt, prepared)
+            )
 
     # ── to the end ──────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -152,7 +156,9 @@ class Applier:
         seen = Observation(committed=await self._observer.committed(job, attempt))
         return decide_stopped(job, attempt, seen, outcome, self._clock(), self._rules)
 
-    async def _complete(self, job: Job, attempts: list[Attempt], attempt: Attempt, result: Result) -> None:
+    async def _complete(
+        self, job: Job, attempts: list[Attempt], attempt: Attempt, result: Result
+    ) -> None:
         change = JobChange(
             status=JobStatus.COMPLETE,
             phase=Phase.DONE,
@@ -165,7 +171,9 @@ class Applier:
         )
         billed = await self._billed(attempt, result)
         change = change.merged(spent(attempts, billed, result.gpu, self._prices))
-        await self._finish(job, billed, End(EventKind.COMPLETE, change, billed, EvidenceSource.RESULT))
+        await self._finish(
+            job, billed, End(EventKind.COMPLETE, change, billed, EvidenceSource.RESULT)
+        )
         await self._drop_temporary(job)
 
     async def _end(self, job: Job, attempts: list[Attempt], end: End) -> None:
@@ -176,7 +184,9 @@ class Applier:
                 await self._complete(job, attempts, late.attempt, late.result)
                 return
         change = end.change.merged(spent(attempts, end.attempt, None, self._prices))
-        await self._finish(job, end.attempt, End(end.kind, change, end.attempt, end.evidence, gone=end.gone))
+        await self._finish(
+            job, end.attempt, End(end.kind, change, end.attempt, end.evidence, gone=end.gone)
+        )
 
     async def _finish(self, job: Job, attempt: Attempt | None, end: End) -> None:
         now = self._clock()

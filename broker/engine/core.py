@@ -51,7 +51,9 @@ def make_core(
     observer = Observer(bucket, providers, rules, clock)
     sources = Sources(store, bucket, settings.max_upload_bytes)
     dispatch = Dispatch(settings, sources, providers, clock)
-    applier = Applier(store, bucket, providers, observer, dispatch, rules, settings.gpu_prices, clock)
+    applier = Applier(
+        store, bucket, providers, observer, dispatch, rules, settings.gpu_prices, clock
+    )
     return Core(
         drain,
         Reconciler(store, observer, applier, drain, rules, clock, on_look),

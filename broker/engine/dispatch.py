@@ -79,7 +79,9 @@ class Dispatch:
         try:
             provider = self._providers.of(ready)
             hook_url = self._hook_url(job, ready) if provider.calls_back else None
-            outcome = await provider.submit(ready.target, prepared.asked, prepared.deadlines, hook_url)
+            outcome = await provider.submit(
+                ready.target, prepared.asked, prepared.deadlines, hook_url
+            )
         except ProviderError as error:
             log.warning("submit_failed", outcome=type(error).__name__, error=str(error))
             outcome = error

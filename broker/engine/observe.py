@@ -29,14 +29,18 @@ class Observer:
         StorageError, ProviderError: from every method, where the bucket or the provider cannot be asked.
     """
 
-    def __init__(self, bucket: Bucket, providers: Providers, rules: Rules, clock: Callable[[], int]) -> None:
+    def __init__(
+        self, bucket: Bucket, providers: Providers, rules: Rules, clock: Callable[[], int]
+    ) -> None:
         self._bucket = bucket
         self._providers = providers
         self._rules = rules
         self._clock = clock
         self._health: dict[tuple[str, str], tuple[int, Health]] = {}
 
-    async def observe(self, job: Job, attempts: Sequence[Attempt], draining: bool = False) -> Observation:
+    async def observe(
+        self, job: Job, attempts: Sequence[Attempt], draining: bool = False
+    ) -> Observation:
         """Returns what `decide` needs to know of a job in its state."""
         newest = attempts[-1] if attempts else None
         if newest is None or newest.state is AttemptState.READY or job.status.is_terminal:
@@ -102,7 +106,10 @@ class Observer:
         if not remote.state.is_over:
             return Observation(remote=remote)
         started = None
-        if remote.state in (RemoteState.ABSENT, RemoteState.TIMED_OUT) and attempt.started_at is None:
+        if (
+            remote.state in (RemoteState.ABSENT, RemoteState.TIMED_OUT)
+            and attempt.started_at is None
+        ):
             started = await self.started(job, attempt)
         if remote.state is RemoteState.ABSENT:
             return Observation(remote=remote, started=started)
@@ -110,7 +117,9 @@ class Observer:
             failure = parsed(Failure, remote.output)
             log.info("run_failed", error=remote.error, detail=failure and failure.detail)
         # The worker commits before it returns, so whatever it had to say is in the bucket by now.
-        return Observation(committed=await self.committed(job, attempt), remote=remote, started=started)
+        return Observation(
+            committed=await self.committed(job, attempt), remote=remote, started=started
+        )
 
     def _age(self, attempt: Attempt) -> float:
         return seconds_since(attempt.submitted_at, self._clock())
@@ -125,7 +134,9 @@ class Observer:
             self._health[place] = (now, known)
         return known
 
-    async def _document(self, job: Job, attempt: Attempt, name: str, model: type[Model]) -> Model | None:
+    async def _document(
+        self, job: Job, attempt: Attempt, name: str, model: type[Model]
+    ) -> Model | None:
         body = await run_in_threadpool(self._bucket.read, document_key(job, attempt, name))
         if body is None:
             return None

@@ -38,7 +38,9 @@ class Orphans:
         now = self._clock()
         attempt = attempt.evolve(orphan_due_at=now + int(ORPHAN_SECONDS * 1000))
         await run_in_threadpool(self._store.note, attempt)
-        if attempt.provider_job_id is None and (started := await self._observer.started(job, attempt)):
+        if attempt.provider_job_id is None and (
+            started := await self._observer.started(job, attempt)
+        ):
             attempt = attempt.evolve(provider_job_id=started.provider_job_id)
         if attempt.provider_job_id is not None:
             await self._providers.of(attempt).cancel(attempt.target, attempt.provider_job_id)

@@ -89,5 +89,7 @@ class Reconciler:
             return False
         in_doubt = attempt.state is AttemptState.SUBMITTING and attempt.provider_job_id is None
         if in_doubt and provider_job_id:
-            await run_in_threadpool(self._store.note, attempt.evolve(provider_job_id=provider_job_id))
+            await run_in_threadpool(
+                self._store.note, attempt.evolve(provider_job_id=provider_job_id)
+            )
         return True

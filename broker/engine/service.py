@@ -41,7 +41,16 @@ from broker.jobs.pricing import quote
 from broker.jobs.views import ends, event_view, view
 from broker.settings import Settings
 from broker.store.jobs import JobFilter, JobStore, Quota
-from schemas.jobs import EventView, JobList, JobRequest, JobStatus, JobView, Quote, QuoteRequest, Snapshot
+from schemas.jobs import (
+    EventView,
+    JobList,
+    JobRequest,
+    JobStatus,
+    JobView,
+    Quote,
+    QuoteRequest,
+    Snapshot,
+)
 from schemas.keys import object_key
 
 log = structlog.get_logger(__name__)
@@ -114,7 +123,9 @@ class JobService:
             params=request.params.model_dump_json(exclude_none=True),
             meta=json.dumps(request.metadata, ensure_ascii=False),  # as people search for it
             media_seconds=output_seconds(request.params),
-            fingerprint=hashlib.sha256(request.model_dump_json(exclude_none=True).encode()).hexdigest(),
+            fingerprint=hashlib.sha256(
+                request.model_dump_json(exclude_none=True).encode()
+            ).hexdigest(),
             traceparent=traceparent,
             max_attempts=self._settings.max_attempts,
             created_at=now,
@@ -122,7 +133,9 @@ class JobService:
         )
         return await self._add(job, request, key)
 
-    async def retry(self, user_id: str, job_id: str, traceparent: str | None = None) -> tuple[Job, bool]:
+    async def retry(
+        self, user_id: str, job_id: str, traceparent: str | None = None
+    ) -> tuple[Job, bool]:
         """Sends a job that failed once more, as a new job; asking again returns the same one.
 
         Raises:
@@ -177,7 +190,9 @@ class JobService:
         with suppress(StorageError), anyio.move_on_after(LOOK_SECONDS):
             for key in keys:
                 whole = object_key(user_id, key)
-                sizes[key] = await to_thread.run_sync(self._bucket.size, whole, abandon_on_cancel=True)
+                sizes[key] = await to_thread.run_sync(
+                    self._bucket.size, whole, abandon_on_cancel=True
+                )
         return sizes
 
     def check_open(self) -> None:
@@ -301,7 +316,9 @@ class JobService:
                 return self.view(job)
             now = self._clock()
             change = JobChange(cancel_requested_at=now, due_at=now, message="Cancelling")
-            asked = await run_in_threadpool(self._store.move, job, EventKind.CANCEL_REQUESTED, change)
+            asked = await run_in_threadpool(
+                self._store.move, job, EventKind.CANCEL_REQUESTED, change
+            )
             if asked is not None:
                 self._wake()
                 return self.view(asked)

@@ -70,7 +70,9 @@ class EventHub:
                 del self._feeds[job_id]
                 self._seen.pop(job_id, None)
 
-    async def follow(self, store: JobStore, job_id: str, after: int, feed: Feed) -> AsyncIterator[Event]:
+    async def follow(
+        self, store: JobStore, job_id: str, after: int, feed: Feed
+    ) -> AsyncIterator[Event]:
         """Yields a job's events with a seq above `after`, in order and without a gap, for ever."""
         missing = True
         while True:

@@ -154,7 +154,9 @@ class _Case:
         return seconds_since(moment, self.now)
 
 
-def decide(job: Job, attempts: Sequence[Attempt], seen: Observation, now: int, rules: Rules) -> Decision:
+def decide(
+    job: Job, attempts: Sequence[Attempt], seen: Observation, now: int, rules: Rules
+) -> Decision:
     """Returns what to do with a job now.
 
     Args:
@@ -176,14 +178,18 @@ def decide(job: Job, attempts: Sequence[Attempt], seen: Observation, now: int, r
         return _held(job, _DRAINING, DRAIN_SECONDS) if seen.draining else Send(attempt)
     case = _Case(job, attempts, attempt, seen, now, rules)
     if seen.committed is not None:
-        return _give_up(case, attempt, ErrorCode.RESULT_LOST, "The finished file is not in the bucket.")
+        return _give_up(
+            case, attempt, ErrorCode.RESULT_LOST, "The finished file is not in the bucket."
+        )
     return _in_doubt(case) if attempt.state is AttemptState.SUBMITTING else _follow(case)
 
 
 # ── send ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def decide_sent(job: Job, ready: Attempt, sent: Attempt, outcome: str | ProviderError, now: int) -> Decision:
+def decide_sent(
+    job: Job, ready: Attempt, sent: Attempt, outcome: str | ProviderError, now: int
+) -> Decision:
     """Returns what follows from a submit.
 
     Args:
@@ -231,7 +237,9 @@ def _in_doubt(case: _Case) -> Decision:
     if seen.started is not None:
         running = attempt.evolve(started_at=started_at(attempt, seen.started, case.now))
         return adopt(running, seen.started.provider_job_id, EvidenceSource.STARTED, case.now)
-    if attempt.provider_job_id is not None and seen.remote is not None:  # the provider called, with an id
+    if (
+        attempt.provider_job_id is not None and seen.remote is not None
+    ):  # the provider called, with an id
         if seen.remote.state is not RemoteState.ABSENT:
             return adopt(attempt, attempt.provider_job_id, EvidenceSource.WEBHOOK, case.now)
         return LookAgain(DOUBT_SECONDS, attempt.evolve(provider_job_id=None))
@@ -243,14 +251,18 @@ def _in_doubt(case: _Case) -> Decision:
     if case.since(attempt.queue_empty_since) > EMPTY_SECONDS:  # no need to sit out the grace period
         sentence = "The GPU provider did not get the job."
         return _give_up(case, attempt, ErrorCode.PROVIDER_UNAVAILABLE, sentence)
-    return LookAgain(DOUBT_SECONDS, attempt.evolve(queue_empty_since=attempt.queue_empty_since or case.now))
+    return LookAgain(
+        DOUBT_SECONDS, attempt.evolve(queue_empty_since=attempt.queue_empty_since or case.now)
+    )
 
 
 def _held(job: Job, sentence: str, wait: float | None, attempt: Attempt | None = None) -> Decision:
     """The job waits; why is said once."""
     if job.message == sentence:
         return LookAgain(wait, attempt, keep_attempt=True)
-    return Change(EventKind.HELD, JobChange(message=sentence), attempt, wait=wait, keep_attempt=True)
+    return Change(
+        EventKind.HELD, JobChange(message=sentence), attempt, wait=wait, keep_attempt=True
+    )
 
 
 # ── follow ──────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -306,7 +318,9 @@ def _slow_or_stuck(case: _Case, remote: RemoteJob) -> JobChange:
         return JobChange() if case.seen.health is None else _waiting(case.seen.health, since, long)
     if case.since(case.job.progressed_at) <= patience:
         return JobChange()
-    sentence = f"{MESSAGES.get(case.job.phase, '')}: no progress for a while; the worker may be stuck"
+    sentence = (
+        f"{MESSAGES.get(case.job.phase, '')}: no progress for a while; the worker may be stuck"
+    )
     return JobChange(message=sentence, stalled_since=since)
 
 
@@ -323,10 +337,16 @@ def _waiting(health: Health, since: int, long: bool) -> JobChange:
     if health.workers_starting:
         return JobChange(message="A GPU worker is starting", stalled_since=None)
     if health.workers_throttled:
-        return JobChange(message="The GPU provider has no GPU free at the moment", stalled_since=None)
+        return JobChange(
+            message="The GPU provider has no GPU free at the moment", stalled_since=None
+        )
     if health.workers_unhealthy:
-        return JobChange(message="All GPU workers are unhealthy; see their logs", stalled_since=since)
-    sentence = "There is no GPU worker: the endpoint may be scaled to zero, or its workers cannot start"
+        return JobChange(
+            message="All GPU workers are unhealthy; see their logs", stalled_since=since
+        )
+    sentence = (
+        "There is no GPU worker: the endpoint may be scaled to zero, or its workers cannot start"
+    )
     return JobChange(message=sentence, stalled_since=since)
 
 
@@ -373,7 +393,12 @@ def _began(case: _Case) -> int | None:
 
 
 def decide_stopped(
-    job: Job, attempt: Attempt, seen: Observation, outcome: bool | ProviderError, now: int, rules: Rules
+    job: Job,
+    attempt: Attempt,
+    seen: Observation,
+    outcome: bool | ProviderError,
+    now: int,
+    rules: Rules,
 ) -> Decision:
     """Returns what follows from a stop. A result that is committed wins over the cancel.
 
@@ -402,7 +427,9 @@ def _give_up(
     # A worker that was lost to the broker may still be at work.
     fence = code in TRIES or not gone
     if not tries_again(failures, case.job.max_attempts):
-        told = f"{sentence} Gave up after {len(failures)} attempts." if len(failures) > 1 else sentence
+        told = (
+            f"{sentence} Gave up after {len(failures)} attempts." if len(failures) > 1 else sentence
+        )
         return failed(attempt, code, told, EvidenceSource.STATUS, fence=fence, gone=gone)
     change = JobChange(
         phase=Phase.ACCEPTED,

@@ -14,7 +14,13 @@ from schemas.jobs import ErrorCode, JobStatus, JobType, Phase
 #: From each status, where a job may go. A status that stays may still change phase, progress or attempt.
 LEGAL_MOVES: dict[JobStatus, frozenset[JobStatus]] = {
     JobStatus.PENDING: frozenset(
-        {JobStatus.PENDING, JobStatus.PROCESSING, JobStatus.COMPLETE, JobStatus.ERROR, JobStatus.CANCELLED}
+        {
+            JobStatus.PENDING,
+            JobStatus.PROCESSING,
+            JobStatus.COMPLETE,
+            JobStatus.ERROR,
+            JobStatus.CANCELLED,
+        }
     ),
     JobStatus.PROCESSING: frozenset(
         {JobStatus.PROCESSING, JobStatus.COMPLETE, JobStatus.ERROR, JobStatus.CANCELLED}
@@ -84,7 +90,9 @@ class Job(Frozen):
     error_code: ErrorCode | None = None
     attempt: int = 0  #: attempts begun so far
     max_attempts: int
-    provider_job_id: str | None = None  #: of the newest attempt; `runpod_job_id` in the table and the API
+    provider_job_id: str | None = (
+        None  #: of the newest attempt; `runpod_job_id` in the table and the API
+    )
     result: str | None = None  #: JSON of OutputFacts
     gpu_seconds: float | None = None
     cost_usd: float | None = None
@@ -136,7 +144,9 @@ class JobChange(Frozen):
 
     def merged(self, other: "JobChange") -> "JobChange":
         """Returns both changes as one; where both set a field, the other's counts."""
-        return self.model_copy(update={name: getattr(other, name) for name in other.model_fields_set})
+        return self.model_copy(
+            update={name: getattr(other, name) for name in other.model_fields_set}
+        )
 
     def beyond(self, job: Job) -> "JobChange":
         """Returns the change without what the job has already."""

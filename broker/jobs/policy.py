@@ -108,7 +108,9 @@ def _parts(params: OutputParams, unknown: float) -> Iterable[tuple[float, float]
 
 
 def _part(clip: Framing, unknown: float, plain: float) -> tuple[float, float]:
-    shown = (clip.end_time if clip.end_time is not None else clip.start_time + unknown) - clip.start_time
+    shown = (
+        clip.end_time if clip.end_time is not None else clip.start_time + unknown
+    ) - clip.start_time
     slowest = min([1.0, *(segment.speed for segment in clip.segments)])
     smooth = slowest < 1 and clip.slow_motion is SlowMotion.INTERPOLATE
     return shown / slowest, max(plain, SMOOTH_COST if smooth else 0.0)
@@ -137,7 +139,9 @@ def longest_output(asked: JobRequest, sizes: Mapping[str, int | None]) -> float:
         size = sizes.get(getattr(clip, "input_key", None) or asked.input_key or "")
         source = LONGEST_SOURCE_SECONDS if size is None else size / SLOWEST_BYTES_PER_SECOND
         shown = (
-            _shown_seconds(clip, min(source, LONGEST_SOURCE_SECONDS)) if isinstance(clip, Framing) else 0.0
+            _shown_seconds(clip, min(source, LONGEST_SOURCE_SECONDS))
+            if isinstance(clip, Framing)
+            else 0.0
         )
         total += shown or 0.0
     return total

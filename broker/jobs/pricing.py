@@ -70,7 +70,10 @@ def quote(
     else:
         basis, usual, least = "default", DEFAULT_RATES[params.export_mode], START_SECONDS
         high = 3 * usual
-    gpu_seconds, gpu_seconds_p90 = round(least + usual * megapixels, 1), round(least + high * megapixels, 1)
+    gpu_seconds, gpu_seconds_p90 = (
+        round(least + usual * megapixels, 1),
+        round(least + high * megapixels, 1),
+    )
     return Quote(
         output_seconds=round(seconds, 3),
         source_known=declared is not None or source_seconds is not None,

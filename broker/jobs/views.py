@@ -5,7 +5,16 @@ from typing import Any
 
 from broker.clock import iso
 from broker.jobs.model import Event, Job
-from schemas.jobs import ErrorCode, EventView, Evidence, JobChanges, JobStatus, JobUrls, JobView, OutputFacts
+from schemas.jobs import (
+    ErrorCode,
+    EventView,
+    Evidence,
+    JobChanges,
+    JobStatus,
+    JobUrls,
+    JobView,
+    OutputFacts,
+)
 
 _MOMENTS = ("started_at", "completed_at", "cancel_requested_at")
 _OTHERWISE = {"created_at", *_MOMENTS, "params", "result"}
@@ -53,7 +62,9 @@ def event_view(event: Event) -> EventView:
     if "stalled_since" in data:
         changes["stalled"] = data["stalled_since"] is not None
     if "error_code" in data:
-        changes["retryable"] = data["error_code"] is not None and ErrorCode(data["error_code"]).retryable
+        changes["retryable"] = (
+            data["error_code"] is not None and ErrorCode(data["error_code"]).retryable
+        )
     return EventView(
         seq=event.seq, at=iso(event.at), kind=event.kind, changes=JobChanges.model_validate(changes)
     )
@@ -71,5 +82,7 @@ def _converted(columns: dict[str, Any]) -> dict[str, Any]:
         name: iso(columns[name]) if columns[name] else None for name in _MOMENTS if name in columns
     }
     if "result" in columns:
-        shown["result"] = OutputFacts.model_validate_json(columns["result"]) if columns["result"] else None
+        shown["result"] = (
+            OutputFacts.model_validate_json(columns["result"]) if columns["result"] else None
+        )
     return shown

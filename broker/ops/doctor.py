@@ -107,7 +107,10 @@ def _endpoint(settings: Settings) -> Finding:
         health = asyncio.run(ask())
     except ProviderError as error:
         return Finding(
-            "endpoint", False, str(error), "check RUNPOD_API_KEY, and RUNPOD_ENDPOINT_URL (without /run)"
+            "endpoint",
+            False,
+            str(error),
+            "check RUNPOD_API_KEY, and RUNPOD_ENDPOINT_URL (without /run)",
         )
     told = f"{health.workers_up} workers up, {health.workers_starting} starting, {health.jobs_queued} jobs queued"
     none = health.workers_up + health.workers_starting + health.workers_throttled == 0
@@ -132,7 +135,9 @@ def _reachable(settings: Settings) -> Finding:
     what, url = "webhook", settings.public_url
     if url is None:
         return Finding(
-            what, True, "REELBROKER_PUBLIC_URL is not set: jobs are polled, results come a little later"
+            what,
+            True,
+            "REELBROKER_PUBLIC_URL is not set: jobs are polled, results come a little later",
         )
     try:
         status = httpx.get(f"{url}/healthz", timeout=10).status_code
@@ -144,7 +149,9 @@ def _reachable(settings: Settings) -> Finding:
             "start the broker, or let the provider reach REELBROKER_PUBLIC_URL",
         )
     told = f"{url}/healthz: {status}"
-    return Finding(what, status == httpx.codes.OK, told, "REELBROKER_PUBLIC_URL must lead to the broker")
+    return Finding(
+        what, status == httpx.codes.OK, told, "REELBROKER_PUBLIC_URL must lead to the broker"
+    )
 
 
 def _worker() -> Finding:
@@ -163,12 +170,18 @@ def _worker() -> Finding:
         )
     except subprocess.TimeoutExpired:
         return Finding(
-            what, False, f"no answer within {WORKER_SECONDS} s", "is the model's file on a slow disk?"
+            what,
+            False,
+            f"no answer within {WORKER_SECONDS} s",
+            "is the model's file on a slow disk?",
         )
     if run.returncode:
         last = (run.stderr.strip() or "it ended without a word").splitlines()[-1]
         return Finding(
-            what, False, last, "see docs/models.md for model files, .env.example for the worker's settings"
+            what,
+            False,
+            last,
+            "see docs/models.md for model files, .env.example for the worker's settings",
         )
     facts = json.loads(run.stdout.splitlines()[-1])
     told = f"{facts['device']}, ffmpeg {facts['ffmpeg']}, model {facts['model'] or 'none (QUALITY names its own)'}, torch {facts['torch']}"

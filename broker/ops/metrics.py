@@ -71,7 +71,9 @@ class Metrics:
             "type",
             known=_each(JobType),
         )
-        self._cost = self._counter("cost_usd", "What that GPU time cost.", "type", known=_each(JobType))
+        self._cost = self._counter(
+            "cost_usd", "What that GPU time cost.", "type", known=_each(JobType)
+        )
         about = "of jobs that are complete"
         self._queue = self._job_seconds("queue", f"From the submit to the worker's start, {about}.")
         self._run = self._job_seconds("run", f"GPU time, all attempts, {about}.")
@@ -94,7 +96,9 @@ class Metrics:
             "action",
             known=product(providers, _CALLS),
         )
-        self.breaker_open = self._gauge("provider_breaker_open", "1: calls fail, so hardly any is sent.")
+        self.breaker_open = self._gauge(
+            "provider_breaker_open", "1: calls fail, so hardly any is sent."
+        )
         self._late = self._histogram(
             "look_late_seconds", "How much later than due an open job was looked at.", _LATE_SECONDS
         )
@@ -117,7 +121,10 @@ class Metrics:
             known=[("delivered",), ("failed",), ("given_up",)],
         )
         self._streams = self._gauge(
-            "streams_open", "Clients that watch a job now.", "kind", known=_each(("sse", "websocket"))
+            "streams_open",
+            "Clients that watch a job now.",
+            "kind",
+            known=_each(("sse", "websocket")),
         )
         self._responses = self._counter(
             "http_responses",
@@ -127,7 +134,9 @@ class Metrics:
         )
 
     def _now(self) -> None:
-        self._database_up = self._gauge("database_up", "Whether the database could be read just now.")
+        self._database_up = self._gauge(
+            "database_up", "Whether the database could be read just now."
+        )
         self._open = self._gauge("open_jobs", "Open jobs in the database.", "phase")
         self._oldest = self._gauge(
             "oldest_wait_seconds", "How long the job that has waited longest for a worker has."
@@ -197,7 +206,9 @@ class Metrics:
 
     # ── what Prometheus reads ───────────────────────────────────────────────────────────────────────────────────
 
-    def exposition(self, draining: bool, backlog: Backlog | None, provider: Provider | None) -> bytes:
+    def exposition(
+        self, draining: bool, backlog: Backlog | None, provider: Provider | None
+    ) -> bytes:
         """Returns all of it, as text; what could not be learned just now (None) is NaN, and not what it was before."""
         self._draining.set(draining)
         self._database_up.set(backlog is not None)
@@ -219,7 +230,11 @@ class Metrics:
 
     def _job_seconds(self, name: str, about: str) -> Histogram:
         return self._histogram(
-            f"job_{name}_seconds", about, _JOB_SECONDS, "type", known=_each(kind.value for kind in JobType)
+            f"job_{name}_seconds",
+            about,
+            _JOB_SECONDS,
+            "type",
+            known=_each(kind.value for kind in JobType),
         )
 
     def _gauge(self, name: str, about: str, *labels: str, known: Known = ()) -> Gauge:
@@ -231,7 +246,9 @@ class Metrics:
     def _histogram(
         self, name: str, about: str, buckets: Sequence[float], *labels: str, known: Known = ()
     ) -> Histogram:
-        made = Histogram(f"reelbroker_{name}", about, labels, buckets=buckets, registry=self.registry)
+        made = Histogram(
+            f"reelbroker_{name}", about, labels, buckets=buckets, registry=self.registry
+        )
         return _with(made, known)
 
 

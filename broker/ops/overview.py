@@ -81,7 +81,9 @@ class FleetService:
         try:
             async with asyncio.timeout(HEALTH_SECONDS):
                 place = self._providers.places[0]
-                return _shown(await self._providers.named(place.provider).health(place.target)), None
+                return _shown(
+                    await self._providers.named(place.provider).health(place.target)
+                ), None
         except ProviderError as error:
             return None, str(error)
         except TimeoutError:
@@ -93,10 +95,15 @@ class FleetService:
         with self._engine.begin() as connection:
             backlog = _backlog(connection, now)
             ended = connection.execute(_ended_since(first)).mappings().all()
-            told = [JOBS.c[name] for name in ("id", "user_id", "type", "phase", "progress", "stalled_since")]
+            told = [
+                JOBS.c[name]
+                for name in ("id", "user_id", "type", "phase", "progress", "stalled_since")
+            ]
             stuck = select(*told).where(JOBS.c.status.in_(OPEN), JOBS.c.stalled_since.is_not(None))
             stalled = (
-                connection.execute(stuck.order_by(JOBS.c.stalled_since).limit(MOST_STALLED)).mappings().all()
+                connection.execute(stuck.order_by(JOBS.c.stalled_since).limit(MOST_STALLED))
+                .mappings()
+                .all()
             )
         codes = Counter[ErrorCode]()
         for row in ended:
@@ -110,7 +117,9 @@ class FleetService:
             provider=provider,
             provider_error=error,
             today=_tally(row for row in ended if row["hour"] * HOUR_MS >= now - now % DAY_MS),
-            hours=[_hour(ended, hour) for hour in range(first // HOUR_MS, first // HOUR_MS + HOURS)],
+            hours=[
+                _hour(ended, hour) for hour in range(first // HOUR_MS, first // HOUR_MS + HOURS)
+            ],
             error_codes=dict(codes.most_common()),
             stalled=[_stalled(row) for row in stalled],
             orphans=orphans(self._store, self._settings.gpu_prices, now),
@@ -137,7 +146,9 @@ def orphans(store: JobStore, prices: Mapping[str, float], now: int) -> list[Orph
 
 
 def _backlog(connection: Connection, now: int) -> Backlog:
-    since = func.coalesce(JOBS.c.progressed_at, JOBS.c.created_at)  # of a later attempt: its own waiting
+    since = func.coalesce(
+        JOBS.c.progressed_at, JOBS.c.created_at
+    )  # of a later attempt: its own waiting
     phases = select(
         JOBS.c.phase,
         func.count().label("jobs"),
@@ -146,7 +157,9 @@ def _backlog(connection: Connection, now: int) -> Backlog:
         func.count(JOBS.c.stalled_since).label("stalled"),
     )
     rows = connection.execute(phases.where(JOBS.c.status.in_(OPEN)).group_by(JOBS.c.phase)).all()
-    given_up = select(func.count()).select_from(ATTEMPTS).where(ATTEMPTS.c.orphan_due_at.is_not(None))
+    given_up = (
+        select(func.count()).select_from(ATTEMPTS).where(ATTEMPTS.c.orphan_due_at.is_not(None))
+    )
     oldest = min((row.oldest for row in rows if row.phase in _WAITING), default=None)
     return Backlog(
         open_jobs={Phase(row.phase): row.jobs for row in rows},

@@ -34,7 +34,9 @@ class Finding:
     message: str
 
 
-async def reconcile(settings: Settings, engine: Engine, bucket: Bucket, dry_run: bool) -> list[Finding]:
+async def reconcile(
+    settings: Settings, engine: Engine, bucket: Bucket, dry_run: bool
+) -> list[Finding]:
     """Looks at every open job once, whether or not it is due; adopts results that the database does not know of.
 
     Args:
@@ -61,7 +63,10 @@ def _told(job: Job, decision: Decision) -> tuple[str, str]:
     """Returns what would become of a job, and its message then."""
     match decision:
         case Change(change=change) | End(change=change):
-            return f"{change.status or job.status}, attempt {job.attempt}", change.message or job.message
+            return (
+                f"{change.status or job.status}, attempt {job.attempt}",
+                change.message or job.message,
+            )
         case Complete():
             return f"{JobStatus.COMPLETE}, attempt {job.attempt}", "Done"
         case Begin() | Send():
@@ -82,7 +87,11 @@ async def _look(store: JobStore, bucket: Bucket, reconciler: Reconciler, job_id:
         return Finding(job_id, before.status, "cannot be seen", str(error))
     after = await run_in_threadpool(store.find, job_id)
     assert after is not None  # noqa: S101
-    what = "nothing new" if after.version == before.version else f"{after.status}, attempt {after.attempt}"
+    what = (
+        "nothing new"
+        if after.version == before.version
+        else f"{after.status}, attempt {after.attempt}"
+    )
     return Finding(job_id, before.status, what, after.message)
 
 
@@ -127,7 +136,10 @@ def story(store: JobStore, job_id: str) -> dict[str, Any]:
     if job is None:
         raise NotFound(f"There is no job {job_id[:64]}.")
     return {
-        "job": {**job.model_dump(mode="json"), **{name: _time(getattr(job, name)) for name in _JOB_TIMES}},
+        "job": {
+            **job.model_dump(mode="json"),
+            **{name: _time(getattr(job, name)) for name in _JOB_TIMES},
+        },
         "attempts": [
             {
                 "number": attempt.number,

@@ -127,7 +127,9 @@ class Retention:
     def _left_over(self, user_id: str) -> Iterator[Found]:
         since = self._clock() - self._documents_ms
         for found in self._old(user_id, TEMPORARY, self._documents_ms):
-            if not self._store.needs(user_id, found.key.removeprefix(object_key(user_id, "")), since):
+            if not self._store.needs(
+                user_id, found.key.removeprefix(object_key(user_id, "")), since
+            ):
                 yield found
 
     def _old(self, user_id: str, folder: str, age_ms: int) -> Iterator[Found]:
@@ -136,4 +138,6 @@ class Retention:
         return (found for found in listed if found.modified_at < before)
 
     def _is_long_over(self, job: Job) -> bool:
-        return job.completed_at is not None and job.completed_at < self._clock() - self._documents_ms
+        return (
+            job.completed_at is not None and job.completed_at < self._clock() - self._documents_ms
+        )

@@ -83,7 +83,9 @@ class Breaker:
             return
         now = self._clock()
         if now < self._closed_at:
-            raise ProviderHeld(f"the provider is down; trying again in {self._closed_at - now:.0f} s")
+            raise ProviderHeld(
+                f"the provider is down; trying again in {self._closed_at - now:.0f} s"
+            )
         self._pause()  # for all but this one
 
     def succeeded(self) -> None:

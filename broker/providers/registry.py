@@ -61,5 +61,7 @@ def open_providers(
     on_call: OnCall = lambda provider, action, outcome, seconds: None,
 ) -> Providers:
     """Makes the providers that the settings name; nothing is sent yet."""
-    runpod = RunPod(http, settings.runpod_api_key.get_secret_value(), settings.calls_per_second, on_call)
+    runpod = RunPod(
+        http, settings.runpod_api_key.get_secret_value(), settings.calls_per_second, on_call
+    )
     return Providers({RunPod.name: runpod}, [Place(RunPod.name, settings.runpod_endpoint_url)])

@@ -121,7 +121,9 @@ class RunPod:
         http: httpx.AsyncClient,
         api_key: str,
         calls_per_second: float = 50.0,
-        on_call: Callable[[str, str, str, float], None] = lambda provider, action, outcome, seconds: None,
+        on_call: Callable[
+            [str, str, str, float], None
+        ] = lambda provider, action, outcome, seconds: None,
     ) -> None:
         self._on_call = on_call
         self._http = http
@@ -147,7 +149,10 @@ class RunPod:
             "executionTimeout": deadlines.execution * 1000,
             "ttl": min(deadlines.ttl, WEEK_SECONDS) * 1000,
         }
-        body: dict[str, Any] = {"input": job.model_dump(mode="json", exclude_none=True), "policy": policy}
+        body: dict[str, Any] = {
+            "input": job.model_dump(mode="json", exclude_none=True),
+            "policy": policy,
+        }
         if hook_url is not None:
             body["webhook"] = hook_url
         return _parsed(_RunReply, await self._send("POST", target, "/run", json=body)).id
@@ -164,7 +169,9 @@ class RunPod:
         if state is None:
             raise ProviderUncertain(f"RunPod says {told.status!r}, a state that we do not know")
         seconds = told.executionTime / 1000 if told.executionTime is not None else None
-        return RemoteJob(state, told.output, None if told.error is None else str(told.error), seconds)
+        return RemoteJob(
+            state, told.output, None if told.error is None else str(told.error), seconds
+        )
 
     @_told
     async def cancel(self, target: str, provider_job_id: str) -> None:
@@ -195,7 +202,9 @@ class RunPod:
         breaker.check()
         await pace.turn()
         try:
-            reply = await self._http.request(method, target + path, json=json, headers=self._headers)
+            reply = await self._http.request(
+                method, target + path, json=json, headers=self._headers
+            )
         except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as error:
             breaker.failed()
             raise ProviderUnreachable(f"RunPod cannot be reached: {_words(error)}") from error

@@ -33,7 +33,9 @@ class TokenVerifier:
     def __init__(self, settings: Settings) -> None:
         self._secret = settings.jwt_secret.get_secret_value() if settings.jwt_secret else None
         self._keys = (
-            jwt.PyJWKClient(settings.jwt_jwks_url, lifespan=300, timeout=5) if settings.jwt_jwks_url else None
+            jwt.PyJWKClient(settings.jwt_jwks_url, lifespan=300, timeout=5)
+            if settings.jwt_jwks_url
+            else None
         )
         self._audience = settings.jwt_audience
         self._issuer = settings.jwt_issuer
@@ -76,7 +78,9 @@ class TokenVerifier:
         elif algorithm in ("RS256", "ES256") and self._keys is not None:
             key = self._keys.get_signing_key_from_jwt(token).key
         else:
-            raise jwt.InvalidAlgorithmError(f"the algorithm {str(algorithm)[:20]!r} is not accepted")
+            raise jwt.InvalidAlgorithmError(
+                f"the algorithm {str(algorithm)[:20]!r} is not accepted"
+            )
         return jwt.decode(
             token,
             key,

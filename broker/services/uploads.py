@@ -66,7 +66,9 @@ class IncomingFile:
             await self._put(bytes(self._part))
         if self._multipart_id is not None:
             arrived = await run_in_threadpool(self._bucket.parts, self._whole, self._multipart_id)
-            await run_in_threadpool(self._bucket.join_parts, self._whole, self._multipart_id, arrived or {})
+            await run_in_threadpool(
+                self._bucket.join_parts, self._whole, self._multipart_id, arrived or {}
+            )
             self._multipart_id = None
         return self._bytes
 
@@ -79,9 +81,13 @@ class IncomingFile:
 
     async def _put(self, body: bytes) -> None:
         if self._multipart_id is None:
-            self._multipart_id = await run_in_threadpool(self._bucket.begin_parts, self._whole, "video/mp4")
+            self._multipart_id = await run_in_threadpool(
+                self._bucket.begin_parts, self._whole, "video/mp4"
+            )
         self._parts += 1
-        await run_in_threadpool(self._bucket.put_part, self._whole, self._multipart_id, self._parts, body)
+        await run_in_threadpool(
+            self._bucket.put_part, self._whole, self._multipart_id, self._parts, body
+        )
 
 
 class UploadService:
@@ -173,7 +179,9 @@ class UploadService:
             if arrived is not None:  # else they were joined before, or the store has given them up
                 if missing := _missing(upload, arrived):
                     first = missing[0][0]
-                    raise UploadIncomplete(f"{len(missing)} parts are missing; the first is part {first}.")
+                    raise UploadIncomplete(
+                        f"{len(missing)} parts are missing; the first is part {first}."
+                    )
                 self._bucket.join_parts(key, upload.multipart_id, arrived)
         size = self._bucket.size(key)
         if upload.completed_at is None:
@@ -181,9 +189,13 @@ class UploadService:
         if size is None:
             raise UploadIncomplete("The file is not in the bucket.")
         if upload.bytes not in (None, size):
-            raise UploadIncomplete(f"The file has {size} bytes in the bucket, and not {upload.bytes}.")
+            raise UploadIncomplete(
+                f"The file has {size} bytes in the bucket, and not {upload.bytes}."
+            )
         with self._engine.begin() as connection:
-            done = update(UPLOADS).where(UPLOADS.c.id == upload_id, UPLOADS.c.completed_at.is_(None))
+            done = update(UPLOADS).where(
+                UPLOADS.c.id == upload_id, UPLOADS.c.completed_at.is_(None)
+            )
             connection.execute(done.values(completed_at=self._clock(), bytes=size))
         return Uploaded(upload_id=upload_id, video_key=upload.key, bytes=size)
 
@@ -194,7 +206,9 @@ class UploadService:
             return
         self._store.refuse_upload(upload.user_id, upload.key, size)
         self._bucket.delete(object_key(upload.user_id, upload.key))
-        raise FileTooLarge(f"The file has {size} bytes, and may have {most} at most. It is removed.")
+        raise FileTooLarge(
+            f"The file has {size} bytes, and may have {most} at most. It is removed."
+        )
 
     async def abandon(self, user_id: str, upload_id: str) -> None:
         """Drops what has arrived of an upload that is not complete; a complete one stays. Raises NotFound."""
@@ -210,7 +224,9 @@ class UploadService:
         elif upload.key not in self._store.keys_in_use(user_id):
             self._bucket.delete(key)
         with self._engine.begin() as connection:
-            connection.execute(update(UPLOADS).where(UPLOADS.c.id == upload_id).values(bytes=DROPPED))
+            connection.execute(
+                update(UPLOADS).where(UPLOADS.c.id == upload_id).values(bytes=DROPPED)
+            )
 
     def incoming(self, user_id: str) -> IncomingFile:
         """Returns a file to write into: a temporary one, which goes with the job that it is for."""
@@ -234,18 +250,24 @@ class UploadService:
             raise NotFound(f"There is no upload {upload_id[:64]}.")
         return UploadRow(**row)
 
-    def _ticket(self, upload: UploadRow, once: bool = True, has_arrived: bool = False) -> UploadTicket:
+    def _ticket(
+        self, upload: UploadRow, once: bool = True, has_arrived: bool = False
+    ) -> UploadTicket:
         seconds = self._settings.url_lifetime_seconds
         key = object_key(upload.user_id, upload.key)
         url, headers, parts = None, {}, []
         if upload.completed_at is not None or has_arrived:
             pass
         elif upload.multipart_id is None:
-            headers = {"Content-Type": upload.content_type} | ({"If-None-Match": "*"} if once else {})
+            headers = {"Content-Type": upload.content_type} | (
+                {"If-None-Match": "*"} if once else {}
+            )
             url = self._bucket.presigned_put(key, seconds, headers, upload.bytes)
         else:
             multipart_id, missing = self._still_missing(upload, key, upload.multipart_id)
-            parts = [self._part(key, multipart_id, *part, seconds) for part in missing[:PARTS_AT_ONCE]]
+            parts = [
+                self._part(key, multipart_id, *part, seconds) for part in missing[:PARTS_AT_ONCE]
+            ]
         return UploadTicket(
             upload_id=upload.id,
             video_key=upload.key,
@@ -272,7 +294,9 @@ class UploadService:
                 connection.execute(this.values(multipart_id=multipart_id))
         return multipart_id, _missing(upload, arrived)
 
-    def _part(self, key: str, multipart_id: str, number: int, offset: int, length: int, seconds: int) -> Part:
+    def _part(
+        self, key: str, multipart_id: str, number: int, offset: int, length: int, seconds: int
+    ) -> Part:
         url = self._bucket.presigned_part(key, multipart_id, number, length, seconds)
         return Part(number=number, offset=offset, bytes=length, upload_url=url)
 

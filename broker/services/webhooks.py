@@ -138,7 +138,11 @@ class WebhookService:
     async def rotate(self, user_id: str, webhook_id: str) -> WebhookSecret:
         """Draws a new secret; the former one signs along for a day. Raises NotFound."""
         row = await self._mine(user_id, webhook_id)
-        changes = {"secret": _new_secret(), "former_secret": row.secret, "rotated_at": self._clock()}
+        changes = {
+            "secret": _new_secret(),
+            "former_secret": row.secret,
+            "rotated_at": self._clock(),
+        }
         await run_in_threadpool(self._outbox.change, webhook_id, changes)
         return _with_secret(WebhookRow(**{**row.model_dump(), **changes}))
 
@@ -199,7 +203,9 @@ class WebhookService:
         free = AT_ONCE - len(self._calling)
         calls = Counter(self._calling.values())
         busy = [whom for whom, count in calls.items() if count >= AT_ONCE_EACH]
-        for row in await run_in_threadpool(self._outbox.due, self._clock(), free, busy) if free else ():
+        for row in (
+            await run_in_threadpool(self._outbox.due, self._clock(), free, busy) if free else ()
+        ):
             if calls[row.webhook_id] >= AT_ONCE_EACH:
                 continue
             # Should we die during the call, it is due again then.
@@ -276,14 +282,20 @@ class WebhookService:
     def _signed(self, webhook: WebhookRow, row: DeliveryRow) -> dict[str, str]:
         now = datetime.fromtimestamp(self._clock() // 1000, UTC)
         valid = [webhook.secret]
-        if webhook.former_secret and webhook.rotated_at and self._clock() - webhook.rotated_at < DAY_MS:
+        if (
+            webhook.former_secret
+            and webhook.rotated_at
+            and self._clock() - webhook.rotated_at < DAY_MS
+        ):
             valid.append(webhook.former_secret)
         return {
             "Content-Type": "application/json",
             "User-Agent": "reelbroker",
             "webhook-id": row.id,
             "webhook-timestamp": str(int(now.timestamp())),
-            "webhook-signature": " ".join(Webhook(secret).sign(row.id, now, row.body) for secret in valid),
+            "webhook-signature": " ".join(
+                Webhook(secret).sign(row.id, now, row.body) for secret in valid
+            ),
         }
 
     async def _address(self, target: str) -> str:

@@ -35,7 +35,9 @@ def _postgres(database_url: str, **options: Any) -> Engine:
         # Said, since a database that was made without a locale (SQL_ASCII) would have psycopg return bytes.
         return create_engine(url.update_query_dict({"client_encoding": "utf8"}), **options)
     except ModuleNotFoundError as error:
-        raise DatabaseError("PostgreSQL needs its driver: pip install 'reelbroker[postgres]'") from error
+        raise DatabaseError(
+            "PostgreSQL needs its driver: pip install 'reelbroker[postgres]'"
+        ) from error
 
 
 def open_engine(database_url: str) -> Engine:
@@ -51,7 +53,10 @@ def open_engine(database_url: str) -> Engine:
     lock = _locked(path)
     _make_private(path)
     engine = create_engine(
-        database_url, pool_size=1, max_overflow=0, connect_args={"check_same_thread": False, "timeout": 5.0}
+        database_url,
+        pool_size=1,
+        max_overflow=0,
+        connect_args={"check_same_thread": False, "timeout": 5.0},
     )
     event.listen(engine, "connect", _prepare_sqlite)
     # pysqlite would begin lazily and as a reader; a later upgrade to writer fails at once, whatever the timeout.
@@ -96,7 +101,10 @@ def copy_database(database_url: str, target: Path) -> None:
     if target.exists():
         raise DatabaseError(f"{target} is there already")
     _make_private(target)
-    with contextlib.closing(_readonly(path)) as source, contextlib.closing(sqlite3.connect(target)) as copy:
+    with (
+        contextlib.closing(_readonly(path)) as source,
+        contextlib.closing(sqlite3.connect(target)) as copy,
+    ):
         try:
             source.backup(copy)
             copy.execute("PRAGMA journal_mode=DELETE")  # one file, complete in itself
@@ -166,7 +174,9 @@ def _locked(path: Path) -> Any:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         lock.close()
-        raise DatabaseInUse(f"{path} is in use by another process: a running broker, perhaps") from error
+        raise DatabaseInUse(
+            f"{path} is in use by another process: a running broker, perhaps"
+        ) from error
     return lock
 
 
@@ -204,7 +214,9 @@ def _migrate(engine: Engine) -> None:
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
     except CommandError as error:  # a revision that we do not know
-        raise DatabaseError(f"the database was made by a newer release than this one ({error})") from error
+        raise DatabaseError(
+            f"the database was made by a newer release than this one ({error})"
+        ) from error
 
 
 @contextlib.contextmanager
@@ -213,4 +225,6 @@ def _said_plainly() -> Iterator[None]:
     try:
         yield
     except DriverError as error:
-        raise DatabaseError(f"the database cannot be used: {str(error.orig).splitlines()[0]}") from error
+        raise DatabaseError(
+            f"the database cannot be used: {str(error.orig).splitlines()[0]}"
+        ) from error

@@ -53,14 +53,18 @@ OPEN = (JobStatus.PENDING.value, JobStatus.PROCESSING.value)
 _JOB = select(JOBS).where(JOBS.c.id == bindparam("job_id"))
 _MINE = _JOB.where(JOBS.c.user_id == bindparam("user_id"))
 _MY_VERSION = _MINE.with_only_columns(JOBS.c.version)
-_ATTEMPTS = select(ATTEMPTS).where(ATTEMPTS.c.job_id == bindparam("job_id")).order_by(ATTEMPTS.c.number)
+_ATTEMPTS = (
+    select(ATTEMPTS).where(ATTEMPTS.c.job_id == bindparam("job_id")).order_by(ATTEMPTS.c.number)
+)
 _DUE = (
     select(JOBS.c.id)
     .where(JOBS.c.status.in_(OPEN), JOBS.c.due_at <= bindparam("now"))
     .order_by(JOBS.c.due_at)
     .limit(bindparam("most"))
 )
-_UNMOVED = update(JOBS).where(JOBS.c.id == bindparam("_id"), JOBS.c.version == bindparam("_version"))
+_UNMOVED = update(JOBS).where(
+    JOBS.c.id == bindparam("_id"), JOBS.c.version == bindparam("_version")
+)
 _UNTOUCHED = _UNMOVED.where(JOBS.c.due_at == bindparam("_due_at"))
 _KNOWN = update(ATTEMPTS).where(ATTEMPTS.c.token == bindparam("_token"))
 
@@ -177,7 +181,9 @@ class JobStore:
     def get(self, job_id: str, user_id: str) -> Job | None:
         """Returns the user's job, or None; another user's job is None too."""
         with self._engine.begin() as connection:
-            row = connection.execute(_MINE, {"job_id": job_id, "user_id": user_id}).mappings().first()
+            row = (
+                connection.execute(_MINE, {"job_id": job_id, "user_id": user_id}).mappings().first()
+            )
         return _job(row) if row else None
 
     def version(self, job_id: str, user_id: str) -> int | None:
@@ -222,7 +228,9 @@ class JobStore:
         named = select(ATTEMPTS).where(ATTEMPTS.c.token == token, ATTEMPTS.c.job_id == job_id)
         # Changed also where it is due already: a look that is under way may have seen less, and must not put the next one off.
         sooner = case((JOBS.c.due_at > now, now), else_=JOBS.c.due_at - 1)
-        still = update(JOBS).where(JOBS.c.id == job_id, JOBS.c.status.in_(OPEN)).values(due_at=sooner)
+        still = (
+            update(JOBS).where(JOBS.c.id == job_id, JOBS.c.status.in_(OPEN)).values(due_at=sooner)
+        )
         with self._engine.begin() as connection:
             row = connection.execute(named).mappings().first()
             if row is not None:
@@ -235,7 +243,11 @@ class JobStore:
         if before is not None:
             query = query.where(ATTEMPTS.c.orphan_due_at <= before)
         with self._engine.begin() as connection:
-            rows = connection.execute(query.order_by(ATTEMPTS.c.orphan_due_at).limit(limit)).mappings().all()
+            rows = (
+                connection.execute(query.order_by(ATTEMPTS.c.orphan_due_at).limit(limit))
+                .mappings()
+                .all()
+            )
             if not rows:  # as nearly always, and asked for at every turn of the loop
                 return []
             wanted = select(JOBS).where(JOBS.c.id.in_({row["job_id"] for row in rows}))
@@ -245,7 +257,11 @@ class JobStore:
     def orphan(self, token: str) -> tuple[Job, Attempt]:
         """Returns an attempt and its job."""
         with self._engine.begin() as connection:
-            row = connection.execute(select(ATTEMPTS).where(ATTEMPTS.c.token == token)).mappings().one()
+            row = (
+                connection.execute(select(ATTEMPTS).where(ATTEMPTS.c.token == token))
+                .mappings()
+                .one()
+            )
             job = connection.execute(_JOB, {"job_id": row["job_id"]}).mappings().one()
         return _job(job), _attempt(row)
 
@@ -277,7 +293,10 @@ class JobStore:
     def attempts(self, job_id: str) -> list[Attempt]:
         """Returns a job's attempts, the oldest first."""
         with self._engine.begin() as connection:
-            return [_attempt(row) for row in connection.execute(_ATTEMPTS, {"job_id": job_id}).mappings()]
+            return [
+                _attempt(row)
+                for row in connection.execute(_ATTEMPTS, {"job_id": job_id}).mappings()
+            ]
 
     def move(
         self, job: Job, kind: EventKind, change: JobChange, attempt: Attempt | None = None
@@ -309,7 +328,11 @@ class JobStore:
         return moved
 
     def touch(
-        self, job: Job, due_at: int, evidence: EvidenceSource | None = None, attempt: Attempt | None = None
+        self,
+        job: Job,
+        due_at: int,
+        evidence: EvidenceSource | None = None,
+        attempt: Attempt | None = None,
     ) -> Job | None:
         """Says when to look at an open job next, and what was seen of it; no move, no event.
 
@@ -335,7 +358,9 @@ class JobStore:
 
     def keys_in_use(self, user_id: str) -> set[str]:
         """Returns the keys of all objects that any of the user's jobs names."""
-        named = select(JOBS.c.input_key, JOBS.c.output_key, JOBS.c.params).where(JOBS.c.user_id == user_id)
+        named = select(JOBS.c.input_key, JOBS.c.output_key, JOBS.c.params).where(
+            JOBS.c.user_id == user_id
+        )
         keys: set[str] = set()
         with self._engine.begin() as connection:
             for row in connection.execute(named):
@@ -357,14 +382,19 @@ class JobStore:
             False where the object is none of our uploads, or was accepted with this size under an earlier limit.
         """
         was_accepted = and_(UPLOADS.c.completed_at.is_not(None), UPLOADS.c.bytes == size)
-        mine = update(UPLOADS).where(UPLOADS.c.user_id == user_id, UPLOADS.c.key == key, ~was_accepted)
+        mine = update(UPLOADS).where(
+            UPLOADS.c.user_id == user_id, UPLOADS.c.key == key, ~was_accepted
+        )
         with self._engine.begin() as connection:
             return connection.execute(mine.values(bytes=size, completed_at=None)).rowcount > 0
 
     def flag(self, name: str) -> bool:
         """Whether an operator has switched something on."""
         with self._engine.begin() as connection:
-            return connection.execute(select(FLAGS.c.name).where(FLAGS.c.name == name)).first() is not None
+            return (
+                connection.execute(select(FLAGS.c.name).where(FLAGS.c.name == name)).first()
+                is not None
+            )
 
     def set_flag(self, name: str, on: bool) -> None:
         """Switches something on or off, for good."""
@@ -439,7 +469,9 @@ def _check_quota(connection: Connection, job: Job, quota: Quota) -> float | None
     mine = JOBS.c.user_id == job.user_id
     running = select(func.count()).select_from(JOBS).where(mine, JOBS.c.status.in_(OPEN))
     if connection.execute(running).scalar_one() >= quota.open_jobs:
-        raise QuotaExceeded(f"You have {quota.open_jobs} open jobs, as many as you may have at once.")
+        raise QuotaExceeded(
+            f"You have {quota.open_jobs} open jobs, as many as you may have at once."
+        )
     if quota.media_seconds is None:
         return job.media_seconds
     kept = JOBS.c.status.in_((*OPEN, JobStatus.COMPLETE.value))

@@ -45,11 +45,19 @@ class Credentials:
 
     def create_key(self, asked: KeyRequest) -> NewKey:
         """Draws a key; it cannot be shown again."""
-        key, key_id, now = "rb_" + secrets.token_urlsafe(24), "key_" + secrets.token_hex(8), now_ms()
+        key, key_id, now = (
+            "rb_" + secrets.token_urlsafe(24),
+            "key_" + secrets.token_hex(8),
+            now_ms(),
+        )
         values = asked.model_dump() | {"admin": int(asked.admin)}
         with self._engine.begin() as connection:
-            connection.execute(insert(KEYS).values(id=key_id, sha256=_hash(key), created_at=now, **values))
-        return NewKey(**asked.model_dump(), id=key_id, created_at=iso(now), revoked_at=None, key=key)
+            connection.execute(
+                insert(KEYS).values(id=key_id, sha256=_hash(key), created_at=now, **values)
+            )
+        return NewKey(
+            **asked.model_dump(), id=key_id, created_at=iso(now), revoked_at=None, key=key
+        )
 
     def keys(self) -> list[KeyView]:
         """Returns all keys, the oldest first, without what they are."""
@@ -132,7 +140,9 @@ class Credentials:
                 return None
         # One that was drawn by an older broker has neither.
         key_id, until = [*ticket.split("."), "", ""][1:3]
-        principal = Principal(row.user_id, key_id=key_id or None, until_ms=int(until) if until else None)
+        principal = Principal(
+            row.user_id, key_id=key_id or None, until_ms=int(until) if until else None
+        )
         return principal if row.expires_at > now_ms() and self.holds(principal) else None
 
 

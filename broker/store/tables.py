@@ -82,9 +82,13 @@ Table(
     "export_jobs",
     SQLModel.metadata,
     *_columns(Job, {"id"}),
-    CheckConstraint(f"status IN ({', '.join(repr(s.value) for s in JobStatus)})", name="status_known"),
+    CheckConstraint(
+        f"status IN ({', '.join(repr(s.value) for s in JobStatus)})", name="status_known"
+    ),
     CheckConstraint("progress BETWEEN 0 AND 100", name="progress_percent"),
-    CheckConstraint("(status = 'complete') = (output_key IS NOT NULL)", name="output_when_complete"),
+    CheckConstraint(
+        "(status = 'complete') = (output_key IS NOT NULL)", name="output_when_complete"
+    ),
     CheckConstraint("(status = 'error') = (error_code IS NOT NULL)", name="code_when_error"),
     Index("ix_export_jobs_due", "status", "due_at"),
     Index("ix_export_jobs_user", "user_id", "created_at", "id"),
@@ -179,7 +183,9 @@ class WebhookRow(SQLModel, table=True):
     url: str = Field(sa_type=Text)
     kinds: str = Field(sa_type=Text)  #: separated by blanks
     secret: str = Field(sa_type=Text)
-    former_secret: str | None = Field(default=None, sa_type=Text)  #: signs along for a day after a rotation
+    former_secret: str | None = Field(
+        default=None, sa_type=Text
+    )  #: signs along for a day after a rotation
     rotated_at: int | None = Field(default=None, sa_type=Int64)
     created_at: int = Field(sa_type=Int64)
     disabled_at: int | None = Field(default=None, sa_type=Int64)

@@ -90,7 +90,9 @@ class Outbox:
 
     def due(self, now: int, limit: int, but: Sequence[str] = ()) -> list[DeliveryRow]:
         """Returns the messages that are to be sent by now, longest overdue first, those to the webhooks in `but` left out."""
-        query = select(DELIVERIES).where(DELIVERIES.c.due_at <= now, DELIVERIES.c.webhook_id.not_in(but))
+        query = select(DELIVERIES).where(
+            DELIVERIES.c.due_at <= now, DELIVERIES.c.webhook_id.not_in(but)
+        )
         query = query.order_by(DELIVERIES.c.due_at)
         with self._engine.begin() as connection:
             return [_delivery(row) for row in connection.execute(query.limit(limit)).mappings()]
@@ -125,7 +127,9 @@ class Outbox:
     def write(self, delivery_id: str, values: Mapping[str, Any]) -> None:
         """Writes what became of a message."""
         with self._engine.begin() as connection:
-            connection.execute(update(DELIVERIES).where(DELIVERIES.c.id == delivery_id).values(**values))
+            connection.execute(
+                update(DELIVERIES).where(DELIVERIES.c.id == delivery_id).values(**values)
+            )
 
     def deliveries(self, webhook_id: str, limit: int) -> list[DeliveryRow]:
         """Returns a webhook's messages, the newest first."""

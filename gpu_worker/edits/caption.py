@@ -45,7 +45,9 @@ def caption(clip: AnnotatedClip, size: tuple[int, int], fonts: Fonts) -> Image.I
     ground = _ground(width, min(height, fade + text_height + margin), fade)
     y = ground.height - margin - text_height
     for row in rows:
-        ground.alpha_composite(row.crop((0, max(0, -y), row.width, row.height)), (margin, max(0, y)))
+        ground.alpha_composite(
+            row.crop((0, max(0, -y), row.width, row.height)), (margin, max(0, y))
+        )
         y += row.height + gap
     return ground
 
@@ -63,7 +65,9 @@ def _ground(width: int, height: int, fade: int) -> Image.Image:
 
 def _stars(rating: int, size: float) -> Image.Image:
     fine, step = 4, size * 1.15
-    picture = Image.new("RGBA", (round((step * MAX_RATING) * fine), round(size * fine)), (255, 196, 46, 0))
+    picture = Image.new(
+        "RGBA", (round((step * MAX_RATING) * fine), round(size * fine)), (255, 196, 46, 0)
+    )
     draw = ImageDraw.Draw(picture)
     for star in range(MAX_RATING):
         centre = ((star * step + size / 2) * fine, size * 0.53 * fine)

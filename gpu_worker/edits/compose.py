@@ -63,12 +63,16 @@ class Look:
 
         What nothing touches passes through as it is. The engine takes them all at once.
         """
-        drawn = [self._drawn_on(frame, moment) for frame, moment in zip(frames, moments, strict=True)]
+        drawn = [
+            self._drawn_on(frame, moment) for frame, moment in zip(frames, moments, strict=True)
+        ]
         if self.path is None:
             shown = [frame.cut(*self.size) for frame in drawn]
         else:
             shown = self.engine(drawn, [self.path.at(moment) for moment in moments], *self.size)
-        return [self._written_on(frame, moment) for frame, moment in zip(shown, moments, strict=True)]
+        return [
+            self._written_on(frame, moment) for frame, moment in zip(shown, moments, strict=True)
+        ]
 
     def let_go(self) -> None:
         """Frees what was made for the clip; it has ended."""
@@ -163,7 +167,9 @@ def compose(params: OutputParams, input_key: str | None, kit: Kit) -> Compositio
             layers = text_layers(params.text_layers, size, end, kit.pngs, kit.fonts, kit.device)
             highlights = Highlights.of(params, main.facts)
             return _joined(
-                [_framed(params, params, main, size, kit, "params", highlights, layers)], params, size
+                [_framed(params, params, main, size, kit, "params", highlights, layers)],
+                params,
+                size,
             )
         case FramingParams():
             assert main is not None  # noqa: S101
@@ -200,7 +206,9 @@ def _framed(
 ) -> Clip:
     facts = source.facts
     untouched = (
-        not framing.crop_keyframes and is_upright(framing.rotation) and size == _size(None, None, facts)
+        not framing.crop_keyframes
+        and is_upright(framing.rotation)
+        and size == _size(None, None, facts)
     )
     path = None if untouched else CropPath.of(framing, facts, size[0] / size[1], name)
     engine = None if path is None else kit.engines(params, path.largest_ratio(*size))
@@ -209,14 +217,25 @@ def _framed(
         source=source,
         time=ClipTime.of(framing, facts.duration_seconds, name),
         look=Look(
-            size, path, engine or Resampler(kit.device), kit.device, framing.rotation, highlights, layers
+            size,
+            path,
+            engine or Resampler(kit.device),
+            kit.device,
+            framing.rotation,
+            highlights,
+            layers,
         ),
         interpolate=framing.slow_motion is SlowMotion.INTERPOLATE,
     )
 
 
 def _annotated(
-    clip: AnnotatedClip, params: OutputParams, source: Source, size: tuple[int, int], kit: Kit, name: str
+    clip: AnnotatedClip,
+    params: OutputParams,
+    source: Source,
+    size: tuple[int, int],
+    kit: Kit,
+    name: str,
 ) -> Clip:
     when = (clip.start_time, clip.end_time, CAPTION_FADE_SECONDS)
 

@@ -31,7 +31,9 @@ class CropPath:
     height: int
 
     @classmethod
-    def of(cls, params: Framing, source: SourceFacts, ratio: float, where: str = "params") -> "CropPath":
+    def of(
+        cls, params: Framing, source: SourceFacts, ratio: float, where: str = "params"
+    ) -> "CropPath":
         """Builds the path; without keyframes, the largest centred crop of `ratio` (width : height).
 
         Raises:
@@ -90,7 +92,9 @@ class Resampler:
     device: torch.device
     batch: int = 1
 
-    def __call__(self, frames: Sequence[Frame], boxes: Sequence[Box], width: int, height: int) -> list[Frame]:
+    def __call__(
+        self, frames: Sequence[Frame], boxes: Sequence[Box], width: int, height: int
+    ) -> list[Frame]:
         """Returns each frame's box at `width` x `height`."""
         return [
             crop(frame_to_device(frame, self.device), box, width, height)
@@ -108,13 +112,18 @@ def crop(frame: Frame, box: Box, width: int, height: int) -> Frame:
     Returns:
         A frame of the new size, rounded to uint8; the same where nothing is to be done.
     """
-    if box == Box(0.0, 0.0, float(frame.width), float(frame.height)) and (frame.width, frame.height) == (
+    if box == Box(0.0, 0.0, float(frame.width), float(frame.height)) and (
+        frame.width,
+        frame.height,
+    ) == (
         width,
         height,
     ):
         return frame
     x, y = box.width / width, box.height / height
-    luma = resample(frame.y, taps(box.x + 0.5 * x - 0.5, x, width), taps(box.y + 0.5 * y - 0.5, y, height))
+    luma = resample(
+        frame.y, taps(box.x + 0.5 * x - 0.5, x, width), taps(box.y + 0.5 * y - 0.5, y, height)
+    )
     # Chroma sits on even luma columns (hence the x of luma sample 0, halved) and between luma rows.
     columns = taps((box.x + 0.5 * x - 0.5) / 2, x, chroma_size(width))
     rows = taps((box.y + y - 1.0) / 2, y, chroma_size(height))

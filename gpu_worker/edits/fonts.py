@@ -77,7 +77,9 @@ def _neutral_ends(runs: list[tuple[str, Path]], first: Path) -> list[tuple[str, 
             if ord(stretch[end - 1]) not in _covered(first):
                 break
             end -= 1
-        settled += [(part, font) for part, font in ((stretch[:end], path), (stretch[end:], first)) if part]
+        settled += [
+            (part, font) for part, font in ((stretch[:end], path), (stretch[end:], first)) if part
+        ]
     return settled
 
 
@@ -99,7 +101,12 @@ def _fonts_in(folder: Path, bold: bool) -> tuple[Path, ...]:
 
     def unlike(path: Path) -> tuple[bool, bool, bool, str]:
         name = path.stem.lower()
-        return "italic" in name or "oblique" in name, "mono" in name, ("bold" in name) != bold, str(path)
+        return (
+            "italic" in name or "oblique" in name,
+            "mono" in name,
+            ("bold" in name) != bold,
+            str(path),
+        )
 
     return tuple(sorted(found, key=unlike))
 

@@ -115,7 +115,9 @@ class Highlights:
             stroke = max(MIN_STROKE_PIXELS, source.height * STROKE_SHARE)
         return cls(
             effect=effect,
-            strength=DEFAULT_STRENGTH[effect] if params.effect_strength is None else params.effect_strength,
+            strength=DEFAULT_STRENGTH[effect]
+            if params.effect_strength is None
+            else params.effect_strength,
             feather=DEFAULT_FEATHER[effect] if params.feather is None else params.feather,
             stroke_pixels=stroke,
             blur_pixels=source.height * BLUR_SHARE,
@@ -148,14 +150,18 @@ class Highlights:
             if self.effect is not Effect.ORIGINAL:
                 weight = self._weight(values, shown, outline)
                 if small is not None:
-                    values = torch.lerp(values, _enlarged(small, rows, values.shape[1], block), weight)
+                    values = torch.lerp(
+                        values, _enlarged(small, rows, values.shape[1], block), weight
+                    )
                 else:
                     values = self._lit(values, weight, BLACK[index], LEGAL_MAX[index])
             self._draw_outlines(values, shown, outline, index)
             drawn[rows] = values.add_(0.5).clamp_(0, 255)
         return drawn
 
-    def _outline(self, plane: torch.Tensor, rows: slice, scale: int, ellipse: Ellipse) -> "_Outline":
+    def _outline(
+        self, plane: torch.Tensor, rows: slice, scale: int, ellipse: Ellipse
+    ) -> "_Outline":
         return _Outline.of(ellipse, self._reach(ellipse), plane, rows, scale)
 
     def _weight(
@@ -190,7 +196,9 @@ class Highlights:
                 alpha = near.stroke(self.stroke_pixels).mul_(presence * ellipse.stroke_opacity)
                 there += (colour - there) * alpha
 
-    def _lit(self, values: torch.Tensor, weight: torch.Tensor, black: int, legal_max: int) -> torch.Tensor:
+    def _lit(
+        self, values: torch.Tensor, weight: torch.Tensor, black: int, legal_max: int
+    ) -> torch.Tensor:
         """Makes values brighter or darker where the effect has weight; changes both tensors."""
         gain = weight.add_(1) if self.effect is Effect.BRIGHTNESS_BOOST else weight.neg_().add_(1)
         lit = values.sub_(black).mul_(gain).add_(black)
@@ -217,7 +225,9 @@ class _Outline:
     distance: torch.Tensor
 
     @classmethod
-    def of(cls, ellipse: Ellipse, reach: float, plane: torch.Tensor, band: slice, scale: int) -> "_Outline":
+    def of(
+        cls, ellipse: Ellipse, reach: float, plane: torch.Tensor, band: slice, scale: int
+    ) -> "_Outline":
         a, b = ellipse.radius_x, ellipse.radius_y
         columns = _near(ellipse.x, a + reach, slice(0, plane.shape[1]), scale)
         rows = _near(ellipse.y, b + reach, band, scale)

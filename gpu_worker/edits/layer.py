@@ -41,7 +41,12 @@ class Layer:
             plane = frame.planes[index].clone()
             area = plane[top : top + alpha.shape[0], left : left + alpha.shape[1]]
             for rows in bands(*alpha.shape):
-                over = area[rows].float().mul_(1 - alpha[rows] * presence).add_(colour[rows], alpha=presence)
+                over = (
+                    area[rows]
+                    .float()
+                    .mul_(1 - alpha[rows] * presence)
+                    .add_(colour[rows], alpha=presence)
+                )
                 area[rows] = over.add_(0.5).clamp_(0, 255)
             drawn.append(plane)
         return Frame(*drawn)
@@ -56,7 +61,9 @@ class TimedLayer:
         make: returns the layer; None where nothing of it is in the frame.
     """
 
-    def __init__(self, start: float, end: float, pixels: int, make: Callable[[], Layer | None]) -> None:
+    def __init__(
+        self, start: float, end: float, pixels: int, make: Callable[[], Layer | None]
+    ) -> None:
         self.start, self.end, self.pixels = start, end, pixels
         self._make = make
         self._made: Layer | None = None
@@ -115,7 +122,9 @@ def layer_of(
     for scale, plane in zip((1, 2, 2), _planes(canvas, opacity), strict=True):
         # An odd frame has no luma for the canvas' last column or row.
         rows, columns = -(-(size[1] - top) // scale), -(-(size[0] - left) // scale)
-        colour, alpha = (torch.from_numpy(np.ascontiguousarray(part[:rows, :columns])) for part in plane)
+        colour, alpha = (
+            torch.from_numpy(np.ascontiguousarray(part[:rows, :columns])) for part in plane
+        )
         planes.append((colour.to(device), alpha.to(device)))
     return Layer(*when, left, top, tuple(planes))
 

@@ -245,7 +245,9 @@ def _text(layer: TextLayer, scale: tuple[float, float], fonts: Fonts, name: str)
     def draw() -> Image.Image:
         try:
             picture = set_lines(lines, ink, fonts)
-        except Image.DecompressionBombError as error:  # a font whose marks reach far beyond their line
+        except (
+            Image.DecompressionBombError
+        ) as error:  # a font whose marks reach far beyond their line
             raise InvalidParams(f"{name} is too large.", str(error)) from error
         return picture if layer.background_color is None else _on_card(picture, padding, layer)
 
@@ -293,7 +295,9 @@ def _png(body: bytes, scale: tuple[float, float], name: str) -> Drawing:
                 f" at most {MAX_LAYER_PIXELS} pixels are taken."
             )
         picture.verify()
-    wide, high = (max(1, round(side * factor)) for side, factor in zip((width, height), scale, strict=True))
+    wide, high = (
+        max(1, round(side * factor)) for side, factor in zip((width, height), scale, strict=True)
+    )
     # Pillow scales the width first.
     _refuse_large(name, (wide, high), (wide, height))
 

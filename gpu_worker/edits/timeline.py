@@ -97,7 +97,9 @@ class ClipTime:
         """Returns which moment of the source is shown; past the end, the end."""
         index = self.span_at(clip_time)
         span = self.spans[index]
-        return min(span.end, span.start + max(0.0, clip_time - self.span_starts[index]) * span.speed)
+        return min(
+            span.end, span.start + max(0.0, clip_time - self.span_starts[index]) * span.speed
+        )
 
     def sound_filter(self, source: str, seek: float, label: str) -> list[str]:
         """Returns ffmpeg's filters that put the sound of `source`, which begins at `seek` seconds, onto this time.
@@ -106,9 +108,7 @@ class ClipTime:
         the same length; at another speed it keeps its pitch; more than two channels are mixed down.
         """
         # Only timestamps from 0 on, with gaps filled, make "cut from a to b seconds" mean the same as for the picture.
-        even = (
-            f"aresample={SAMPLE_RATE}:async=1:first_pts=0,aformat=sample_fmts=fltp:channel_layouts={LAYOUT}"
-        )
+        even = f"aresample={SAMPLE_RATE}:async=1:first_pts=0,aformat=sample_fmts=fltp:channel_layouts={LAYOUT}"
         count = len(self.spans)
         copies = "".join(f"[{label}in{n}]" for n in range(count))
         parts = [f"[{source}]{even},asplit={count}{copies}"]
@@ -208,7 +208,9 @@ class Timeline:
         parts: list[str] = []
         for index, (clip, source) in enumerate(zip(self.clips, sources, strict=True)):
             name = f"c{index}"
-            parts += clip.silence_filter(name) if source is None else clip.sound_filter(*source, name)
+            parts += (
+                clip.silence_filter(name) if source is None else clip.sound_filter(*source, name)
+            )
         parts += self._joined(label)
         return ";".join(parts)
 
@@ -227,7 +229,11 @@ class Timeline:
         faded = []
         for n, clip in enumerate(self.clips):
             rise = f"afade=t=in:d={d:g}:curve=tri" if n > 0 else ""
-            fall = f"afade=t=out:st={clip.output_seconds - d:.6f}:d={d:g}:curve=tri" if n < last else ""
+            fall = (
+                f"afade=t=out:st={clip.output_seconds - d:.6f}:d={d:g}:curve=tri"
+                if n < last
+                else ""
+            )
             faded.append(f"[c{n}]{','.join(filter(None, (rise, fall)))}[f{n}]")
         return [*faded, _concat([f"f{n}" for n in range(last + 1)], label)]
 
@@ -254,4 +260,8 @@ def _tempo(speed: float) -> str:
     Rubber Band with a short window: a beep of 0.1 s stays within 12 ms of its place at 0.5 to 4 times, and keeps the
     length exactly; ffmpeg's atempo moves it by 10 to 60 ms and drops the last tens of milliseconds.
     """
-    return "" if math.isclose(speed, 1.0) else f",rubberband=tempo={speed:.9f}:window=short:transients=smooth"
+    return (
+        ""
+        if math.isclose(speed, 1.0)
+        else f",rubberband=tempo={speed:.9f}:window=short:transients=smooth"
+    )

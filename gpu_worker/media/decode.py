@@ -74,7 +74,9 @@ def decode(
                 ffmpeg.finish()
             except FfmpegFailed as error:
                 _refuse_grown(error.detail, max_pixels)
-                raise InvalidMedia("The video is damaged and cannot be decoded.", error.detail) from error
+                raise InvalidMedia(
+                    "The video is damaged and cannot be decoded.", error.detail
+                ) from error
             _refuse_grown(ffmpeg.said(), max_pixels)
             _refuse_truncated(float(seen / fps), float(count / fps), ffmpeg.said())
 
@@ -117,9 +119,13 @@ def _filters(facts: SourceFacts, skip: list[str], interpolated_fps: Fraction | N
 
 def _to_bt709(facts: SourceFacts) -> list[str]:
     """Makes square pixels of BT.709 in limited range, whatever they were."""
-    size = f"{facts.width}:{facts.height}:flags=bicubic+accurate_rnd+full_chroma_int+full_chroma_inp"
+    size = (
+        f"{facts.width}:{facts.height}:flags=bicubic+accurate_rnd+full_chroma_int+full_chroma_inp"
+    )
     if not (facts.hdr or facts.wide_gamut):
-        source = f"in_color_matrix={facts.matrix}:in_range={'full' if facts.full_range else 'limited'}"
+        source = (
+            f"in_color_matrix={facts.matrix}:in_range={'full' if facts.full_range else 'limited'}"
+        )
         return [f"scale={size}:{source}:out_color_matrix=bt709:out_range=limited"]
     # In light, not in code values. BT.2408 puts white at 203 nits: what is darker than half of it stays as it is, the
     # rest up to 1000 nits is bent to fit below white (docs/decisions/0008).
@@ -156,5 +162,7 @@ def _refuse_grown(said: str, max_pixels: int) -> None:
 
 def _refuse_truncated(readable: float, promised: float, said: str) -> None:
     if promised - readable > max(MISSING_SECONDS, MISSING_SHARE * promised):
-        sentence = f"The video is damaged: only {readable:.1f} of {promised:.1f} seconds can be read."
+        sentence = (
+            f"The video is damaged: only {readable:.1f} of {promised:.1f} seconds can be read."
+        )
         raise InvalidMedia(sentence, said)

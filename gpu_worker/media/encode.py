@@ -31,7 +31,18 @@ class Quality:
         """Returns ffmpeg's options of the video encoder."""
         if self.hardware:
             return [
-                *("-c:v", "h264_nvenc", "-preset", "p5", "-rc", "vbr", "-cq", str(self.crf + 1), "-b:v", "0")
+                *(
+                    "-c:v",
+                    "h264_nvenc",
+                    "-preset",
+                    "p5",
+                    "-rc",
+                    "vbr",
+                    "-cq",
+                    str(self.crf + 1),
+                    "-b:v",
+                    "0",
+                )
             ]
         return ["-c:v", "libx264", "-preset", self.preset, "-crf", str(self.crf)]
 
@@ -113,7 +124,16 @@ def encode(
         fps: their exact rate.
     """
     rate = f"{fps.numerator}/{fps.denominator}"
-    picture = ("-f", "rawvideo", "-pix_fmt", "yuv420p", "-s", f"{size[0]}x{size[1]}", "-framerate", rate)
+    picture = (
+        "-f",
+        "rawvideo",
+        "-pix_fmt",
+        "yuv420p",
+        "-s",
+        f"{size[0]}x{size[1]}",
+        "-framerate",
+        rate,
+    )
     sound_output = ["-an"]
     if sound is not None:
         sound_output = ["-map", f"[{SOUND}]", "-c:a", "aac", "-b:a", AUDIO_BITRATE]

@@ -53,7 +53,9 @@ def _has_an_index(container: InputContainer) -> bool:
     """True for an MP4 or MOV in one piece; a fragmented one says how many frames it has only bit by bit."""
     streams = container.streams.video
     return (
-        "mov" in container.format.name and len(streams) > 0 and all(stream.frames > 0 for stream in streams)
+        "mov" in container.format.name
+        and len(streams) > 0
+        and all(stream.frames > 0 for stream in streams)
     )
 
 

@@ -63,9 +63,13 @@ class Ffmpeg:
         self._guard.check()
         # SIGXCPU makes it exit with 255, as do errors of its own: the CPU time tells.
         if code != 0 and cpu_seconds >= self._guard.cpu_seconds:
-            raise CpuTimeout(f"The video needs more than {self._guard.cpu_seconds} seconds of computing.")
+            raise CpuTimeout(
+                f"The video needs more than {self._guard.cpu_seconds} seconds of computing."
+            )
         if code == -signal.SIGKILL:
-            raise OutOfMemory("The machine has too little memory for this video.", "ffmpeg was killed")
+            raise OutOfMemory(
+                "The machine has too little memory for this video.", "ffmpeg was killed"
+            )
         if code != 0:
             raise FfmpegFailed(
                 "The video could not be processed.", f"ffmpeg ended with {code}: {self.said()}"
@@ -101,7 +105,9 @@ def run_ffmpeg(
     )
     if sys.platform == "linux":  # ffmpeg's own -timelimit ends in a SIGKILL that says nothing
         with contextlib.suppress(ProcessLookupError):
-            resource.prlimit(process.pid, resource.RLIMIT_CPU, (guard.cpu_seconds, guard.cpu_seconds + 5))
+            resource.prlimit(
+                process.pid, resource.RLIMIT_CPU, (guard.cpu_seconds, guard.cpu_seconds + 5)
+            )
     assert process.stderr is not None  # noqa: S101
     said: collections.deque[str] = collections.deque(maxlen=STDERR_TAIL_LINES)
     drain = threading.Thread(target=_drain, args=(process.stderr, said), daemon=True)

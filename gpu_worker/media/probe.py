@@ -9,7 +9,13 @@ import av.error
 from av.container import InputContainer
 from av.video.stream import VideoStream
 
-from gpu_worker.errors import InvalidMedia, MediaTooLarge, MediaTooLong, TooManyStreams, UnsupportedMedia
+from gpu_worker.errors import (
+    InvalidMedia,
+    MediaTooLarge,
+    MediaTooLong,
+    TooManyStreams,
+    UnsupportedMedia,
+)
 from gpu_worker.media.ffmpeg import FORMATS, decoding_limit
 
 MAX_RATE = Fraction(240)
@@ -127,7 +133,9 @@ def _refuse_text(path: Path) -> None:
     with path.open("rb") as file:
         head = file.read(4096)
     start = head.lstrip(b"\xef\xbb\xbf \t\r\n")
-    if start.startswith((b"#EXTM3U", b"ffconcat", b"<MPD", b"<?xml", b"[playlist]", b"#!", b"<smil")):
+    if start.startswith(
+        (b"#EXTM3U", b"ffconcat", b"<MPD", b"<?xml", b"[playlist]", b"#!", b"<smil")
+    ):
         raise UnsupportedMedia("The file is a playlist or a script, not a video.")
     if head and b"\x00" not in head and head.isascii():
         raise InvalidMedia("The file is text, not a video.")
@@ -145,7 +153,9 @@ def _opened(path: Path, limits: Limits = Limits()) -> InputContainer:
 
 def _refuse_beyond(container: InputContainer, stream: VideoStream, limits: Limits) -> None:
     if len(container.streams) > limits.streams:
-        raise TooManyStreams(f"The file has {len(container.streams)} streams; {limits.streams} are taken.")
+        raise TooManyStreams(
+            f"The file has {len(container.streams)} streams; {limits.streams} are taken."
+        )
     _refuse_large(stream.codec_context.width, stream.codec_context.height, limits)
     # The frame itself may be larger than its container says.
     stream.codec_context.options = {"max_pixels": decoding_limit(limits.pixels)}
@@ -153,18 +163,26 @@ def _refuse_beyond(container: InputContainer, stream: VideoStream, limits: Limit
 
 def _refuse_large(width: int, height: int, limits: Limits) -> None:
     if width * height > limits.pixels:
-        raise MediaTooLarge(f"The picture is too large: {width}x{height}; {limits.pixels} pixels are taken.")
+        raise MediaTooLarge(
+            f"The picture is too large: {width}x{height}; {limits.pixels} pixels are taken."
+        )
 
 
 def _video_stream(container: InputContainer) -> VideoStream:
     # A cover picture is a video stream to ffmpeg, but not to a person.
-    streams = [s for s in container.streams.video if not s.disposition & s.disposition.__class__.attached_pic]
+    streams = [
+        s
+        for s in container.streams.video
+        if not s.disposition & s.disposition.__class__.attached_pic
+    ]
     if not streams:
         raise InvalidMedia("The file has no video track.")
     return streams[0]
 
 
-def _facts(path: Path, container: InputContainer, stream: VideoStream, frame: av.VideoFrame) -> SourceFacts:
+def _facts(
+    path: Path, container: InputContainer, stream: VideoStream, frame: av.VideoFrame
+) -> SourceFacts:
     width, height = frame.width, frame.height
     pixel = stream.sample_aspect_ratio or Fraction(1)
     if pixel > 0:
@@ -172,7 +190,10 @@ def _facts(path: Path, container: InputContainer, stream: VideoStream, frame: av
     if frame.rotation % 180:
         width, height = height, width
     # VP8 and VP9 keep transparency beside the picture, where only libvpx looks for it.
-    beside = stream.metadata.get("alpha_mode") == "1" and stream.codec_context.name in ("vp8", "vp9")
+    beside = stream.metadata.get("alpha_mode") == "1" and stream.codec_context.name in (
+        "vp8",
+        "vp9",
+    )
     return SourceFacts(
         width=width,
         height=height,
@@ -187,9 +208,13 @@ def _facts(path: Path, container: InputContainer, stream: VideoStream, frame: av
         hdr=frame.color_trc in HDR_TRANSFERS,
         interlaced=frame.interlaced_frame,
         alpha=beside
-        or frame.format.name.startswith(("yuva", "gbrap", "rgba", "bgra", "argb", "abgr", "ya", "pal8")),
+        or frame.format.name.startswith(
+            ("yuva", "gbrap", "rgba", "bgra", "argb", "abgr", "ya", "pal8")
+        ),
         seekable=not container.format.name.startswith("mpeg"),
-        alpha_decoder={"vp8": "libvpx", "vp9": "libvpx-vp9"}[stream.codec_context.name] if beside else None,
+        alpha_decoder={"vp8": "libvpx", "vp9": "libvpx-vp9"}[stream.codec_context.name]
+        if beside
+        else None,
     )
 
 

@@ -60,14 +60,18 @@ def resample(plane: torch.Tensor, columns: Taps, rows: Taps) -> torch.Tensor:
     made = plane.new_empty((len(rows.indices), count), dtype=torch.float32)
     for first in range(0, count, step):
         some = slice(first, first + step)
-        made[:, some] = _resample(plane[top:bottom], Taps(columns.indices[some], columns.weights[some]), rows)
+        made[:, some] = _resample(
+            plane[top:bottom], Taps(columns.indices[some], columns.weights[some]), rows
+        )
     return made
 
 
 def _resample(plane: torch.Tensor, columns: Taps, rows: Taps) -> torch.Tensor:
     columns, left, right = _on(columns, plane.shape[1], plane.device)
     source = plane[:, left:right].t().contiguous().float()  # turned while it is still small
-    wide = functional.embedding_bag(columns.indices, source, per_sample_weights=columns.weights, mode="sum")
+    wide = functional.embedding_bag(
+        columns.indices, source, per_sample_weights=columns.weights, mode="sum"
+    )
     return functional.embedding_bag(
         rows.indices, wide.t().contiguous(), per_sample_weights=rows.weights, mode="sum"
     )

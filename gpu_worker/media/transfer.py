@@ -35,7 +35,8 @@ class Landing:
 
     def __init__(self, frames: Sequence[Frame]) -> None:
         self._frames = [
-            Frame(*(plane.to("cpu", non_blocking=True) for plane in frame.planes)) for frame in frames
+            Frame(*(plane.to("cpu", non_blocking=True) for plane in frame.planes))
+            for frame in frames
         ]
         self._done: torch.cuda.Event | None = None
         if any(frame.y.is_cuda for frame in frames):

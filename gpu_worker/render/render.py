@@ -75,7 +75,9 @@ def render(
         )
     count = timeline.frame_count(fps)
     with (
-        encode(path, composition.size, fps, quality, _sound(composition), guard, limits.bytes) as encoder,
+        encode(
+            path, composition.size, fps, quality, _sound(composition), guard, limits.bytes
+        ) as encoder,
         Behind(encoder.write, _depth(*composition.size)) as written,
         Stage(composition, guard) as stage,
     ):
@@ -128,7 +130,9 @@ class Stage:
         batch: list[list[Shown]] = []
         for output_time in output_times:
             shown = self._composition.timeline.shown(output_time)
-            if batch and not (_alone(shown) and _alone(batch[-1]) and shown[0].clip == batch[-1][0].clip):
+            if batch and not (
+                _alone(shown) and _alone(batch[-1]) and shown[0].clip == batch[-1][0].clip
+            ):
                 yield batch
                 batch = []
             batch.append(shown)
@@ -146,7 +150,9 @@ class Stage:
                 return self._look([shown[0] for shown in batch])
             return [mix([(self._look([one])[0], one.weight) for one in shown]) for shown in batch]
         except torch.OutOfMemoryError as error:
-            raise OutOfMemory("The GPU has too little memory for this video.", str(error)) from error
+            raise OutOfMemory(
+                "The GPU has too little memory for this video.", str(error)
+            ) from error
 
     def _look(self, shown: Sequence[Shown]) -> list[Frame]:
         """Makes the pictures of one clip at several of its moments."""
@@ -201,7 +207,10 @@ class Footage:
 
     def at(self, clip_time: float) -> Frame:
         """Returns the frame that is on screen at that moment of the clip."""
-        while self._next < len(self._runs) and self._runs[self._next].begin <= clip_time + EPSILON_SECONDS:
+        while (
+            self._next < len(self._runs)
+            and self._runs[self._next].begin <= clip_time + EPSILON_SECONDS
+        ):
             self.finish()
             self._run = self._runs[self._next]
             self._next += 1
@@ -232,7 +241,11 @@ class Footage:
             )
         )
         return _Reader(
-            iter(self._open.enter_context(Ahead(frames, _depth(source.facts.width, source.facts.height))))
+            iter(
+                self._open.enter_context(
+                    Ahead(frames, _depth(source.facts.width, source.facts.height))
+                )
+            )
         )
 
 
@@ -283,7 +296,9 @@ def _runs(clip: Clip, output_fps: Fraction) -> list[_Run]:
             last = runs.pop()
             runs.append(_Run(last.begin, last.first, span.end, source_fps, None))
         else:
-            runs.append(_Run(begin, frame_at(span.start, source_fps), span.end, source_fps, interpolated))
+            runs.append(
+                _Run(begin, frame_at(span.start, source_fps), span.end, source_fps, interpolated)
+            )
     return runs
 
 
@@ -322,7 +337,9 @@ def _sound(composition: Composition) -> Sound | None:
         if clip.source.facts.audio_codec is None:
             sources.append(None)
             continue
-        seek = max(0.0, clip.time.start - SOUND_RUN_IN_SECONDS) if clip.source.facts.seekable else 0.0
+        seek = (
+            max(0.0, clip.time.start - SOUND_RUN_IN_SECONDS) if clip.source.facts.seekable else 0.0
+        )
         inputs.append((clip.source.path, seek))
         sources.append((f"{len(inputs)}:a:0", seek))
     return Sound(tuple(inputs), composition.timeline.sound_filter(sources, SOUND))

@@ -92,7 +92,9 @@ def bare_packages() -> Iterator[None]:
     for name in _PACKAGES:
         root, *rest = name.split(".")
         package = types.ModuleType(name)
-        package.__path__ = [str(Path(sys.modules[root].__path__[0], *rest) if rest else _folder(root))]
+        package.__path__ = [
+            str(Path(sys.modules[root].__path__[0], *rest) if rest else _folder(root))
+        ]
         sys.modules[name] = package
     sys.modules["basicsr.archs.arch_util"] = _arch_util()
     try:
@@ -120,7 +122,9 @@ def _folder(distribution: str) -> Path:
 def _arch_util() -> types.ModuleType:
     """Stands for the three functions of `basicsr.archs.arch_util` that RRDBNet needs; that module itself wants torchvision."""
     module: Any = types.ModuleType("basicsr.archs.arch_util")
-    module.make_layer = lambda block, count, **how: nn.Sequential(*(block(**how) for _ in range(count)))
+    module.make_layer = lambda block, count, **how: nn.Sequential(
+        *(block(**how) for _ in range(count))
+    )
     module.pixel_unshuffle = lambda x, scale: nn.functional.pixel_unshuffle(x, scale)
     module.default_init_weights = lambda *_: None  # weights are loaded right afterwards
     return module  # type: ignore[no-any-return]

@@ -56,7 +56,9 @@ class Models:
         name = self._named(params) or BY_FACTOR[scale or (2 if ratio <= 2 * ENOUGH else 4)]
         upscaler = self.get(name)
         if scale is not None and scale != upscaler.factor:
-            raise InvalidParams(f"params.scale is {scale}, but {name} enlarges by {upscaler.factor}.")
+            raise InvalidParams(
+                f"params.scale is {scale}, but {name} enlarges by {upscaler.factor}."
+            )
         return upscaler
 
     def require(self, params: OutputParams) -> None:

@@ -39,7 +39,11 @@ def _layers(text: str) -> Iterator[tuple[str, dict[int, int]]]:
             pairs = rest[int(inputs) + int(outputs) :]
             yield (
                 kind,
-                {int(k): int(v) for k, v in (pair.split("=") for pair in pairs) if v.lstrip("-").isdigit()},
+                {
+                    int(k): int(v)
+                    for k, v in (pair.split("=") for pair in pairs)
+                    if v.lstrip("-").isdigit()
+                },
             )
 
 

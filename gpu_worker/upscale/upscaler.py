@@ -58,7 +58,9 @@ class _Wanted:
     def equals(self, other: "_Wanted") -> bool:
         """True where the result would be the same."""
         same_place = (self.box, self.width, self.height) == (other.box, other.width, other.height)
-        return same_place and all(torch.equal(x, y) for x, y in zip(self.planes, other.planes, strict=True))
+        return same_place and all(
+            torch.equal(x, y) for x, y in zip(self.planes, other.planes, strict=True)
+        )
 
 
 class Upscaler:
@@ -90,13 +92,17 @@ class Upscaler:
         """How many frames it wants at once: on a CPU one, whose activations just fit into the caches."""
         return self._batches.largest
 
-    def __call__(self, frames: Sequence[Frame], boxes: Sequence[Box], width: int, height: int) -> list[Frame]:
+    def __call__(
+        self, frames: Sequence[Frame], boxes: Sequence[Box], width: int, height: int
+    ) -> list[Frame]:
         """Makes outputs of `width` x `height` from what lies in each frame's box.
 
         Raises:
             OutOfMemory: not even small tiles fit.
         """
-        wanted = [_wanted(frame, box, width, height) for frame, box in zip(frames, boxes, strict=True)]
+        wanted = [
+            _wanted(frame, box, width, height) for frame, box in zip(frames, boxes, strict=True)
+        ]
         new: list[_Wanted] = []
         places: list[int] = []  # in `new`; -1 is what the last call ended with
         last = self._last[0] if self._last else None
@@ -107,7 +113,9 @@ class Upscaler:
             places.append(len(new) - 1)
         with _all_cores(self.device), torch.inference_mode():
             made = self._made(new)
-        results = [made[place] if place >= 0 or self._last is None else self._last[1] for place in places]
+        results = [
+            made[place] if place >= 0 or self._last is None else self._last[1] for place in places
+        ]
         if wanted:
             self._last = wanted[-1], results[-1]
         return results
@@ -170,12 +178,14 @@ class Upscaler:
                 above, before = max(0, top - TILE_MARGIN), max(0, left - TILE_MARGIN)
                 seen = rgb[:, :, above : bottom + TILE_MARGIN, before : right + TILE_MARGIN]
                 made = self.network(seen.contiguous(memory_format=torch.channels_last))
-                picture[:, :, top * factor : bottom * factor, left * factor : right * factor] = made[
-                    :,
-                    :,
-                    (top - above) * factor : (bottom - above) * factor,
-                    (left - before) * factor : (right - before) * factor,
-                ]
+                picture[:, :, top * factor : bottom * factor, left * factor : right * factor] = (
+                    made[
+                        :,
+                        :,
+                        (top - above) * factor : (bottom - above) * factor,
+                        (left - before) * factor : (right - before) * factor,
+                    ]
+                )
         return picture
 
 
@@ -213,7 +223,9 @@ def _frame(rgb: torch.Tensor, box: Box, factor: int, width: int, height: int) ->
     step_x, step_y = box.width * factor / width, box.height * factor / height
     left, top = box.x * factor, box.y * factor
     luma = resample(
-        y, taps(left + 0.5 * step_x - 0.5, step_x, width), taps(top + 0.5 * step_y - 0.5, step_y, height)
+        y,
+        taps(left + 0.5 * step_x - 0.5, step_x, width),
+        taps(top + 0.5 * step_y - 0.5, step_y, height),
     )
     across = taps(left + 0.5 * step_x - 0.5, 2 * step_x, chroma_size(width))
     down = taps(top + step_y - 0.5, 2 * step_y, chroma_size(height))

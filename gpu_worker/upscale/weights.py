@@ -33,7 +33,8 @@ class Release:
 
 RELEASES = {
     "realesr-general-x4v3": Release(
-        "realesr-general-x4v3.pth", "8dc7edb9ac80ccdc30c3a5dca6616509367f05fbc184ad95b731f05bece96292"
+        "realesr-general-x4v3.pth",
+        "8dc7edb9ac80ccdc30c3a5dca6616509367f05fbc184ad95b731f05bece96292",
     ),
     "realesr-animevideov3": Release(
         "realesr-animevideov3.pth",

@@ -82,7 +82,12 @@ class UpscaleFields(BaseModel):
             "include_audio": self.include_audio,
         }
         given = {name: value for name, value in params.items() if value is not None}
-        return {"type": "upscale", "input_key": input_key, "project_id": self.project_id, "params": given}
+        return {
+            "type": "upscale",
+            "input_key": input_key,
+            "project_id": self.project_id,
+            "params": given,
+        }
 
 
 class ExportStarted(Wire):

@@ -33,7 +33,15 @@ _SEGMENT_DATA_WORDS = {
 IGNORED_WORDS = {"clip_index", "working_clip_id", "file_name", "duration"}
 FRAMING_WORDS = {*FRAMING_SYNONYMS, *SEGMENT_WORDS, *IGNORED_WORDS, "source_width", "source_height"}
 OVERLAY_SYNONYMS = {"regions": "highlight_regions"}
-REGION_WORDS = {"start_time", "end_time", "start_frame", "end_frame", "id", "video_width", "video_height"}
+REGION_WORDS = {
+    "start_time",
+    "end_time",
+    "start_frame",
+    "end_frame",
+    "id",
+    "video_width",
+    "video_height",
+}
 REGION_WORDS |= {"radius_x", "radius_y", "opacity", "stroke_opacity", "fill_opacity"}
 CLIPS_SYNONYMS = {**_OUTPUT_SYNONYMS, "clips_data": "clips"}
 
@@ -78,7 +86,11 @@ def from_segment_data(data: Any) -> dict[str, Any]:
             "segment_data", "segment_data has an unknown field: {name}", {"name": min(unknown)}
         )
     start, end = _trim(data)
-    found = {"start_time": start, "end_time": end, "segments": data.get("segments") or _speeds_by_split(data)}
+    found = {
+        "start_time": start,
+        "end_time": end,
+        "segments": data.get("segments") or _speeds_by_split(data),
+    }
     return {name: value for name, value in found.items() if value}
 
 
@@ -91,14 +103,18 @@ def _trim(data: dict[str, Any]) -> tuple[Any, Any]:
         case None:
             return data.get("trim_start"), data.get("trim_end")
         case _:
-            raise PydanticCustomError("segment_data", "trimRange must be {start, end} or [start, end]")
+            raise PydanticCustomError(
+                "segment_data", "trimRange must be {start, end} or [start, end]"
+            )
 
 
 def _speeds_by_split(data: dict[str, Any]) -> list[dict[str, Any]]:
     speeds = data.get("segment_speeds") or {}
     splits = data.get("boundaries") or data.get("user_splits") or []
     if not isinstance(speeds, dict) or not isinstance(splits, list):
-        raise PydanticCustomError("segment_data", "segmentSpeeds must be an object and boundaries a list")
+        raise PydanticCustomError(
+            "segment_data", "segmentSpeeds must be an object and boundaries a list"
+        )
     starts = splits if splits and splits[0] == 0 else [0.0, *splits]
     try:
         ends = {str(index): end for index, end in enumerate(starts[1:])}
@@ -114,7 +130,9 @@ def _speeds_by_split(data: dict[str, Any]) -> list[dict[str, Any]]:
 
 def refuse_both(word: str, canonical: str, params: dict[str, Any]) -> None:
     if canonical in params:
-        raise PydanticCustomError("synonym", "give {a} or {b}, not both", {"a": word, "b": canonical})
+        raise PydanticCustomError(
+            "synonym", "give {a} or {b}, not both", {"a": word, "b": canonical}
+        )
 
 
 def clips_from_sources(params: dict[str, Any]) -> dict[str, Any]:
@@ -130,12 +148,23 @@ def clips_from_sources(params: dict[str, Any]) -> dict[str, Any]:
             for position, clip in enumerate(clips)
         ]
     except (AttributeError, IndexError, KeyError, TypeError):
-        raise PydanticCustomError("source_keys", "source_keys must have a key for each clip") from None
+        raise PydanticCustomError(
+            "source_keys", "source_keys must have a key for each clip"
+        ) from None
     return params
 
 
 #: What a region's keyframe holds; in the static form these are fields of the region itself.
-_KEYFRAME_WORDS = ("x", "y", "radius_x", "radius_y", "opacity", "stroke_opacity", "fill_opacity", "color")
+_KEYFRAME_WORDS = (
+    "x",
+    "y",
+    "radius_x",
+    "radius_y",
+    "opacity",
+    "stroke_opacity",
+    "fill_opacity",
+    "color",
+)
 
 
 def keyframed(region: dict[str, Any]) -> dict[str, Any]:

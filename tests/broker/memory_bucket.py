@@ -40,7 +40,9 @@ class MemoryBucket:
     def listed(self, prefix):
         self._reach()
         return [
-            Found(key, len(body), 0) for key, body in sorted(self.objects.items()) if key.startswith(prefix)
+            Found(key, len(body), 0)
+            for key, body in sorted(self.objects.items())
+            if key.startswith(prefix)
         ]
 
     def check(self):

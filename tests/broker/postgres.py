@@ -18,7 +18,9 @@ _COUNT = itertools.count()
 
 def _binaries():
     """Returns the folder of the newest release that is installed."""
-    found = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: int(path.parent.name))
+    found = sorted(
+        Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: int(path.parent.name)
+    )
     assert found, "PostgreSQL is not installed; scripts/test installs it"
     return found[-1]
 
@@ -40,7 +42,9 @@ def cluster():
         "env": {"PATH": os.environ["PATH"], "LC_ALL": "C.UTF-8"},
     }
     binaries, data = _binaries(), folder / "data"
-    subprocess.run([binaries / "initdb", "-D", data, "-U", "reelbroker", "-A", "trust", "-E", "UTF8"], **run)
+    subprocess.run(
+        [binaries / "initdb", "-D", data, "-U", "reelbroker", "-A", "trust", "-E", "UTF8"], **run
+    )
     # Tests need no power cut survived; only the speed of the disk would be measured.
     options = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={folder} -c fsync=off -c max_connections=300"
     control = [binaries / "pg_ctl", "-D", data, "-w", "-l", folder / "log"]

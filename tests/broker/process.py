@@ -14,7 +14,9 @@ def environment_of(settings):
     """Returns the settings as the environment that a process reads."""
     names = {name: field.validation_alias for name, field in type(settings).model_fields.items()}
     values = {
-        alias: getattr(settings, name) for name, alias in names.items() if name in settings.model_fields_set
+        alias: getattr(settings, name)
+        for name, alias in names.items()
+        if name in settings.model_fields_set
     }
     told = {
         name: getattr(value, "get_secret_value", lambda value=value: value)()
@@ -52,7 +54,10 @@ class Process:
 
     def _status(self, name):
         status = Path(f"/proc/{self.pid}/status").read_text()
-        return int(next(line for line in status.splitlines() if line.startswith(name)).split()[1]) * 1024
+        return (
+            int(next(line for line in status.splitlines() if line.startswith(name)).split()[1])
+            * 1024
+        )
 
     def connect(self):
         """Opens a connection that says nothing yet."""

@@ -46,7 +46,11 @@ class Provider(httpx.MockTransport):
         if action == "run":
             body = json.loads(request.content)
             job_id = f"rp-{len(self.every) + 1}"
-            self.jobs[job_id] = self.every[job_id] = {"id": job_id, "status": "IN_QUEUE", "sent": body}
+            self.jobs[job_id] = self.every[job_id] = {
+                "id": job_id,
+                "status": "IN_QUEUE",
+                "sent": body,
+            }
             return httpx.Response(200, json={"id": job_id, "status": "IN_QUEUE"})
         if action == "health":
             queued = sum(job["status"] == "IN_QUEUE" for job in self.jobs.values())
@@ -74,7 +78,9 @@ class Worker:
 
     def key(self, name):
         job = self._input
-        return object_key(job["user_id"], f"{attempt_folder(job['job_id'], job['attempt_token'])}/{name}")
+        return object_key(
+            job["user_id"], f"{attempt_folder(job['job_id'], job['attempt_token'])}/{name}"
+        )
 
     def start(self, runpod_job_id):
         """Writes started.json."""

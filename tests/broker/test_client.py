@@ -33,7 +33,9 @@ class Synchronous:
         self._runner.close()
 
     def __getattr__(self, name):
-        return lambda *args, **kwargs: self._runner.run(getattr(self._client, name)(*args, **kwargs))
+        return lambda *args, **kwargs: self._runner.run(
+            getattr(self._client, name)(*args, **kwargs)
+        )
 
     def watch(self, job_id):
         watched = self._client.watch(job_id)
@@ -115,7 +117,11 @@ def test_the_whole_journey(served, make, provider, bucket, tmp_path, monkeypatch
         assert [one.progress for one in seen] == sorted(one.progress for one in seen)
         assert client.get(job.job_id).status == "complete"
         got = client.download(seen[-1], tmp_path / "out.mp4", told=told.append)
-        assert (got.read_bytes(), sum(told), list(tmp_path.glob("*.part"))) == (b"a film", 12_500_006, [])
+        assert (got.read_bytes(), sum(told), list(tmp_path.glob("*.part"))) == (
+            b"a film",
+            12_500_006,
+            [],
+        )
         assert [one.job_id for one in client.jobs(status="complete").jobs] == [job.job_id]
         with pytest.raises(ClientError, match="no output"):
             client.download(job, tmp_path / "none.mp4")
@@ -131,7 +137,12 @@ def test_what_the_broker_refuses_is_an_error_with_its_code(served, make):
             "invalid_request",
             "/input_key",
         )
-        for call in (client.get, client.cancel, client.retry, lambda job_id: list(client.watch(job_id))):
+        for call in (
+            client.get,
+            client.cancel,
+            client.retry,
+            lambda job_id: list(client.watch(job_id)),
+        ):
             with pytest.raises(ApiError) as caught:
                 call("none")
             assert caught.value.code == "not_found"
@@ -230,7 +241,9 @@ def test_a_quiet_job_behind_a_line_that_is_cut_again_and_again_is_watched_on(mak
         answered.append(request.url.query)
         if len(answered) > 30:
             return httpx.Response(404, json={"code": "not_found", "detail": "enough", "retryable": False}, headers={"content-type": "application/problem+json"})  # fmt: skip
-        return httpx.Response(200, headers={"content-type": "text/event-stream"}, content=b": hello\n\n")
+        return httpx.Response(
+            200, headers={"content-type": "text/event-stream"}, content=b": hello\n\n"
+        )
 
     with (
         make("http://broker", "k", transport=httpx.MockTransport(answer)) as client,
@@ -242,7 +255,10 @@ def test_a_quiet_job_behind_a_line_that_is_cut_again_and_again_is_watched_on(mak
 
 def test_what_is_no_broker_is_said_to_be_none(make):
     """A proxy that leads to another address, or a page where an answer should be."""
-    for reply in (httpx.Response(301, headers={"location": "https://x"}), httpx.Response(200, text="<html>")):
+    for reply in (
+        httpx.Response(301, headers={"location": "https://x"}),
+        httpx.Response(200, text="<html>"),
+    ):
         with make(
             "http://broker", "k", transport=httpx.MockTransport(lambda _, reply=reply: reply)
         ) as client:
@@ -269,14 +285,18 @@ def test_a_line_that_is_cut_within_a_frame_leaves_nothing_behind(served, make):
         job = client.submit(JOB)
         client.cancel(job.job_id)
         *_, over = client.watch(job.job_id)
-    first, last = (Snapshot(seq=seq, job=one).model_dump_json() for seq, one in ((1, job), (9, over)))
+    first, last = (
+        Snapshot(seq=seq, job=one).model_dump_json() for seq, one in ((1, job), (9, over))
+    )
     streams = [
         f"id: 1\nevent: snapshot\ndata: {first}\n\nid: 2\nevent: update\n",
         f"retry: 9\n\nid: 9\nevent: snapshot\ndata: {last}\n\n",
     ]
 
     def answer(request):
-        return httpx.Response(200, headers={"content-type": "text/event-stream"}, text=streams.pop(0))
+        return httpx.Response(
+            200, headers={"content-type": "text/event-stream"}, text=streams.pop(0)
+        )
 
     with make("http://broker", "k", transport=httpx.MockTransport(answer)) as client:
         assert [one.status for one in client.watch("j")] == ["pending", "cancelled"]

@@ -163,7 +163,9 @@ def test_a_header_that_dribbles_in_is_late(impatient):
         pytest.param(HEALTH + b"\r\n", b"\r\n", id="empty-lines"),
     ],
 )  # fmt: skip
-def test_no_connection_is_kept_by_what_comes_behind_an_answer(impatient, begun, dribble, monkeypatch):
+def test_no_connection_is_kept_by_what_comes_behind_an_answer(
+    impatient, begun, dribble, monkeypatch
+):
     """Neither by the rest of a body that nobody reads nor by lines that are no request."""
     with impatient() as client:
         client.sendall(begun)
@@ -186,7 +188,10 @@ def test_no_connection_is_kept_by_what_comes_behind_an_answer(impatient, begun, 
 )  # fmt: skip
 def test_a_body_that_is_refused_is_the_connections_end(settings, limit, piece, status):
     """At once: what is left of it is not waited for."""
-    first = b"POST /api/jobs/quote HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer %s\r\n" % API_KEY.encode()
+    first = (
+        b"POST /api/jobs/quote HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer %s\r\n"
+        % API_KEY.encode()
+    )
     with serve(settings(**limit), Provider()) as served, socket_to(served)() as client:
         began = time.monotonic()
         client.sendall(first + b"Transfer-Encoding: chunked\r\n\r\n")

@@ -18,8 +18,12 @@ from tests.broker.provider import Provider, Worker
 
 ADMIN_KEY, SCRAPER_KEY = "admin-key-that-nobody-may-see", "metrics-key-that-nobody-may-see"
 JWT_SECRET = "jwt-secret-that-nobody-may-see-0123456789"
-ALICE = {"Authorization": "Bearer " + jwt.encode({"sub": "alice", "exp": time.time() + 600}, JWT_SECRET)}
-FORGED = jwt.encode({"sub": "alice", "exp": time.time() + 600}, "another secret of some length 0123")
+ALICE = {
+    "Authorization": "Bearer " + jwt.encode({"sub": "alice", "exp": time.time() + 600}, JWT_SECRET)
+}
+FORGED = jwt.encode(
+    {"sub": "alice", "exp": time.time() + 600}, "another secret of some length 0123"
+)
 ADMIN = {"Authorization": f"Bearer {ADMIN_KEY}"}
 
 
@@ -50,7 +54,9 @@ async def secrets_of_a_life(client, provider, bucket):
         reply = await client.get("/api/me", headers={"Authorization": f"Bearer {wrong}"})
         assert reply.status_code == 401
     made = (await client.post("/api/keys", json={"user_id": "bob"}, headers=ADMIN)).json()
-    hook = await client.post("/api/webhooks", json={"url": "http://127.0.0.1:9/hook"}, headers=ALICE)
+    hook = await client.post(
+        "/api/webhooks", json={"url": "http://127.0.0.1:9/hook"}, headers=ALICE
+    )
     secrets += [made["key"], hook.json()["secret"]]
     secrets.append((await client.post("/api/tickets", headers=ALICE)).json()["ticket"])
     upload = await client.post("/api/videos/upload-url", json={"filename": "a.mp4"}, headers=ALICE)
@@ -81,7 +87,9 @@ async def test_no_secret_is_ever_logged(settings, running, object_store, capsys,
     log_to_stderr()
     async with running(settings(**made), provider) as client:
         secrets = await secrets_of_a_life(client, provider, bucket)
-        assert (await client.get("/metrics", headers={"Authorization": f"Bearer {SCRAPER_KEY}"})).is_success
+        assert (
+            await client.get("/metrics", headers={"Authorization": f"Bearer {SCRAPER_KEY}"})
+        ).is_success
         for fault in (lambda _: httpx.Response(500, text="down"), lambda _: 1 / 0):
             provider.fault = fault
             reply = await client.post("/api/jobs", json=JOB)
@@ -96,7 +104,14 @@ async def test_no_secret_is_ever_logged(settings, running, object_store, capsys,
     seen += capsys.readouterr().err + "\n".join(record.getMessage() for record in caplog.records)
     for action in ("accepted", "submitted", "ended", "webhook_called", "storage_failed", "look_crashed", "look_failed"):  # fmt: skip
         assert re.search(rf"action={action}\b", seen), action
-    secrets += [ADMIN_KEY, SCRAPER_KEY, JWT_SECRET, object_store.secret_key, "runpod-key", "X-Amz-Signature"]
+    secrets += [
+        ADMIN_KEY,
+        SCRAPER_KEY,
+        JWT_SECRET,
+        object_store.secret_key,
+        "runpod-key",
+        "X-Amz-Signature",
+    ]
     assert len(secrets) == 14
     assert min(map(len, secrets)) >= 10
     assert [secret for secret in secrets if secret in seen] == []

@@ -24,13 +24,16 @@ def test_nobody_listens_to_the_world_without_asking_who_is_there(settings, host)
     with pytest.raises(ValidationError, match="must say who may ask"):
         settings(REELBROKER_HOST=host, REELBROKER_API_KEY=None)
     assert settings(REELBROKER_HOST=host).has_auth
-    assert settings(REELBROKER_HOST=host, REELBROKER_API_KEY=None, REELBROKER_JWT_SECRET="x" * 32).has_auth
+    assert settings(
+        REELBROKER_HOST=host, REELBROKER_API_KEY=None, REELBROKER_JWT_SECRET="x" * 32
+    ).has_auth
     for here in ("127.0.0.1", "::1", "localhost"):
         assert not settings(REELBROKER_HOST=here, REELBROKER_API_KEY=None).has_auth
 
 
 @pytest.mark.parametrize(
-    "url", ["reelbroker.db", "mysql://host/jobs", "postgres://host/jobs", "postgresql://host:port/jobs"]
+    "url",
+    ["reelbroker.db", "mysql://host/jobs", "postgres://host/jobs", "postgresql://host:port/jobs"],
 )
 def test_a_database_is_named_by_a_url_that_we_can_open(settings, url):
     """Said where the settings are read, and not by a driver."""
@@ -55,7 +58,10 @@ def test_the_example_names_every_setting():
     text = (Path(__file__).parents[2] / ".env.example").read_text()
     named = set(re.findall(r"^#?([A-Z0-9_]+)=", text, flags=re.MULTILINE))
     fields = [*Settings.model_fields.values(), *WorkerSettings.model_fields.values()]
-    known = {field.validation_alias for field in fields} - {"RUNPOD_POD_ID", "RUNPOD_WEBHOOK_POST_OUTPUT"}
+    known = {field.validation_alias for field in fields} - {
+        "RUNPOD_POD_ID",
+        "RUNPOD_WEBHOOK_POST_OUTPUT",
+    }
     assert named == known
 
 

@@ -84,13 +84,18 @@ async def test_a_trace_leads_from_the_request_to_the_worker(settings, running, p
     bucket.write(object_key(made.user_id, JOB["input_key"]), b"a video")
     log_to_stderr()
     async with running(made, provider) as client:
-        for path, body in (("/api/jobs", JOB), ("/api/export/framing/start", {"input_key": "a.mp4"})):
+        for path, body in (
+            ("/api/jobs", JOB),
+            ("/api/export/framing/start", {"input_key": "a.mp4"}),
+        ):
             reply = await client.post(path, json=body, headers={"traceparent": HEADER})
             assert reply.is_success
         plain = (await client.post("/api/jobs", json=JOB)).json()["job_id"]
         url = f"/api/jobs/{plain}"
         await until(client, url, lambda job: job["phase"] == "queued")
-        for path in [f"/api/jobs/{job['job_id']}" for job in (await client.get("/api/jobs")).json()["jobs"]]:
+        for path in [
+            f"/api/jobs/{job['job_id']}" for job in (await client.get("/api/jobs")).json()["jobs"]
+        ]:
             await until(client, path, lambda job: job["phase"] == "queued")
         sent = [job["sent"]["input"] for job in provider.jobs.values()]
         by_id = {told["job_id"]: told["traceparent"] for told in sent}
@@ -110,7 +115,9 @@ async def test_a_trace_leads_from_the_request_to_the_worker(settings, running, p
 
 
 @on_one_database
-async def test_trouble_with_a_job_is_told_with_its_ids(settings, running, provider, capsys, monkeypatch):
+async def test_trouble_with_a_job_is_told_with_its_ids(
+    settings, running, provider, capsys, monkeypatch
+):
     """A look that fails, and one that crashes."""
     monkeypatch.setattr("broker.engine.reconciler.POSTPONED_SECONDS", 0.2)
     made = settings()
@@ -128,7 +135,9 @@ async def test_trouble_with_a_job_is_told_with_its_ids(settings, running, provid
             while {line["action"] for line in told} != {"look_failed", "look_crashed"}:
                 await asyncio.sleep(0.1)
                 told += [
-                    line for line in lines(capsys.readouterr().err) if line["action"].startswith("look_")
+                    line
+                    for line in lines(capsys.readouterr().err)
+                    if line["action"].startswith("look_")
                 ]
     assert {line["trace_id"] for line in told} == {TRACE}
     assert all("job_id" in line for line in told)

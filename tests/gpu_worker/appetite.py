@@ -29,7 +29,13 @@ def main() -> None:
     kit = Kit(lambda params, ratio: None, sources, pngs, Fonts(), torch.device("cpu"))
     for job in json.loads(jobs.read_text()):
         params = JobType(job["type"]).params_model.model_validate(job["params"])
-        render(compose(params, "in", kit), output, Quality("ultrafast"), Guard(), lambda done, count: None)
+        render(
+            compose(params, "in", kit),
+            output,
+            Quality("ultrafast"),
+            Guard(),
+            lambda done, count: None,
+        )
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
         sys.stdout.write(json.dumps({"type": job["type"], "peak_bytes": peak}) + "\n")
 

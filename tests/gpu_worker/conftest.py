@@ -53,7 +53,9 @@ def objects(object_store):
             return client.get_object(Bucket=object_store.bucket, Key=key)["Body"].read()
 
         def keys(self, prefix):
-            found = client.list_objects_v2(Bucket=object_store.bucket, Prefix=prefix).get("Contents", [])
+            found = client.list_objects_v2(Bucket=object_store.bucket, Prefix=prefix).get(
+                "Contents", []
+            )
             return sorted(entry["Key"] for entry in found)
 
     return Objects()

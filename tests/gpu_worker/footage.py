@@ -22,7 +22,9 @@ def growing_at_most(limit_bytes):
 
 def make(path, *arguments, **kwargs):
     """Runs ffmpeg to make a file, and returns its path."""
-    subprocess.run([FFMPEG, "-v", "error", "-y", *map(str, arguments), str(path)], check=True, **kwargs)
+    subprocess.run(
+        [FFMPEG, "-v", "error", "-y", *map(str, arguments), str(path)], check=True, **kwargs
+    )
     return path
 
 
@@ -53,15 +55,21 @@ def flash_and_beep(path, *options, seconds=6, fps=25):
     flash = f"color=black:s=64x64:r={fps}:d={seconds},geq=lum='if(lt(mod(N\\,{fps})\\,{round(0.12 * fps)})\\,235\\,16)':cb=128:cr=128"
     beep = f"aevalsrc='if(lt(mod(t\\,1)\\,0.12)\\,0.8*sin(2*PI*1000*t)\\,0)':s=48000:d={seconds}"
     inputs = ["-f", "lavfi", "-i", flash, "-f", "lavfi", "-i", beep]
-    return make(path, *inputs, *options, "-c:v", "libx264", "-qp", "0", "-c:a", "aac", "-b:a", "192k")
+    return make(
+        path, *inputs, *options, "-c:v", "libx264", "-qp", "0", "-c:a", "aac", "-b:a", "192k"
+    )
 
 
 def luma(path):
     """Returns the decoded luma, (n, height, width) uint8, and each frame's time in seconds."""
     with av.open(str(path)) as container:
-        decoded = [(frame.time, frame.to_ndarray(format="yuv420p")) for frame in container.decode(video=0)]
+        decoded = [
+            (frame.time, frame.to_ndarray(format="yuv420p")) for frame in container.decode(video=0)
+        ]
         height = container.streams.video[0].height
-    return np.stack([planes[:height] for _, planes in decoded]), np.array([time for time, _ in decoded])
+    return np.stack([planes[:height] for _, planes in decoded]), np.array(
+        [time for time, _ in decoded]
+    )
 
 
 def sound(path, rate=48_000):
@@ -69,7 +77,17 @@ def sound(path, rate=48_000):
     raw = subprocess.run(
         [
             *(FFMPEG, "-v", "error", "-i", str(path), "-map", "0:a:0"),
-            *("-af", "aresample=async=1:first_pts=0", "-f", "f32le", "-ac", "1", "-ar", str(rate), "pipe:1"),
+            *(
+                "-af",
+                "aresample=async=1:first_pts=0",
+                "-f",
+                "f32le",
+                "-ac",
+                "1",
+                "-ar",
+                str(rate),
+                "pipe:1",
+            ),
         ],
         check=True,
         stdout=subprocess.PIPE,

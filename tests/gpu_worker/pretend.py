@@ -21,7 +21,9 @@ class OnDevice(torch.Tensor):
 
     @staticmethod
     def __new__(cls, host: torch.Tensor) -> "OnDevice":
-        return torch.Tensor._make_wrapper_subclass(cls, host.shape, dtype=host.dtype, device=pretend_device())
+        return torch.Tensor._make_wrapper_subclass(
+            cls, host.shape, dtype=host.dtype, device=pretend_device()
+        )
 
     @classmethod
     def __torch_dispatch__(cls, func, types, args=(), kwargs=None):

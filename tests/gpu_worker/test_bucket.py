@@ -45,5 +45,8 @@ def test_a_key_with_spaces_and_umlauts_is_a_key(bucket, user_id):
 def test_a_document_that_is_too_large_is_not_read(bucket, objects, user_id):
     """Of 64 MiB, less than 16 arrive; an attempt's own documents have some hundred bytes."""
     objects.put(f"{user_id}/stop.json", bytes(64 << 20))
-    with growing_at_most(16 << 20), pytest.raises(FileTooLarge, match="67108864 bytes; 1048576 are taken"):
+    with (
+        growing_at_most(16 << 20),
+        pytest.raises(FileTooLarge, match="67108864 bytes; 1048576 are taken"),
+    ):
         bucket.read(f"{user_id}/stop.json")

@@ -20,7 +20,10 @@ def test_a_fit_worker_says_what_it_has(settings):
 
 @pytest.mark.parametrize(
     ("setting", "value", "words"),
-    [("REELBROKER_QUALITY_MODEL", "nothing", "nothing.pth"), ("REELBROKER_WORK_DIR", "/nowhere", "/nowhere")],
+    [
+        ("REELBROKER_QUALITY_MODEL", "nothing", "nothing.pth"),
+        ("REELBROKER_WORK_DIR", "/nowhere", "/nowhere"),
+    ],
 )
 def test_an_unfit_worker_ends(settings, setting, value, words):
     """Rather than take jobs that it cannot do; it says why."""

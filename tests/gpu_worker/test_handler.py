@@ -37,7 +37,9 @@ def job_input(objects, user_id, tmp_path):
     """Puts a source and builds a job's input; overrides by name."""
 
     def build(source=None, **overrides):
-        source = source or make(tmp_path / "a.mp4", "-f", "lavfi", "-i", "testsrc2=s=320x240:r=25:d=0.4")
+        source = source or make(
+            tmp_path / "a.mp4", "-f", "lavfi", "-i", "testsrc2=s=320x240:r=25:d=0.4"
+        )
         objects.put(f"{user_id}/in.mp4", source.read_bytes())
         fields = {"job_id": "j1", "user_id": user_id, "type": "framing", "input_key": "in.mp4"}
         return fields | {"attempt_token": TOKEN, "params": SMALL} | overrides
@@ -59,7 +61,9 @@ async def test_a_job_returns_its_result(settings, bucket, job_input):
         pytest.param(CONSOLE | {"type": "sharpen"}, "type", id="unknown-type"),
         pytest.param(CONSOLE | {"params": {"ouput_width": 64}}, "params.ouput_width", id="typo"),
         pytest.param({"params": {"output_width": 3}}, "params.output_width", id="bad-param"),
-        pytest.param({"params": {"output_width": 3, "new": 1}}, "params.output_width", id="bad-and-newer"),
+        pytest.param(
+            {"params": {"output_width": 3, "new": 1}}, "params.output_width", id="bad-and-newer"
+        ),
         pytest.param({"attempt_token": None}, "attempt_token or output_key", id="nowhere-to-write"),
         pytest.param({"user_id": "../x"}, "user_id", id="another-folder"),
         pytest.param({"traceparent": "x"}, "traceparent", id="no-trace"),
@@ -79,7 +83,9 @@ async def test_a_wrong_input_is_named_and_not_retryable(settings, bucket, job_in
         pytest.param({"params": SMALL | {"sparkle": 1}}, "params.sparkle", id="field-of-the-edit"),
         pytest.param({"type": "sharpen"}, "type", id="type"),
         pytest.param({"params": SMALL | {"export_mode": "BEST"}}, "params.export_mode", id="word"),
-        pytest.param({"type": "upscale", "params": SMALL | {"scale": 3}}, "params.scale", id="choice"),
+        pytest.param(
+            {"type": "upscale", "params": SMALL | {"scale": 3}}, "params.scale", id="choice"
+        ),
     ],
 )
 async def test_a_worker_that_is_older_than_the_broker_hands_the_job_back(
@@ -95,7 +101,9 @@ async def test_a_worker_that_is_older_than_the_broker_hands_the_job_back(
 async def test_the_answer_to_a_wrong_input_is_short(settings, bucket, job_input):
     """However much is wrong with it, and however long its names are."""
     wrong = job_input() | {f"{number}{'a' * 1000}": 1 for number in range(5000)}
-    output = await make_handler(settings(), bucket)({"id": "rp-1", "input": wrong | {"attempt_token": None}})
+    output = await make_handler(settings(), bucket)(
+        {"id": "rp-1", "input": wrong | {"attempt_token": None}}
+    )
     assert " more" in output["error"]
     assert len(output["error"]) < 5000
 
@@ -120,7 +128,11 @@ async def test_each_line_says_which_job_and_whose_trace(settings, bucket, job_in
     logged.clear()
     await handler({"id": "rp-2", "input": job_input(job_id="j2", input_key="none.mp4")})
     (failed,) = [line for line in logged if line["event"] == "job_failed"]
-    assert (failed["runpod_job_id"], failed["job_id"], failed["code"]) == ("rp-2", "j2", "source_not_found")
+    assert (failed["runpod_job_id"], failed["job_id"], failed["code"]) == (
+        "rp-2",
+        "j2",
+        "source_not_found",
+    )
     assert not any("trace_id" in line for line in logged)
     logged.clear()
     await handler({"id": "rp-3", "input": {}})
@@ -142,7 +154,9 @@ async def test_no_secret_is_logged_or_told(settings, bucket, job_input, logged):
 async def test_a_failure_has_a_code_and_a_sentence(settings, bucket, job_input, tmp_path):
     """And what the tools said, apart from it."""
     (tmp_path / "x.mp4").write_bytes(b"\x00no video" * 100)
-    output = await make_handler(settings(), bucket)({"id": "rp-1", "input": job_input(tmp_path / "x.mp4")})
+    output = await make_handler(settings(), bucket)(
+        {"id": "rp-1", "input": job_input(tmp_path / "x.mp4")}
+    )
     assert (output["error_code"], output["retryable"]) == ("invalid_media", False)
     assert output["error"] == "The file is not a video that can be read, or it is damaged."
     assert "Invalid data" in output["detail"]
@@ -211,7 +225,9 @@ async def test_a_cancel_stops_the_thread_before_it_returns(
     assert objects.keys(f"{user}/final_videos/") == []
 
 
-async def test_a_fence_stops_a_running_job(settings, bucket, objects, job_input, big_buck_bunny, monkeypatch):
+async def test_a_fence_stops_a_running_job(
+    settings, bucket, objects, job_input, big_buck_bunny, monkeypatch
+):
     """Also where the platform's stop signal never arrives."""
     monkeypatch.setattr(module, "FENCE_SECONDS", 0.2)
     chosen = settings()
@@ -235,7 +251,9 @@ async def test_a_worker_that_is_told_to_end_hands_back_what_it_cannot_finish(
         made = settings(REELBROKER_DRAIN_SECONDS="0.5")
         large = {"output_width": 2160, "output_height": 3840}
         running = asyncio.create_task(
-            make_handler(made, bucket)({"id": "rp-1", "input": job_input(big_buck_bunny, params=large)})
+            make_handler(made, bucket)(
+                {"id": "rp-1", "input": job_input(big_buck_bunny, params=large)}
+            )
         )
         await asyncio.sleep(1.5)
         began = time.monotonic()
@@ -260,7 +278,9 @@ async def test_a_job_that_is_done_in_time_is_not_handed_back(settings, bucket, j
     before = signal.signal(signal.SIGTERM, lambda *_: None)
     try:
         made = settings(REELBROKER_DRAIN_SECONDS="60")
-        running = asyncio.create_task(make_handler(made, bucket)({"id": "rp-1", "input": job_input()}))
+        running = asyncio.create_task(
+            make_handler(made, bucket)({"id": "rp-1", "input": job_input()})
+        )
         await asyncio.sleep(0.1)
         os.kill(os.getpid(), signal.SIGTERM)
         assert "error" not in await running
@@ -268,7 +288,9 @@ async def test_a_job_that_is_done_in_time_is_not_handed_back(settings, bucket, j
         signal.signal(signal.SIGTERM, before)
 
 
-async def test_no_progress_arrives_after_the_handler_returned(settings, bucket, job_input, monkeypatch):
+async def test_no_progress_arrives_after_the_handler_returned(
+    settings, bucket, job_input, monkeypatch
+):
     """Progress is sent one at a time, in order, and none is under way at the end, however slow the receiver is."""
     monkeypatch.setattr(module, "PROGRESS_SECONDS", 0.0)
     seen = []
@@ -287,7 +309,9 @@ async def test_no_progress_arrives_after_the_handler_returned(settings, bucket, 
         await asyncio.sleep(0.02)
     url = f"http://127.0.0.1:{port}/done?gpu=CPU"
     monkeypatch.setattr("runpod.serverless.modules.rp_http.JOB_DONE_URL", url)
-    await make_handler(settings(RUNPOD_WEBHOOK_POST_OUTPUT=url), bucket)({"id": "rp-1", "input": job_input()})
+    await make_handler(settings(RUNPOD_WEBHOOK_POST_OUTPUT=url), bucket)(
+        {"id": "rp-1", "input": job_input()}
+    )
     count = len(seen)
     await asyncio.sleep(0.5)
     server.should_exit = True
@@ -360,7 +384,13 @@ def test_one_job_runs_from_the_command_line(settings, objects, job_input, tmp_pa
     """`--test_input` does what the RunPod console does: exit 0, and the file where it was asked for."""
     chosen = settings()
     asked = job_input(attempt_token=None, output_key="out/console.mp4")
-    command = [sys.executable, "-m", "gpu_worker.handler", "--test_input", json.dumps({"input": asked})]
+    command = [
+        sys.executable,
+        "-m",
+        "gpu_worker.handler",
+        "--test_input",
+        json.dumps({"input": asked}),
+    ]
     done = subprocess.run(
         command, env=environment(chosen, tmp_path), cwd=tmp_path, capture_output=True, text=True
     )
@@ -371,7 +401,13 @@ def test_one_job_runs_from_the_command_line(settings, objects, job_input, tmp_pa
 def test_a_failed_job_from_the_command_line_exits_1(settings, tmp_path, job_input):
     """With the sentence on the screen."""
     asked = job_input(attempt_token=None, output_key="o.mp4", input_key="none.mp4")
-    command = [sys.executable, "-m", "gpu_worker.handler", "--test_input", json.dumps({"input": asked})]
+    command = [
+        sys.executable,
+        "-m",
+        "gpu_worker.handler",
+        "--test_input",
+        json.dumps({"input": asked}),
+    ]
     done = subprocess.run(
         command, env=environment(settings(), tmp_path), cwd=tmp_path, capture_output=True, text=True
     )

@@ -26,7 +26,9 @@ def outcomes(tmp_path_factory):
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_a_file_becomes_the_right_picture_or_the_right_error(outcomes, case):
     """In every job type: colours, moments and length, or the error's code; never a hang, a crash, a black frame."""
-    told = {job_type: outcome for (name, job_type), outcome in outcomes.items() if name == case.name}
+    told = {
+        job_type: outcome for (name, job_type), outcome in outcomes.items() if name == case.name
+    }
     assert len(told) == 5
     assert set(told.values()) == {case.error or "exported"}
 

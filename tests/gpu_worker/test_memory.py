@@ -20,12 +20,19 @@ EVERYTHING = {
     "effect_type": "blur",
     # As large as the picture each, and more than are kept from one pass to the next.
     "highlight_regions": [
-        {"start_time": 0, "end_time": 1, "keyframes": [{"x": 4000 + i, **ELLIPSE}]} for i in range(6)
+        {"start_time": 0, "end_time": 1, "keyframes": [{"x": 4000 + i, **ELLIPSE}]}
+        for i in range(6)
     ],
     # Together just within what may be shown at a time.
     "text_layers": [
         {"png_key": "large.png"},
-        {"text": "WWW", "font_size": 1000, "outline_width": 50, "background_color": "#00ff00", "x": 3800},
+        {
+            "text": "WWW",
+            "font_size": 1000,
+            "outline_width": 50,
+            "background_color": "#00ff00",
+            "x": 3800,
+        },
     ],
 }
 CAPTION = {"name": "W" * 200, "notes": "W" * 2000, "rating": 5, "tags": ["W" * 60] * 20}

@@ -9,7 +9,13 @@ from importlib.metadata import version
 import numpy as np
 import pytest
 
-from gpu_worker.errors import Cancelled, InvalidMedia, InvalidParams, ModelUnavailable, SourceNotFound
+from gpu_worker.errors import (
+    Cancelled,
+    InvalidMedia,
+    InvalidParams,
+    ModelUnavailable,
+    SourceNotFound,
+)
 from gpu_worker.handler import models_of
 from gpu_worker.host.guard import Guard
 from gpu_worker.media.encode import Quality
@@ -48,7 +54,13 @@ class Job:
         job = WorkerInput.model_validate(asked | where)
         report = report or self.progress.append
         return Execution(
-            job, "rp-1", bucket or self.bucket, self.settings, models_of(self.settings), report, self.guard
+            job,
+            "rp-1",
+            bucket or self.bucket,
+            self.settings,
+            models_of(self.settings),
+            report,
+            self.guard,
         ).run()
 
     def document(self, name):
@@ -88,7 +100,10 @@ def test_a_job_is_done_from_bucket_to_bucket(job, short, tmp_path):
     assert started["version"] == version("reelbroker")
     assert Result.model_validate_json(job.objects.get(job.document("result.json"))) == result
     body = job.fetched(result, tmp_path / "out.mp4").read_bytes()
-    assert (result.facts.bytes, result.facts.sha256) == (len(body), hashlib.sha256(body).hexdigest())
+    assert (result.facts.bytes, result.facts.sha256) == (
+        len(body),
+        hashlib.sha256(body).hexdigest(),
+    )
     assert (result.facts.width, result.facts.height, result.facts.frames) == (64, 96, 10)
     assert result.output_key.startswith("final_videos/framing_j1_")
 
@@ -154,7 +169,10 @@ def test_a_job_from_the_console_is_written_where_it_says(job, short):
     """Exactly that key, and no control documents."""
     result = job.source(short).run(token=None, **SMALL)
     assert result.output_key == "out/exactly.mp4"
-    assert job.objects.keys(f"{job.user_id}/") == [f"{job.user_id}/in.mp4", f"{job.user_id}/out/exactly.mp4"]
+    assert job.objects.keys(f"{job.user_id}/") == [
+        f"{job.user_id}/in.mp4",
+        f"{job.user_id}/out/exactly.mp4",
+    ]
 
 
 def test_a_cancel_stops_within_a_frame_and_leaves_nothing(job, big_buck_bunny):
@@ -232,7 +250,9 @@ def test_each_frame_shows_its_own_crop(job, tmp_path):
         seen = picture[20:-20, 20:-20].astype(float).mean()
         x = 10 + 90 * moment / 0.96
         expected = 16 + x + ((np.arange(128) + 0.5) * 0.5 - 0.5)[20:-20].mean()
-        assert abs(seen - expected) < 0.3  # with H.264's own error; test_render.py looks before encoding
+        assert (
+            abs(seen - expected) < 0.3
+        )  # with H.264's own error; test_render.py looks before encoding
 
 
 SLOW = {"start": 1.5, "end": 3.5, "speed": 0.5}
@@ -246,11 +266,15 @@ CRAWL = {"start": 2.5, "end": 4.5, "speed": 0.25}
         pytest.param({}, {0: 1, 1: 1, 2: 1, 3: 1, 4: 1, 5: 1}, id="whole"),
         pytest.param({"start_time": 1.5, "end_time": 4.5}, {0.5: 1, 1.5: 1, 2.5: 1}, id="trim"),
         pytest.param(
-            {"start_time": 0.77}, {0.23: 1, 1.23: 1, 2.23: 1, 3.23: 1, 4.23: 1}, id="trim-between-frames"
+            {"start_time": 0.77},
+            {0.23: 1, 1.23: 1, 2.23: 1, 3.23: 1, 4.23: 1},
+            id="trim-between-frames",
         ),
         pytest.param({"segments": [SLOW]}, {0: 1, 1: 1, 2.5: 0.5, 4.5: 0.5, 6: 1, 7: 1}, id="slow"),
         pytest.param({"segments": [FAST]}, {0: 1, 1: 1, 1.75: 2, 2.25: 2, 3: 1, 4: 1}, id="fast"),
-        pytest.param({"segments": [CRAWL]}, {0: 1, 1: 1, 2: 1, 4.5: 0.25, 8.5: 0.25, 11: 1}, id="crawl"),
+        pytest.param(
+            {"segments": [CRAWL]}, {0: 1, 1: 1, 2: 1, 4.5: 0.25, 8.5: 0.25, 11: 1}, id="crawl"
+        ),
         pytest.param({"target_fps": 60.0}, {0: 1, 1: 1, 2: 1, 3: 1, 4: 1, 5: 1}, id="60fps"),
         pytest.param(
             {"target_fps": 29.97, "start_time": 0.5}, {n + 0.5: 1 for n in range(5)}, id="ntsc-trim"
@@ -291,7 +315,9 @@ def test_the_sample_clips_sound_is_where_it_was(job, big_buck_bunny, tmp_path):
     path = job.fetched(job.source(big_buck_bunny).run(**SMALL), tmp_path / "out.mp4")
     before, after = sound(big_buck_bunny, 8000), sound(path, 8000)
     length = min(len(before), len(after))
-    spectrum = np.fft.rfft(before[:length], 2 * length).conj() * np.fft.rfft(after[:length], 2 * length)
+    spectrum = np.fft.rfft(before[:length], 2 * length).conj() * np.fft.rfft(
+        after[:length], 2 * length
+    )
     shift = int(np.argmax(np.fft.irfft(spectrum)))
     shift = shift - 2 * length if shift > length else shift
     assert abs(shift / 8000) < 0.020
@@ -306,7 +332,11 @@ def test_a_clip_without_sound_or_without_wanting_it_is_silent(job, tmp_path, sho
 def test_the_length_is_the_timelines(job, tmp_path):
     """To half a frame, for picture and container alike."""
     clip = flash_and_beep(tmp_path / "clip.mp4")
-    params = {"start_time": 0.3, "end_time": 4.9, "segments": [{"start": 1, "end": 2, "speed": 0.7}]}
+    params = {
+        "start_time": 0.3,
+        "end_time": 4.9,
+        "segments": [{"start": 1, "end": 2, "speed": 0.7}],
+    }
     result = job.source(clip).run(**SMALL, **params)
     expected = 4.6 - 1 + 1 / 0.7
     facts = output_facts(job.fetched(result, tmp_path / "out.mp4"))
@@ -321,5 +351,10 @@ def test_the_defaults_are_the_settings():
         return Settings.model_fields[name].default
 
     assert Quality(default("x264_preset"), default("x264_crf")) == Quality()
-    assert Limits(default("max_pixels"), default("max_source_seconds"), default("max_streams")) == Limits()
-    assert OutputLimits(default("max_output_seconds"), default("max_output_bytes")) == OutputLimits()
+    assert (
+        Limits(default("max_pixels"), default("max_source_seconds"), default("max_streams"))
+        == Limits()
+    )
+    assert (
+        OutputLimits(default("max_output_seconds"), default("max_output_bytes")) == OutputLimits()
+    )

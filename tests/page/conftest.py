@@ -24,7 +24,9 @@ def browser(chromium, stack):
     complaints, contexts = [], []
 
     def noted(message):
-        if message.type in ("error", "warning") and not (browser.may_fail and FAILED in message.text):
+        if message.type in ("error", "warning") and not (
+            browser.may_fail and FAILED in message.text
+        ):
             complaints.append(message.text)
 
     def browser(at="", key=stack.stack.api_key, **options):
@@ -34,7 +36,9 @@ def browser(chromium, stack):
         page.set_default_timeout(30_000)
         page.on("console", noted)
         page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.goto(f"{stack.stack.broker_url}/#key={key}" if key else f"{stack.stack.broker_url}/{at}")
+        page.goto(
+            f"{stack.stack.broker_url}/#key={key}" if key else f"{stack.stack.broker_url}/{at}"
+        )
         if key:
             page.wait_for_selector("#nav a, .signin")
             if at:

@@ -35,7 +35,9 @@ from tests.page.screens import (
 
 def times(page):
     """Returns the moments of all videos that are shown."""
-    return page.evaluate("[...document.querySelectorAll('.compare video')].map((v) => v.currentTime)")
+    return page.evaluate(
+        "[...document.querySelectorAll('.compare video')].map((v) => v.currentTime)"
+    )
 
 
 def job_of(stack, job_id):
@@ -106,7 +108,10 @@ def test_the_source_under_the_wipe_is_where_the_result_is(browser, stack, clip):
 
 def psnr(first, second):
     """Returns the PSNR in dB of two pictures' middles, where no label is."""
-    a, b = (np.asarray(Image.open(io.BytesIO(data)).convert("L"), dtype=float) for data in (first, second))
+    a, b = (
+        np.asarray(Image.open(io.BytesIO(data)).convert("L"), dtype=float)
+        for data in (first, second)
+    )
     height, width = a.shape
     a, b = (x[height // 4 : -height // 4, width // 20 : -width // 20] for x in (a, b))
     return 10 * np.log10(255**2 / np.mean((a - b) ** 2))
@@ -164,7 +169,9 @@ def test_an_upload_goes_on_after_a_cut(browser, clip, tmp_path):
     sent = []
     page.on(
         "response",
-        lambda reply: sent.append(part_of(reply.url)) if reply.ok and reply.request.method == "PUT" else None,
+        lambda reply: (
+            sent.append(part_of(reply.url)) if reply.ok and reply.request.method == "PUT" else None
+        ),
     )
 
     def cut(route):
@@ -247,7 +254,10 @@ def test_highlights_texts_and_clips(browser, stack, clip):
     page.fill("#text-0-words", "Goal")
     page.press("#text-0-words", "Tab")
     params = request(page)["params"]
-    assert (params["text_layers"][0]["text"], len(params["highlight_regions"][0]["keyframes"])) == ("Goal", 1)
+    assert (params["text_layers"][0]["text"], len(params["highlight_regions"][0]["keyframes"])) == (
+        "Goal",
+        1,
+    )
     assert params["highlight_regions"][0]["keyframes"][0]["x"] > 330
     overlay = export(page)
     page.click("nav >> text=New export")
@@ -330,7 +340,9 @@ def test_several_files_and_another_type(browser, clip, tmp_path):
     page.click("#remove-1")
     assert request(page)["input_key"].endswith("bunny.mp4")
     page.click("label:has(#type-multi_clip)")
-    assert [one["input_key"].rpartition("/")[2] for one in request(page)["params"]["clips"]] == ["bunny.mp4"]
+    assert [one["input_key"].rpartition("/")[2] for one in request(page)["params"]["clips"]] == [
+        "bunny.mp4"
+    ]
 
 
 def test_an_upload_goes_on_while_other_screens_are_looked_at(browser, stack, clip):
@@ -388,7 +400,9 @@ def test_by_keyboard_alone(browser, clip, is_accessible):
     assert page.locator(".wipe").input_value() == "51"
 
 
-@pytest.mark.parametrize("size", [pytest.param({}, id="desk-light"), pytest.param(PHONE, id="phone-dark")])
+@pytest.mark.parametrize(
+    "size", [pytest.param({}, id="desk-light"), pytest.param(PHONE, id="phone-dark")]
+)
 def test_all_screens_are_accessible(browser, stack, clip, is_accessible, size):
     """By axe-core, without a violation, at both sizes and in both schemes; nothing scrolls sideways."""
     page = browser(**size)
@@ -470,7 +484,10 @@ def test_operators_see_the_fleet_and_drain_it(browser, stack):
     page.on("dialog", lambda dialog: dialog.accept())
     page.click("#drain")
     page.wait_for_selector("text=The broker is being drained")
-    assert stack.client.post("/api/jobs", json={"type": "framing", "input_key": "a.mp4"}).status_code == 503
+    assert (
+        stack.client.post("/api/jobs", json={"type": "framing", "input_key": "a.mp4"}).status_code
+        == 503
+    )
     page.click("text=Take jobs again")
     page.wait_for_selector("#drain:text-is('Drain')")
 
@@ -585,7 +602,9 @@ def test_the_picture_shows_what_the_worker_makes(browser):
         return [crop.x, crop.y, crop.width, crop.height, seconds, sourceOf(map, (seconds * moments[index]) / 12).moment];
       });
     }"""
-    for found, params, moment in zip(page.evaluate(script, [edits, moments]), edits, moments, strict=True):
+    for found, params, moment in zip(
+        page.evaluate(script, [edits, moments]), edits, moments, strict=True
+    ):
         framing = FramingParams.model_validate(params)
         box = crop_of(framing).at(moment)
         clip = ClipTime.of(framing, 10.0)

@@ -23,7 +23,10 @@ def problems(params):
     """Returns the first path that each finding is about, as the API shows it."""
     with pytest.raises(ValidationError) as caught:
         FramingParams.model_validate_json(json.dumps(params))
-    return ["/".join(map(str, [*f["loc"], *f.get("ctx", {}).get("at", [])])) for f in caught.value.errors()]
+    return [
+        "/".join(map(str, [*f["loc"], *f.get("ctx", {}).get("at", [])]))
+        for f in caught.value.errors()
+    ]
 
 
 def test_nothing_given_means_a_vertical_fast_export_with_audio():
@@ -39,7 +42,8 @@ def test_nothing_given_means_a_vertical_fast_export_with_audio():
         pytest.param({"crop_keyframes": [{"time": 0, **BOX}], "output_width": 720}, id="snake"),
         pytest.param({"cropKeyframes": [{"time": 0, **BOX}], "outputWidth": 720}, id="camel"),
         pytest.param(
-            {"keyframes": [{"time": 0, **BOX}], "target_width": 720, "clip_index": 4}, id="other-words"
+            {"keyframes": [{"time": 0, **BOX}], "target_width": 720, "clip_index": 4},
+            id="other-words",
         ),
     ],
 )
@@ -54,13 +58,19 @@ def test_every_spelling_means_the_same(sent):
     "dialect",
     [
         pytest.param(
-            {"trim_start": 1, "trim_end": 5, "segments": [{"start": 2, "end": 3, "speed": 0.5}]}, id="db"
+            {"trim_start": 1, "trim_end": 5, "segments": [{"start": 2, "end": 3, "speed": 0.5}]},
+            id="db",
         ),
         pytest.param(
-            {"trimRange": {"start": 1, "end": 5}, "segments": [{"start": 2, "end": 3, "speed": 0.5}]},
+            {
+                "trimRange": {"start": 1, "end": 5},
+                "segments": [{"start": 2, "end": 3, "speed": 0.5}],
+            },
             id="dict",
         ),
-        pytest.param({"trimRange": [1, 5], "segments": [{"start": 2, "end": 3, "speed": 0.5}]}, id="list"),
+        pytest.param(
+            {"trimRange": [1, 5], "segments": [{"start": 2, "end": 3, "speed": 0.5}]}, id="list"
+        ),
         pytest.param(
             {
                 "boundaries": [0, 2, 3, 9],
@@ -71,7 +81,8 @@ def test_every_spelling_means_the_same(sent):
             id="frontend",
         ),
         pytest.param(
-            {"boundaries": [2, 3], "segmentSpeeds": {"1": 0.5}, "trimRange": [1, 5]}, id="splits-only"
+            {"boundaries": [2, 3], "segmentSpeeds": {"1": 0.5}, "trimRange": [1, 5]},
+            id="splits-only",
         ),
     ],
 )
@@ -84,7 +95,9 @@ def test_every_dialect_of_segment_data_means_the_same(dialect):
 
 def test_the_last_split_plays_to_the_end():
     """A client that does not send the duration still gets its last segment."""
-    params = FramingParams.model_validate({"segment_data": {"userSplits": [2], "segmentSpeeds": {"1": 2.0}}})
+    params = FramingParams.model_validate(
+        {"segment_data": {"userSplits": [2], "segmentSpeeds": {"1": 2.0}}}
+    )
     assert params.segments == (SpeedSegment(start=2, end=None, speed=2.0),)
 
 
@@ -104,13 +117,19 @@ def test_the_last_split_plays_to_the_end():
         pytest.param({"export_mode": "SLOW"}, "export_mode", id="unknown-mode"),
         pytest.param({"crop_keyframes": [BOX]}, "crop_keyframes/0", id="no-moment"),
         pytest.param(
-            {"crop_keyframes": [{"time": 0, "frame": 0, **BOX}]}, "crop_keyframes/0", id="two-moments"
+            {"crop_keyframes": [{"time": 0, "frame": 0, **BOX}]},
+            "crop_keyframes/0",
+            id="two-moments",
         ),
         pytest.param(
-            {"crop_keyframes": [{"time": 0, **BOX, "x": -1}]}, "crop_keyframes/0/x", id="outside-left"
+            {"crop_keyframes": [{"time": 0, **BOX, "x": -1}]},
+            "crop_keyframes/0/x",
+            id="outside-left",
         ),
         pytest.param(
-            {"crop_keyframes": [{"time": 0, **BOX, "width": 0}]}, "crop_keyframes/0/width", id="empty-crop"
+            {"crop_keyframes": [{"time": 0, **BOX, "width": 0}]},
+            "crop_keyframes/0/width",
+            id="empty-crop",
         ),
         pytest.param(
             {"crop_keyframes": [{"time": 1, **BOX}, {"time": 1, **BOX}]},
@@ -118,7 +137,9 @@ def test_the_last_split_plays_to_the_end():
             id="two-at-one-time",
         ),
         pytest.param(
-            {"crop_keyframes": [{"time": 1, **BOX}, {"frame": 90, **BOX}]}, "crop_keyframes", id="two-clocks"
+            {"crop_keyframes": [{"time": 1, **BOX}, {"frame": 90, **BOX}]},
+            "crop_keyframes",
+            id="two-clocks",
         ),
         pytest.param(
             {"crop_keyframes": [{"time": 0, **BOX}], "sourceWidth": 20, "sourceHeight": 90},
@@ -128,8 +149,12 @@ def test_the_last_split_plays_to_the_end():
         pytest.param(
             {"segments": [{"start": 0, "end": 3}, {"start": 2, "end": 4}]}, "segments", id="overlap"
         ),
-        pytest.param({"segments": [{"start": 3, "end": 1}]}, "segments/0/end", id="segment-backwards"),
-        pytest.param({"segments": [{"start": 0, "end": 1, "speed": 9}]}, "segments/0/speed", id="too-fast"),
+        pytest.param(
+            {"segments": [{"start": 3, "end": 1}]}, "segments/0/end", id="segment-backwards"
+        ),
+        pytest.param(
+            {"segments": [{"start": 0, "end": 1, "speed": 9}]}, "segments/0/speed", id="too-fast"
+        ),
         pytest.param({"fps": 30, "target_fps": 25}, "", id="said-twice"),
     ],
 )

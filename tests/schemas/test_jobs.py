@@ -9,7 +9,18 @@ from schemas.uploads import UploadRequest
 
 @pytest.mark.parametrize(
     "key",
-    ["", "/a.mp4", "a//b.mp4", "../a.mp4", "a/../b.mp4", "a/./b.mp4", "a/", "a\\b.mp4", "a\n.mp4", "a" * 513],
+    [
+        "",
+        "/a.mp4",
+        "a//b.mp4",
+        "../a.mp4",
+        "a/../b.mp4",
+        "a/./b.mp4",
+        "a/",
+        "a\\b.mp4",
+        "a\n.mp4",
+        "a" * 513,
+    ],
 )
 def test_a_key_stays_in_the_users_folder(key):
     """No key leads out of the folder, or is ambiguous about where it leads."""
@@ -26,7 +37,10 @@ def test_ordinary_keys_pass(key):
 
 def test_the_other_spelling_of_the_input_key_is_taken():
     """Source document 004 says input_video_key."""
-    assert JobRequest.model_validate({"type": "framing", "input_video_key": "a.mp4"}).input_key == "a.mp4"
+    assert (
+        JobRequest.model_validate({"type": "framing", "input_video_key": "a.mp4"}).input_key
+        == "a.mp4"
+    )
 
 
 def test_an_unknown_type_is_refused():
@@ -37,7 +51,11 @@ def test_an_unknown_type_is_refused():
 
 def test_only_ends_are_terminal():
     """Exactly three statuses never move again."""
-    assert {status for status in JobStatus if status.is_terminal} == {"complete", "error", "cancelled"}
+    assert {status for status in JobStatus if status.is_terminal} == {
+        "complete",
+        "error",
+        "cancelled",
+    }
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,9 @@ def test_what_steers_a_terminal_or_turns_text_around_is_in_no_name(character):
         UploadRequest(filename=f"a{character}b.mp4")
 
 
-@pytest.mark.parametrize("name", ["größe.mp4", "שיר.mp4", "日本 🎬.mp4", "a b\u200f.mp4", "a%0d.mp4"])
+@pytest.mark.parametrize(
+    "name", ["größe.mp4", "שיר.mp4", "日本 🎬.mp4", "a b\u200f.mp4", "a%0d.mp4"]
+)
 def test_names_of_any_language_are_fine(name):
     """Also those with marks that belong to their writing."""
     assert KEY.validate_python(f"input/{name}") == f"input/{name}"

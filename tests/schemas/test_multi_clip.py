@@ -96,9 +96,13 @@ def test_every_type_has_params_of_its_own():
     """And what is emitted is read again as the same."""
     for job_type in JobType:
         clips = (
-            {"clips": [{"start_time": 0, "end_time": 1}]} if job_type in ("annotate", "multi_clip") else {}
+            {"clips": [{"start_time": 0, "end_time": 1}]}
+            if job_type in ("annotate", "multi_clip")
+            else {}
         )
-        request = JobRequest.model_validate({"type": job_type, "input_key": "a.mp4", "params": clips})
+        request = JobRequest.model_validate(
+            {"type": job_type, "input_key": "a.mp4", "params": clips}
+        )
         assert type(request.params) is job_type.params_model
         assert JobRequest.model_validate_json(request.model_dump_json(exclude_none=True)) == request
 

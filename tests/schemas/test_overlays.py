@@ -15,7 +15,10 @@ def problems(model, params):
     """Returns the path that each finding is about, as the API shows it."""
     with pytest.raises(ValidationError) as caught:
         model.model_validate_json(json.dumps(params))
-    return ["/".join(map(str, [*f["loc"], *f.get("ctx", {}).get("at", [])])) for f in caught.value.errors()]
+    return [
+        "/".join(map(str, [*f["loc"], *f.get("ctx", {}).get("at", [])]))
+        for f in caught.value.errors()
+    ]
 
 
 def test_the_documents_request_is_understood():
@@ -51,13 +54,21 @@ def test_the_editors_request_is_understood():
                     "videoHeight": 1080,
                     "enabled": False,
                 }
-                | {"keyframes": [{"time": 1, "x": 1, "y": 2, "radiusX": 3, "radiusY": 4, "color": "#FFAA00"}]}
+                | {
+                    "keyframes": [
+                        {"time": 1, "x": 1, "y": 2, "radiusX": 3, "radiusY": 4, "color": "#FFAA00"}
+                    ]
+                }
             ],
             "effectType": "DARK_OVERLAY",
         }
     )
     (region,) = params.highlight_regions
-    assert (region.video_width, region.enabled, region.keyframes[0].color) == (1920, False, "#ffaa00")
+    assert (region.video_width, region.enabled, region.keyframes[0].color) == (
+        1920,
+        False,
+        "#ffaa00",
+    )
     assert params.effect_type is Effect.DARK_OVERLAY
 
 
@@ -99,8 +110,14 @@ def test_what_is_wrong_is_named(params, path):
 
 def test_an_annotation_needs_no_words():
     """Only times; words are stripped."""
-    params = AnnotateParams.model_validate({"clips": [{"start_time": 1, "end_time": 2, "name": " Goal "}]})
-    assert (params.clips[0].name, params.clips[0].rating, params.clips[0].tags) == ("Goal", None, ())
+    params = AnnotateParams.model_validate(
+        {"clips": [{"start_time": 1, "end_time": 2, "name": " Goal "}]}
+    )
+    assert (params.clips[0].name, params.clips[0].rating, params.clips[0].tags) == (
+        "Goal",
+        None,
+        (),
+    )
 
 
 @pytest.mark.parametrize(

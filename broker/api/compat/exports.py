@@ -46,7 +46,9 @@ async def start(request: Request) -> Response:
     job_type = _job_type(request)
     asked = await requests.body(request, StartRequest)
     user, service = requests.user(request), requests.service(request)
-    key = asked.input_key or await _working_video(service, user, asked.project_id, job_type, asked.params)
+    key = asked.input_key or await _working_video(
+        service, user, asked.project_id, job_type, asked.params
+    )
     text = json.dumps({**asked.job_fields, "type": job_type, "input_key": key})
     # It may take thirty times as much memory as the text, and the text may have to wait for its turn.
     del asked
@@ -91,7 +93,11 @@ async def cancel(request: Request) -> Response:
 
 async def upscale(request: Request) -> Response:
     """Send a video and its keyframes in one form. The file goes to the bucket as it arrives, and is removed with the job's end."""
-    user, service, uploads = requests.user(request), requests.service(request), request.state.uploads
+    user, service, uploads = (
+        requests.user(request),
+        requests.service(request),
+        request.state.uploads,
+    )
     service.check_open()  # before a gigabyte has come in
     file = uploads.incoming(user)
     try:
@@ -114,7 +120,9 @@ async def upscale(request: Request) -> Response:
     if stored.input_key != file.key:  # sent again: the first one's file is the job's
         await file.discard()
     export_id = given_id or stored.id
-    return requests.json(UpscaleAccepted(status="accepted", export_id=export_id, job_id=stored.id), 202)
+    return requests.json(
+        UpscaleAccepted(status="accepted", export_id=export_id, job_id=stored.id), 202
+    )
 
 
 async def _known(service: JobService, user: str, job_id: str) -> Job | None:
@@ -149,16 +157,18 @@ def _new_job_id(user: str, export_id: str | None) -> str:
 
 
 async def _working_video(
-    service: JobService, user: str, project_id: int | None, job_type: JobType, params: dict[str, Any]
+    service: JobService,
+    user: str,
+    project_id: int | None,
+    job_type: JobType,
+    params: dict[str, Any],
 ) -> str | None:
     if project_id is None or (job_type is JobType.MULTI_CLIP and "clips" in params):
         return None
     only = JobFilter(status=(JobStatus.COMPLETE,), type=_WORKING, project_id=project_id)
     found = await service.page(user, only, None, 1)
     if not found.jobs:
-        sentence = (
-            "no working video found: give an input_key, or finish a framing export of this project first"
-        )
+        sentence = "no working video found: give an input_key, or finish a framing export of this project first"
         raise InvalidRequest([("/project_id", sentence)], status=400)
     return found.jobs[0].output_key
 

@@ -99,7 +99,9 @@ async def test_too_many_requests_are_told_when_to_come_again(settings, running, 
         )
         assert 1 <= int(over.headers["retry-after"]) <= 12
         assert over.headers["ratelimit"] == f'"user";r=0;t={over.headers["retry-after"]}'
-        assert (await client.get("/api/jobs", headers={"Authorization": f"Bearer {key}"})).status_code == 200
+        assert (
+            await client.get("/api/jobs", headers={"Authorization": f"Bearer {key}"})
+        ).status_code == 200
         assert (await client.get("/healthz")).status_code == 200
 
 
@@ -114,10 +116,13 @@ async def test_nobody_has_more_open_jobs_than_allowed(settings, running, provide
         replies = await asyncio.gather(*(client.post("/api/jobs", json=JOB) for _ in range(10)))
         assert sorted(reply.status_code for reply in replies) == [202] * 2 + [429] * 8
         refused = next(reply for reply in replies if reply.status_code == 429)
-        assert (refused.json()["code"], "retry-after" in refused.headers) == ("quota_exceeded", True)
-        assert (await client.post("/api/jobs", json=JOB, headers=key)).json()["job_id"] == first.json()[
+        assert (refused.json()["code"], "retry-after" in refused.headers) == (
+            "quota_exceeded",
+            True,
+        )
+        assert (await client.post("/api/jobs", json=JOB, headers=key)).json()[
             "job_id"
-        ]
+        ] == first.json()["job_id"]
         await client.post(first.json()["urls"]["cancel"])
         await until(client, first.json()["urls"]["self"], lambda job: job["status"] == "cancelled")
         assert (await client.post("/api/jobs", json=JOB)).status_code == 202
@@ -129,17 +134,27 @@ async def test_nobody_asks_for_more_video_than_a_days(settings, running, provide
     bucket.write(f"{made.user_id}/a.mp4", b"a video")
     provider.fault = refuse
     async with running(made, provider) as client:
-        assert [(await client.post("/api/jobs", json=ten)).status_code for _ in range(3)] == [202, 202, 429]
+        assert [(await client.post("/api/jobs", json=ten)).status_code for _ in range(3)] == [
+            202,
+            202,
+            429,
+        ]
         for job_id in await submitted_ids(client):
             await client.post(f"/api/jobs/{job_id}/cancel")
             await until(client, f"/api/jobs/{job_id}", lambda job: job["status"] == "cancelled")
-        slow = JOB | {"params": {"end_time": 10, "segments": [{"start": 0, "end": 10, "speed": 0.25}]}}
-        assert (await client.post("/api/jobs", json=slow)).status_code == 429  # 40 seconds of output
+        slow = JOB | {
+            "params": {"end_time": 10, "segments": [{"start": 0, "end": 10, "speed": 0.25}]}
+        }
+        assert (
+            await client.post("/api/jobs", json=slow)
+        ).status_code == 429  # 40 seconds of output
         assert (await client.post("/api/jobs", json=ten)).status_code == 202
 
 
 @pytest.mark.abuse
-async def test_a_burst_of_jobs_of_unknown_length_stays_within_a_day(settings, running, provider, bucket):
+async def test_a_burst_of_jobs_of_unknown_length_stays_within_a_day(
+    settings, running, provider, bucket
+):
     """Each counts by its file's size until its length is known, also by many at once, and the last what is left; a retry is no way round."""
     made = settings(REELBROKER_MEDIA_SECONDS_PER_DAY="25")
     bucket.write(f"{made.user_id}/a.mp4", b"x" * 400_000)  # ten seconds at most
@@ -157,7 +172,9 @@ async def test_a_burst_of_jobs_of_unknown_length_stays_within_a_day(settings, ru
         assert (await client.post("/api/jobs", json=JOB)).status_code == 429
 
 
-async def test_a_length_that_is_known_counts_in_place_of_the_guess(settings, running, provider, bucket):
+async def test_a_length_that_is_known_counts_in_place_of_the_guess(
+    settings, running, provider, bucket
+):
     """A file of 500 seconds at most may be one of 0.4 seconds: one at a time, a small quota takes many."""
     made = settings(REELBROKER_MEDIA_SECONDS_PER_DAY="25")
     bucket.write(f"{made.user_id}/a.mp4", b"x" * 20_000_000)
@@ -165,11 +182,15 @@ async def test_a_length_that_is_known_counts_in_place_of_the_guess(settings, run
         for _ in range(3):
             url = (await client.post("/api/jobs", json=JOB)).raise_for_status().headers["location"]
             assert (await client.post("/api/jobs", json=JOB)).status_code == 429
-            assert (await client.post("/api/jobs", json=JOB | {"params": {"end_time": 1}})).status_code == 429
+            assert (
+                await client.post("/api/jobs", json=JOB | {"params": {"end_time": 1}})
+            ).status_code == 429
             await until(client, url, lambda job: job["status"] == "processing")
             Worker(bucket, list(provider.every.values())[-1]["sent"]).finish()
             await until(client, url, lambda job: job["status"] == "complete")
-        assert (await client.post("/api/jobs", json=JOB | {"params": {"end_time": 23.7}})).status_code == 202
+        assert (
+            await client.post("/api/jobs", json=JOB | {"params": {"end_time": 23.7}})
+        ).status_code == 202
 
 
 @pytest.mark.abuse
@@ -200,7 +221,9 @@ async def test_a_source_of_unknown_size_is_as_long_as_any_may_be(
         assert time.monotonic() - began < 4
         monkeypatch.undo()
         if trouble != "missing":  # else the job has ended by now, since its file is not there
-            assert (await client.post("/api/jobs", json=JOB | {"params": {"end_time": 1}})).status_code == 429
+            assert (
+                await client.post("/api/jobs", json=JOB | {"params": {"end_time": 1}})
+            ).status_code == 429
 
 
 async def test_a_full_disk_takes_no_job_and_answers_all_else(settings, running, provider):
@@ -268,17 +291,25 @@ async def test_no_user_can_take_an_id_that_another_will_need(settings, running, 
         await client.post(f"/api/jobs/{first}/cancel")
         await until(client, f"/api/jobs/{first}", lambda job: job["status"] == "cancelled")
         old = [
-            uuid.uuid5(uuid.NAMESPACE_URL, name) for name in (f"{first}/retry", f"{made.user_id}/export_1")
+            uuid.uuid5(uuid.NAMESPACE_URL, name)
+            for name in (f"{first}/retry", f"{made.user_id}/export_1")
         ]
         new = [ids.derived("retry", first), ids.derived("export", made.user_id, "export_1")]
         for taken in old:
-            assert (await client.put(f"/api/jobs/{taken}", json=JOB, headers=mallory)).status_code == 202
+            assert (
+                await client.put(f"/api/jobs/{taken}", json=JOB, headers=mallory)
+            ).status_code == 202
         for wanted in new:
             put = await client.put(f"/api/jobs/{wanted}", json=JOB, headers=mallory)
             sent = await client.post(
-                "/api/export/upscale", data=fields | {"export_id": wanted}, files=film, headers=mallory
+                "/api/export/upscale",
+                data=fields | {"export_id": wanted},
+                files=film,
+                headers=mallory,
             )
-            assert [(one.status_code, one.json()["errors"][0]["pointer"]) for one in (put, sent)] == [
+            assert [
+                (one.status_code, one.json()["errors"][0]["pointer"]) for one in (put, sent)
+            ] == [
                 (422, "/job_id"),
                 (422, "/export_id"),
             ]
@@ -299,15 +330,29 @@ async def test_a_quote_before_the_job_and_its_cost_afterwards(settings, running,
     bucket.write(f"{made.user_id}/a.mp4", b"x" * 2_000_000)
     async with running(made, provider) as client:
         asked = JOB | {
-            "params": {"end_time": 10, "output_width": 1080, "output_height": 1920, "target_fps": 30}
+            "params": {
+                "end_time": 10,
+                "output_width": 1080,
+                "output_height": 1920,
+                "target_fps": 30,
+            }
         }
         told = (await client.post("/api/jobs/quote", json=asked)).json()
-        assert (told["output_seconds"], told["source_known"], told["basis"]) == (10, True, "default")
-        assert told["gpu_seconds"] == pytest.approx(8 + 0.04 * 10 * 30 * 1080 * 1920 / 1e6, rel=0.01)
+        assert (told["output_seconds"], told["source_known"], told["basis"]) == (
+            10,
+            True,
+            "default",
+        )
+        assert told["gpu_seconds"] == pytest.approx(
+            8 + 0.04 * 10 * 30 * 1080 * 1920 / 1e6, rel=0.01
+        )
         assert told["cost_usd"] == pytest.approx(told["gpu_seconds"] / 1000)
         assert told["gpu_seconds_p90"] > told["gpu_seconds"]
         unknown = (await client.post("/api/jobs/quote", json=JOB)).json()
-        assert (unknown["output_seconds"], unknown["source_known"]) == (2, False)  # 2 MB at 8 Mbit/s
+        assert (unknown["output_seconds"], unknown["source_known"]) == (
+            2,
+            False,
+        )  # 2 MB at 8 Mbit/s
         known = (await client.post("/api/jobs/quote", json=JOB | {"source_seconds": 7.5})).json()
         assert (known["output_seconds"], known["source_known"]) == (7.5, True)
         assert await submitted_ids(client) == []

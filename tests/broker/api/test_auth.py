@@ -22,7 +22,12 @@ CURVE = ec.generate_private_key(ec.SECP256R1())
 
 def claims(**changed):
     """A good token's claims, but for what is changed; None leaves one out."""
-    good = {"sub": "alice", "exp": time.time() + 60, "aud": "reelbroker", "iss": "https://id.example"}
+    good = {
+        "sub": "alice",
+        "exp": time.time() + 60,
+        "aud": "reelbroker",
+        "iss": "https://id.example",
+    }
     return {name: value for name, value in (good | changed).items() if value is not None}
 
 
@@ -69,12 +74,15 @@ async def client(settings, running, jwks):
 
 
 async def ask(client, token, method="GET", path="/api/jobs", **options):
-    return await client.request(method, path, headers={"Authorization": f"Bearer {token}"}, **options)
+    return await client.request(
+        method, path, headers={"Authorization": f"Bearer {token}"}, **options
+    )
 
 
 @on_one_database
 @pytest.mark.parametrize(
-    ("key", "algorithm", "kid"), [(SECRET, "HS256", None), (RSA, "RS256", "r"), (CURVE, "ES256", "e")]
+    ("key", "algorithm", "kid"),
+    [(SECRET, "HS256", None), (RSA, "RS256", "r"), (CURVE, "ES256", "e")],
 )
 async def test_a_token_gives_the_user(client, key, algorithm, kid):
     """By its subject, whatever that looks like; the jobs are that user's."""
@@ -94,8 +102,12 @@ async def test_a_token_gives_the_user(client, key, algorithm, kid):
     [
         pytest.param(lambda: jwt.encode(claims(), None, "none"), id="none"),
         pytest.param(lambda: jwt.encode(claims(), "x" * 32, "HS256"), id="foreign-secret"),
-        pytest.param(lambda: jwt.encode(claims(), OTHER, "RS256", headers={"kid": "r"}), id="foreign-key"),
-        pytest.param(lambda: jwt.encode(claims(), RSA, "RS256", headers={"kid": "x"}), id="unknown-key"),
+        pytest.param(
+            lambda: jwt.encode(claims(), OTHER, "RS256", headers={"kid": "r"}), id="foreign-key"
+        ),
+        pytest.param(
+            lambda: jwt.encode(claims(), RSA, "RS256", headers={"kid": "x"}), id="unknown-key"
+        ),
         pytest.param(lambda: jwt.encode(claims(), "s" * 64, "HS512"), id="other-algorithm"),
         pytest.param(lambda: jwt.encode(claims(aud="other"), SECRET), id="wrong-audience"),
         pytest.param(lambda: jwt.encode(claims(aud=None), SECRET), id="no-audience"),
@@ -105,7 +117,8 @@ async def test_a_token_gives_the_user(client, key, algorithm, kid):
         pytest.param(lambda: jwt.encode(claims(sub=None), SECRET), id="nobody"),
         pytest.param(lambda: jwt.encode(claims(nbf=time.time() + 600), SECRET), id="not-yet"),
         pytest.param(
-            lambda: jwt.encode(claims(), CURVE, "ES256", headers={"kid": "r"}), id="key-of-another-kind"
+            lambda: jwt.encode(claims(), CURVE, "ES256", headers={"kid": "r"}),
+            id="key-of-another-kind",
         ),
         pytest.param(lambda: "a.b.c", id="nonsense"),
     ],
@@ -136,7 +149,9 @@ async def test_a_public_key_is_no_secret(client):
     from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
     pem = RSA.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
-    parts = [json.dumps(part).encode() for part in ({"alg": "HS256", "kid": "r", "typ": "JWT"}, claims())]
+    parts = [
+        json.dumps(part).encode() for part in ({"alg": "HS256", "kid": "r", "typ": "JWT"}, claims())
+    ]
     signed = b".".join(base64.urlsafe_b64encode(part).rstrip(b"=") for part in parts)
     mark = base64.urlsafe_b64encode(hmac.digest(pem, signed, hashlib.sha256)).rstrip(b"=")
     assert (await ask(client, (signed + b"." + mark).decode())).status_code == 401

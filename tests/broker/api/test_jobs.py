@@ -37,7 +37,10 @@ async def test_the_whole_life_of_a_job_over_http(client, provider, bucket):
     assert reply.status_code == 302
     async with httpx.AsyncClient() as bucket:
         download = await bucket.get(reply.headers["location"])
-    assert (download.content, "attachment" in download.headers["content-disposition"]) == (b"a film", True)
+    assert (download.content, "attachment" in download.headers["content-disposition"]) == (
+        b"a film",
+        True,
+    )
 
 
 async def test_a_job_of_nobody_is_404(client):
@@ -49,7 +52,12 @@ async def test_a_job_of_nobody_is_404(client):
 
 async def test_an_id_that_cannot_be_is_404(client):
     """Whatever is in it, on every database."""
-    for path in ("/api/jobs/%00", "/api/jobs/a%00b/cancel", "/hooks/runpod/%00/x", "/api/videos/uploads/%00"):
+    for path in (
+        "/api/jobs/%00",
+        "/api/jobs/a%00b/cancel",
+        "/hooks/runpod/%00/x",
+        "/api/videos/uploads/%00",
+    ):
         method = "POST" if path.endswith(("cancel", "/x")) else "GET"
         assert (await client.request(method, path)).status_code == 404
 
@@ -83,7 +91,10 @@ async def test_a_submit_that_is_sent_again_makes_no_second_job(client, quote):
     again = await client.post("/api/jobs", json=JOB, headers=headers)
     assert (first.status_code, again.status_code) == (202, 202)
     assert first.headers["location"] == again.headers["location"]
-    assert ("idempotent-replayed" in first.headers, again.headers["idempotent-replayed"]) == (False, "true")
+    assert ("idempotent-replayed" in first.headers, again.headers["idempotent-replayed"]) == (
+        False,
+        "true",
+    )
     assert await submitted_ids(client) == [first.json()["job_id"]]
 
 
@@ -100,7 +111,9 @@ async def test_many_at_once_with_one_key_make_one_job(client):
 async def test_a_key_with_another_body_is_refused(client):
     """422, and nothing is made; the same body in another spelling is the same."""
     await client.post("/api/jobs", json=JOB, headers={"Idempotency-Key": "k"})
-    other = await client.post("/api/jobs", json=JOB | {"project_id": 1}, headers={"Idempotency-Key": "k"})
+    other = await client.post(
+        "/api/jobs", json=JOB | {"project_id": 1}, headers={"Idempotency-Key": "k"}
+    )
     assert (other.status_code, other.json()["code"]) == (422, "key_reused")
     spelled = {"params": {}, "input_video_key": "a.mp4", "type": "framing"}
     same = await client.post("/api/jobs", json=spelled, headers={"Idempotency-Key": "k"})
@@ -140,10 +153,15 @@ async def test_the_providers_call_has_the_job_looked_at(client, provider, bucket
     assert (await client.post(hook, json=body, headers={"Authorization": ""})).status_code == 200
     assert (await client.get(url)).json()["status"] == "processing"
     Worker(bucket, provider.only()["sent"]).finish()
-    assert (await client.post(hook, content=b"\xff", headers={"Authorization": ""})).status_code == 200
+    assert (
+        await client.post(hook, content=b"\xff", headers={"Authorization": ""})
+    ).status_code == 200
     await until(client, url, lambda job: job["status"] == "complete")
     assert (await client.post(hook, json=body)).status_code == 200
-    for wrong in (f"/hooks/runpod/{job['job_id']}/{'0' * 32}", f"/hooks/runpod/x/{sent['attempt_token']}"):
+    for wrong in (
+        f"/hooks/runpod/{job['job_id']}/{'0' * 32}",
+        f"/hooks/runpod/x/{sent['attempt_token']}",
+    ):
         assert (await client.post(wrong, json=body)).status_code == 404
 
 
@@ -182,7 +200,9 @@ async def test_a_drain_holds_jobs_back_and_survives_a_restart(settings, running,
     provider.fault = refuse
     async with running(made, provider) as client:
         url = (await client.post("/api/jobs", json=JOB, headers=key)).headers["location"]
-        assert (await client.post("/api/operations/drain", json={"on": True})).json() == {"draining": True}
+        assert (await client.post("/api/operations/drain", json={"on": True})).json() == {
+            "draining": True
+        }
     provider.fault = None
     async with running(made, provider) as client:
         calls = len(provider.calls)
@@ -190,7 +210,10 @@ async def test_a_drain_holds_jobs_back_and_survives_a_restart(settings, running,
         assert (job["status"], len(provider.calls)) == ("pending", calls)
         refused = await client.post("/api/jobs", json=JOB)
         assert (refused.status_code, refused.json()["code"]) == (503, "draining")
-        assert (refused.json()["retryable"], int(refused.headers["retry-after"]) > 0) == (True, True)
+        assert (refused.json()["retryable"], int(refused.headers["retry-after"]) > 0) == (
+            True,
+            True,
+        )
         assert (await client.post("/api/jobs", json=JOB, headers=key)).headers["location"] == url
         assert len(await submitted_ids(client)) == 1
         await client.post("/api/operations/drain", json={"on": False})
@@ -235,10 +258,14 @@ async def test_a_wrong_query_is_refused_by_name(client, query):
     ("body", "pointer"),
     [
         pytest.param(b'{"type": "sharpen", "input_key": "a.mp4"}', "/type", id="unknown-type"),
-        pytest.param(b'{"type": "framing", "input_key": "a.mp4", "loud": 1}', "/loud", id="unknown-field"),
+        pytest.param(
+            b'{"type": "framing", "input_key": "a.mp4", "loud": 1}', "/loud", id="unknown-field"
+        ),
         pytest.param(b'{"type": "framing"}', "/input_key", id="missing-field"),
         pytest.param(b'{"type": "framing", "input_key": "../b/a.mp4"}', "/input_key", id="dot-dot"),
-        pytest.param(b'{"type": "framing", "input_key": "/a.mp4"}', "/input_key", id="leading-slash"),
+        pytest.param(
+            b'{"type": "framing", "input_key": "/a.mp4"}', "/input_key", id="leading-slash"
+        ),
         pytest.param(
             b'{"type": "framing", "input_key": "a", "params": {"end_time": NaN}}',
             "/params/end_time",
@@ -290,7 +317,9 @@ async def test_a_body_over_the_limit_is_cut_off(client):
 
 
 @on_one_database
-@pytest.mark.parametrize("header", ["", "Bearer", "Bearer wrong", "Basic dGVzdA==", "test-key-0123456789"])
+@pytest.mark.parametrize(
+    "header", ["", "Bearer", "Bearer wrong", "Basic dGVzdA==", "test-key-0123456789"]
+)
 async def test_without_the_key_there_is_nothing(client, header):
     """401 for every route below /api, also for those that are not there."""
     for path in ("/api/jobs", "/api/nothing"):
@@ -309,7 +338,9 @@ async def test_an_upload_goes_straight_to_the_bucket(client):
             ticket["upload_url"], content=b"x", headers={"Content-Type": "text/html"}
         )
     assert (put.status_code, other_type.status_code) == (200, 403)
-    reply = await client.post("/api/jobs", json={"type": "framing", "input_key": ticket["video_key"]})
+    reply = await client.post(
+        "/api/jobs", json={"type": "framing", "input_key": ticket["video_key"]}
+    )
     assert reply.status_code == 202
 
 
@@ -326,7 +357,9 @@ async def test_ready_says_what_is_missing(settings, running, client, tmp_path):
     assert (await client.get("/healthz")).status_code == 200
     assert (await client.get("/readyz")).status_code == 200
     async with running(
-        settings(R2_ENDPOINT="http://127.0.0.1:9", REELBROKER_DATABASE_URL=f"sqlite:///{tmp_path}/b.db"),
+        settings(
+            R2_ENDPOINT="http://127.0.0.1:9", REELBROKER_DATABASE_URL=f"sqlite:///{tmp_path}/b.db"
+        ),
         Provider(),
     ) as alone:
         reply = await alone.get("/readyz")

@@ -109,10 +109,14 @@ async def over_websocket(served, url, cut, seen):
     """The same over a WebSocket; half of the times the place is named in a first message."""
     after = seen[-1]["seq"] if seen else 0
     query, first = (
-        (f"?after={after}", None) if random.random() < 0.5 else ("?after=99999", {"resume_after": after})
+        (f"?after={after}", None)
+        if random.random() < 0.5
+        else ("?after=99999", {"resume_after": after})
     )
     headers = {"Authorization": f"Bearer {API_KEY}"}
-    async with websockets.connect(f"{served.ws}{url}/ws{query}", additional_headers=headers) as socket:
+    async with websockets.connect(
+        f"{served.ws}{url}/ws{query}", additional_headers=headers
+    ) as socket:
         if first:
             assert json.loads(await socket.recv())["event"] == "snapshot"
             await socket.send(json.dumps(first))
@@ -133,7 +137,9 @@ async def over_websocket(served, url, cut, seen):
 
 @on_one_database
 @pytest.mark.parametrize("watch", [over_sse, over_websocket])
-async def test_a_watcher_dropped_two_hundred_times_hears_everything_once(served, provider, watch, measured):
+async def test_a_watcher_dropped_two_hundred_times_hears_everything_once(
+    served, provider, watch, measured
+):
     """In order, without a gap: the exact sequence of the log, on jobs that move all the time."""
     dropped, heard = 0, 0
     random.seed(7)
@@ -153,7 +159,9 @@ async def test_a_watcher_dropped_two_hundred_times_hears_everything_once(served,
             await stop
             assert seen == await log_of(client, url)
             heard += len(seen)
-    measured(f"{watch.__name__}: dropped {dropped} times, {heard} events heard, each once and in order")
+    measured(
+        f"{watch.__name__}: dropped {dropped} times, {heard} events heard, each once and in order"
+    )
 
 
 async def stir(client, url):
@@ -260,7 +268,9 @@ async def test_a_websocket_answers_pings_and_says_why_it_closes(served):
                 assert json.loads(text)["event"] == "update"
         await socket.send(b"\x00")
         await asyncio.wait_for(socket.wait_closed(), 5)
-    async with websockets.connect(f"{served.ws}/api/jobs/none/ws", additional_headers=headers) as socket:
+    async with websockets.connect(
+        f"{served.ws}/api/jobs/none/ws", additional_headers=headers
+    ) as socket:
         await asyncio.wait_for(socket.wait_closed(), 5)
         assert socket.close_code == 4404
     with pytest.raises(websockets.InvalidStatus, match="403"):
@@ -307,9 +317,13 @@ async def test_an_end_that_comes_while_one_asks_is_told(served, monkeypatch):
             store.move(job, EventKind.CANCELLED, JobChange(status="cancelled"))
             return seen
 
-        after = version(store, url.rpartition("/")[2], store.load(url.rpartition("/")[2])[0].user_id)
+        after = version(
+            store, url.rpartition("/")[2], store.load(url.rpartition("/")[2])[0].user_id
+        )
         monkeypatch.setattr(JobStore, "version", ends_behind_our_back)
-        told = [data async for _, _, data in frames(client, url, headers={"Last-Event-ID": str(after)})]
+        told = [
+            data async for _, _, data in frames(client, url, headers={"Last-Event-ID": str(after)})
+        ]
     assert told[-1]["changes"]["status"] == "cancelled"
 
 
@@ -334,12 +348,16 @@ async def test_a_stream_ends_when_its_key_is_revoked(served, often_checked, buck
     async with served.async_client(timeout=20) as client:
         key_id, headers = await key_of(client, "bob")
         url = (await client.post("/api/jobs", json=JOB)).headers["location"]
-        bobs = (await client.put(f"/api/jobs/{uuid.uuid4()}", json=JOB, headers=headers)).headers["location"]
+        bobs = (await client.put(f"/api/jobs/{uuid.uuid4()}", json=JOB, headers=headers)).headers[
+            "location"
+        ]
 
         async def ticket():
             if not by_ticket:
                 return ""
-            return "?ticket=" + (await client.post("/api/tickets", headers=headers)).json()["ticket"]
+            return (
+                "?ticket=" + (await client.post("/api/tickets", headers=headers)).json()["ticket"]
+            )
 
         shown = None if by_ticket else headers
         at = f"{served.ws}{bobs}/ws{await ticket()}"
@@ -394,7 +412,9 @@ async def test_brackets_without_end_are_only_nonsense(served):
     async with served.async_client() as client:
         url = (await client.post("/api/jobs", json=JOB)).headers["location"]
     for path in (f"{url}/ws", "/ws/export/none"):
-        async with websockets.connect(f"{served.ws}{path}", additional_headers=served.headers) as socket:
+        async with websockets.connect(
+            f"{served.ws}{path}", additional_headers=served.headers
+        ) as socket:
             for nonsense in (
                 "[" * 60_000,
                 '{"a":' * 10_000,

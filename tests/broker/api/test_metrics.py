@@ -26,7 +26,9 @@ from tests.broker.api.calls import JOB, on_one_database, until
 from tests.broker.provider import Worker, refuse
 
 SCRAPER = "scraper-key-0123456789"
-PROMTOOL = shutil.which("promtool") or shutil.which("promtool", path=str(Path(sys.executable).parent))
+PROMTOOL = shutil.which("promtool") or shutil.which(
+    "promtool", path=str(Path(sys.executable).parent)
+)
 GUIDE = Path(__file__).parents[3] / "docs" / "observability"
 
 
@@ -70,7 +72,10 @@ async def test_a_job_from_submit_to_end_in_numbers(client, provider, bucket):
     assert before["build_info", platform.python_version(), version("reelbroker")] == 1
     url = (await client.post("/api/jobs", json=JOB)).headers["location"]
     open_now = await seen(client, lambda told: told["open_jobs", "queued"])
-    assert (open_now["open_jobs", "accepted"], open_now["jobs_ended_total", "", "complete", "framing"]) == (
+    assert (
+        open_now["open_jobs", "accepted"],
+        open_now["jobs_ended_total", "", "complete", "framing"],
+    ) == (
         0,
         0,
     )
@@ -89,12 +94,20 @@ async def test_a_job_from_submit_to_end_in_numbers(client, provider, bucket):
     assert after["provider_calls_total", "status", "ok", "runpod"] >= 1
     assert after["provider_call_seconds_count", "submit", "runpod"] == 1
     assert after["look_late_seconds_count"] >= 2
-    assert (after["open_jobs", "queued"], after["oldest_wait_seconds"], after["reconcile_lag_seconds"]) == (
+    assert (
+        after["open_jobs", "queued"],
+        after["oldest_wait_seconds"],
+        after["reconcile_lag_seconds"],
+    ) == (
         0,
         0,
         0,
     )
-    assert (after["provider_up"], after["provider_workers", "idle"], after["database_up"]) == (1, 1, 1)
+    assert (after["provider_up"], after["provider_workers", "idle"], after["database_up"]) == (
+        1,
+        1,
+        1,
+    )
     assert after["http_responses_total", "2xx"] > before["http_responses_total", "2xx"]
     assert sum(value for name, value in after.items() if name[0] == "storage_errors_total") == 0
     assert set(after) == set(before)
@@ -103,7 +116,9 @@ async def test_a_job_from_submit_to_end_in_numbers(client, provider, bucket):
 @on_one_database
 async def test_nobodys_ids_are_in_it(client, provider, settings):
     """No job, user, key or endpoint, whatever happened to them; hundreds of series and no more."""
-    job = (await client.post("/api/jobs", json=JOB | {"metadata": {"name": "secret-project"}})).json()
+    job = (
+        await client.post("/api/jobs", json=JOB | {"metadata": {"name": "secret-project"}})
+    ).json()
     await seen(client, lambda told: told["open_jobs", "queued"])
     await client.get("/api/jobs/no-such-job")
     text = (await client.get("/metrics")).text
@@ -142,7 +157,10 @@ async def test_a_provider_that_is_down(client, provider):
         await client.post("/api/jobs", json=JOB)
 
     def is_known(told):
-        held = told["provider_breaker_open"] and told["provider_calls_total", "submit", "held", "runpod"]
+        held = (
+            told["provider_breaker_open"]
+            and told["provider_calls_total", "submit", "held", "runpod"]
+        )
         return held and told["open_jobs", "submitting"] == 8
 
     told = await seen(client, is_known)
@@ -197,7 +215,9 @@ async def test_who_watches_is_counted_for_as_long(served):
                 told = await scrape(client)
                 assert (told["streams_open", "sse"], told["streams_open", "websocket"]) == (1, 1)
         await seen(
-            client, lambda told: told["streams_open", "sse"] == told["streams_open", "websocket"] == 0, 5
+            client,
+            lambda told: told["streams_open", "sse"] == told["streams_open", "websocket"] == 0,
+            5,
         )
 
 
@@ -226,7 +246,9 @@ def test_two_apps_in_a_process_count_each_for_itself():
 def series():
     """All names that are exposed."""
     text = Metrics(["runpod"]).exposition(False, None, None).decode()
-    return {sample.name for family in text_string_to_metric_families(text) for sample in family.samples}
+    return {
+        sample.name for family in text_string_to_metric_families(text) for sample in family.samples
+    }
 
 
 def expressions():
@@ -254,9 +276,9 @@ def test_dashboard_and_alerts_ask_for_what_is_there():
                     assert f'{label}="{word}"' in text, (where, label, word)
     # Whatever is counted is shown somewhere, or it need not be counted.
     bases = {re.sub("_(bucket|sum|count)$", "", name) for name in asked}
-    assert {re.sub("_(bucket|sum|count)$", "", name) for name in known if name.startswith("reelbroker_")} == {
-        base for base in bases if base.startswith("reelbroker_")
-    }
+    assert {
+        re.sub("_(bucket|sum|count)$", "", name) for name in known if name.startswith("reelbroker_")
+    } == {base for base in bases if base.startswith("reelbroker_")}
     guide = (GUIDE / "README.md").read_text()
     alerts = [rule["alert"] for group in yaml.safe_load((GUIDE / "alerts.yml").read_text())["groups"] for rule in group["rules"]]  # fmt: skip
     assert re.findall(r"^### (\w+)", guide, flags=re.MULTILINE) == alerts
@@ -268,7 +290,9 @@ def test_prometheus_takes_the_alerts_and_they_come_when_they_should():
     told = Metrics(["runpod"]).exposition(False, None, None)
     days = Path(__file__).parents[1] / "alerts.yml"
     for words, given in ((["check", "rules", GUIDE / "alerts.yml"], None), (["test", "rules", days], None), (["check", "metrics"], told)):  # fmt: skip
-        run = subprocess.run([PROMTOOL, *words], input=given, capture_output=True, timeout=60, check=False)
+        run = subprocess.run(
+            [PROMTOOL, *words], input=given, capture_output=True, timeout=60, check=False
+        )
         assert run.returncode == 0, (run.stdout + run.stderr).decode()
 
 

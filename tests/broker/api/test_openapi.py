@@ -52,7 +52,9 @@ def test_the_broker_does_what_its_document_says(served, tmp_path, measured):
         "--continue-on-failure", "--warnings", "off",
     ]  # fmt: skip
     command = [str(Path(sys.executable).with_name("schemathesis")), *map(str, words)]
-    run = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=400, check=False)
+    run = subprocess.run(
+        command, capture_output=True, text=True, cwd=tmp_path, timeout=400, check=False
+    )
     assert run.returncode == 0, run.stdout[-60000:] + run.stderr[-2000:]
     tested = re.search(r"Tested: (\d+)", run.stdout)
     assert int(tested[1]) == len(OPERATIONS) - 1
@@ -69,7 +71,9 @@ async def test_every_answer_is_in_the_document(client):
         assert described["summary"].endswith(".") or described["summary"].endswith(":")
         assert ("401" in described["responses"]) == (operation.access is not Access.PUBLIC)
     schemas = document["components"]["schemas"]
-    assert set(schemas["JobRequest"]["discriminator"]["mapping"]) == {kind.value for kind in JobType}
+    assert set(schemas["JobRequest"]["discriminator"]["mapping"]) == {
+        kind.value for kind in JobType
+    }
     valid = Draft202012Validator(
         {"$ref": "#/components/schemas/JobRequest", "components": document["components"]}
     )
@@ -154,7 +158,13 @@ def node_tool(name, *words, cwd):
     # Neither calls home from a test.
     quiet = {"REDOCLY_TELEMETRY": "off", "REDOCLY_SUPPRESS_UPDATE_NOTICE": "true"}
     run = subprocess.run(
-        command, capture_output=True, text=True, cwd=cwd, env=os.environ | quiet, timeout=120, check=False
+        command,
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env=os.environ | quiet,
+        timeout=120,
+        check=False,
     )
     return run.returncode, run.stdout + run.stderr
 

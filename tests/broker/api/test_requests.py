@@ -149,7 +149,9 @@ def test_a_large_body_that_is_right_is_taken(api):
     assert api.post("/api/jobs", json=body).status_code == 202
 
 
-@pytest.mark.parametrize("path", ["/api/jobs", "/api/jobs/none/events", "/api/storage/presigned-url"])
+@pytest.mark.parametrize(
+    "path", ["/api/jobs", "/api/jobs/none/events", "/api/storage/presigned-url"]
+)
 def test_a_query_of_many_names_is_refused(broker, api, path):
     """Ten thousand, as many as fit into a request's line: at once, and in little text."""
     query = "&".join(f"a{number}" for number in range(10_000))

@@ -35,7 +35,9 @@ ASKING = [operation for operation in OPERATIONS if operation.access is not Acces
 @pytest.fixture
 def settings(settings):
     """Webhooks may go to this machine."""
-    return lambda **overrides: settings(REELBROKER_WEBHOOKS_TO_PRIVATE_ADDRESSES="true", **overrides)
+    return lambda **overrides: settings(
+        REELBROKER_WEBHOOKS_TO_PRIVATE_ADDRESSES="true", **overrides
+    )
 
 
 async def key_of(client, user):
@@ -47,7 +49,9 @@ async def belongings(client, headers):
     """Makes one of everything; returns their ids by the names that paths have for them."""
     job = (await client.post("/api/jobs", json=JOB, headers=headers)).json()
     upload = (await client.post("/api/videos/upload-url", json=UPLOAD, headers=headers)).json()
-    hook = (await client.post("/api/webhooks", json=BODIES["/api/webhooks"], headers=headers)).json()
+    hook = (
+        await client.post("/api/webhooks", json=BODIES["/api/webhooks"], headers=headers)
+    ).json()
     return {
         "job_id": job["job_id"],
         "upload_id": upload["upload_id"],
@@ -63,7 +67,8 @@ async def everything(client, headers):
     """All that a user can list or read."""
     jobs = (await client.get("/api/jobs", headers=headers)).json()["jobs"]
     watched = [
-        {k: v for k, v in job.items() if k in ("job_id", "status", "cancel_requested_at")} for job in jobs
+        {k: v for k, v in job.items() if k in ("job_id", "status", "cancel_requested_at")}
+        for job in jobs
     ]
     hooks = (await client.get("/api/webhooks", headers=headers)).json()
     return json.dumps([watched, hooks])
@@ -82,7 +87,9 @@ async def test_anothers_is_not_there(client, provider, bucket, operation):
     hers = await belongings(client, alice)
     before = await everything(client, alice)
     path = operation.path.format(**hers)
-    reply = await client.request(operation.method, path, json=BODIES.get(operation.path), headers=bob)
+    reply = await client.request(
+        operation.method, path, json=BODIES.get(operation.path), headers=bob
+    )
     assert reply.status_code == {"PUT": 409}.get(
         operation.method, 403 if operation.access is Access.ADMIN else 404
     )
@@ -99,7 +106,9 @@ async def test_nobody_gets_in_without_a_key(client, operation):
     path = operation.path.format(
         job_id="j", upload_id="u", webhook_id="w", delivery_id="d", key_id="k", type="framing"
     )
-    reply = await client.request(operation.method, path, headers={"Authorization": "Bearer rb_wrong"})
+    reply = await client.request(
+        operation.method, path, headers={"Authorization": "Bearer rb_wrong"}
+    )
     assert (reply.status_code, reply.headers["www-authenticate"]) == (401, "Bearer")
 
 
@@ -108,7 +117,10 @@ async def test_a_users_key_is_no_admins(client, operation):
     """403 on what concerns all users."""
     bob = await key_of(client, "bob")
     reply = await client.request(
-        operation.method, operation.path.format(key_id="k"), json=BODIES.get(operation.path), headers=bob
+        operation.method,
+        operation.path.format(key_id="k"),
+        json=BODIES.get(operation.path),
+        headers=bob,
     )
     assert (reply.status_code, reply.json()["code"]) == (403, "forbidden")
 
@@ -129,7 +141,10 @@ async def test_lists_and_files_are_ones_own(client):
         got = await client.get("/api/storage/presigned-url", params={"key": key}, headers=bob)
         assert got.status_code in (404, 422)
     same_key = {"Idempotency-Key": "one"}
-    made = [(await client.post("/api/jobs", json=JOB, headers=who | same_key)).json() for who in (alice, bob)]
+    made = [
+        (await client.post("/api/jobs", json=JOB, headers=who | same_key)).json()
+        for who in (alice, bob)
+    ]
     assert made[0]["job_id"] != made[1]["job_id"]
 
 
@@ -142,7 +157,9 @@ async def test_sockets_and_tickets_are_ones_own(served):
         async def ticket(who):
             return (await client.post("/api/tickets", headers=who)).json()["ticket"]
 
-        async with websockets.connect(f"{served.ws}{job['urls']['ws']}?ticket={await ticket(bob)}") as socket:
+        async with websockets.connect(
+            f"{served.ws}{job['urls']['ws']}?ticket={await ticket(bob)}"
+        ) as socket:
             await asyncio.wait_for(socket.wait_closed(), 5)
             assert socket.close_code == 4404
         hers = await ticket(alice)
@@ -153,7 +170,9 @@ async def test_sockets_and_tickets_are_ones_own(served):
             assert again.status_code == 401
         fresh = await ticket(alice)
         assert (
-            await client.get(job["urls"]["self"], params={"ticket": fresh}, headers={"Authorization": ""})
+            await client.get(
+                job["urls"]["self"], params={"ticket": fresh}, headers={"Authorization": ""}
+            )
         ).status_code == 401
         query = {"ticket": fresh}
         async with client.stream(

@@ -36,7 +36,10 @@ async def test_an_announced_size_is_the_only_one_taken(client):
     """And the only type; then the upload can be said to be complete, as often as one likes."""
     ticket = await begin(client, 4)
     assert await put(ticket["upload_url"], b"films", ticket["headers"]) == 403
-    assert await put(ticket["upload_url"], b"film", ticket["headers"] | {"Content-Type": "text/html"}) == 403
+    assert (
+        await put(ticket["upload_url"], b"film", ticket["headers"] | {"Content-Type": "text/html"})
+        == 403
+    )
     early = await client.post(ticket["complete_url"])
     assert (early.status_code, early.json()["code"]) == (409, "upload_incomplete")
     assert await put(ticket["upload_url"], b"film", ticket["headers"]) == 200
@@ -59,12 +62,18 @@ async def test_a_file_of_another_size_is_not_complete(client, bucket, settings):
     assert (reply.status_code, "5 bytes" in reply.json()["detail"]) == (409, True)
 
 
-async def test_a_large_file_goes_in_equal_parts_and_is_resumed(client, small_parts, bucket, settings):
+async def test_a_large_file_goes_in_equal_parts_and_is_resumed(
+    client, small_parts, bucket, settings
+):
     """Cut off in the middle: what has arrived is not sent again, and the file is what it was."""
     film = bytes(range(256)) * 56_000  # 14.3 MB: three parts
     ticket = await begin(client, len(film), 'größe "x"; y.mp4')
     assert ticket["upload_url"] is None
-    assert [part["bytes"] for part in ticket["parts"]] == [5 * 2**20, 5 * 2**20, len(film) - 10 * 2**20]
+    assert [part["bytes"] for part in ticket["parts"]] == [
+        5 * 2**20,
+        5 * 2**20,
+        len(film) - 10 * 2**20,
+    ]
 
     async def send(part, length=None):
         piece = film[part["offset"] : part["offset"] + (length or part["bytes"])]
@@ -73,7 +82,10 @@ async def test_a_large_file_goes_in_equal_parts_and_is_resumed(client, small_par
     assert await send(ticket["parts"][1]) == 200
     assert await send(ticket["parts"][0], 1000) == 403
     early = await client.post(ticket["complete_url"])
-    assert (early.status_code, "2 parts are missing; the first is part 1" in early.json()["detail"]) == (
+    assert (
+        early.status_code,
+        "2 parts are missing; the first is part 1" in early.json()["detail"],
+    ) == (
         409,
         True,
     )
@@ -83,11 +95,15 @@ async def test_a_large_file_goes_in_equal_parts_and_is_resumed(client, small_par
     for _ in range(2):
         done = await client.post(ticket["complete_url"])
         assert (done.status_code, done.json()["bytes"]) == (200, len(film))
-    url = (await client.get("/api/storage/presigned-url", params={"key": ticket["video_key"]})).json()["url"]
+    url = (
+        await client.get("/api/storage/presigned-url", params={"key": ticket["video_key"]})
+    ).json()["url"]
     async with httpx.AsyncClient() as http:
         got = await http.get(url)
     assert got.content == film
-    assert (await client.post("/api/jobs", json=JOB | {"input_key": ticket["video_key"]})).status_code == 202
+    assert (
+        await client.post("/api/jobs", json=JOB | {"input_key": ticket["video_key"]})
+    ).status_code == 202
 
 
 async def test_joined_but_not_noted_is_complete_all_the_same(client, small_parts, monkeypatch):
@@ -95,7 +111,10 @@ async def test_joined_but_not_noted_is_complete_all_the_same(client, small_parts
     film = b"x" * 12_000_000
     ticket = await begin(client, len(film))
     for part in ticket["parts"]:
-        assert await put(part["upload_url"], film[part["offset"] : part["offset"] + part["bytes"]]) == 200
+        assert (
+            await put(part["upload_url"], film[part["offset"] : part["offset"] + part["bytes"]])
+            == 200
+        )
     with monkeypatch.context() as patch:
         patch.setattr(uploads, "update", lambda *_: 1 / 0)
         assert (await client.post(ticket["complete_url"])).status_code == 500
@@ -115,7 +134,10 @@ async def test_an_upload_that_the_store_gave_up_begins_anew(client, small_parts,
     resumed = (await client.get(f"/api/videos/uploads/{ticket['upload_id']}")).json()
     assert [part["number"] for part in resumed["parts"]] == [1, 2, 3]
     for part in resumed["parts"]:
-        assert await put(part["upload_url"], film[part["offset"] : part["offset"] + part["bytes"]]) == 200
+        assert (
+            await put(part["upload_url"], film[part["offset"] : part["offset"] + part["bytes"]])
+            == 200
+        )
     assert (await client.post(ticket["complete_url"])).json()["bytes"] == len(film)
 
 
@@ -145,7 +167,10 @@ async def test_a_file_that_is_too_large_is_refused_at_once(client):
     reply = await client.post("/api/videos/upload-url", json={"filename": "a.mp4", "bytes": 2**40})
     assert (reply.status_code, reply.json()["errors"][0]["pointer"]) == (422, "/bytes")
     ticket = await begin(client, 32 * 2**30)
-    assert (len(ticket["parts"]), {part["bytes"] for part in ticket["parts"]}) == (100, {16 * 2**20})
+    assert (len(ticket["parts"]), {part["bytes"] for part in ticket["parts"]}) == (
+        100,
+        {16 * 2**20},
+    )
     await client.delete(f"/api/videos/uploads/{ticket['upload_id']}")
 
 
@@ -154,9 +179,9 @@ async def test_a_name_cannot_break_out_of_a_header(client, bucket, settings):
     for name in ('a"; filename="evil.exe', "a\u2028b", "ü.mp4", "a%0d%0aX-Evil: 1.mp4"):
         ticket = await begin(client, None, name)
         assert await put(ticket["upload_url"], b"film", ticket["headers"]) == 200
-        url = (await client.get("/api/storage/presigned-url", params={"key": ticket["video_key"]})).json()[
-            "url"
-        ]
+        url = (
+            await client.get("/api/storage/presigned-url", params={"key": ticket["video_key"]})
+        ).json()["url"]
         async with httpx.AsyncClient() as http:
             got = await http.get(url)
         told = got.headers["content-disposition"]
@@ -164,7 +189,9 @@ async def test_a_name_cannot_break_out_of_a_header(client, bucket, settings):
         assert not set('";\r\n ') & set(told.split("''")[1])
         assert "x-evil" not in got.headers
     for name in ("a\r\nX: 1", "a\x00b", "a/b", "a\\b", "", "..", "."):
-        assert (await client.post("/api/videos/upload-url", json={"filename": name})).status_code == 422
+        assert (
+            await client.post("/api/videos/upload-url", json={"filename": name})
+        ).status_code == 422
 
 
 def swept(made, bucket, days):
@@ -178,12 +205,17 @@ def swept(made, bucket, days):
 
 
 @pytest.mark.abuse
-async def test_a_file_over_the_limit_is_removed_however_it_came(settings, running, provider, bucket):
+async def test_a_file_over_the_limit_is_removed_however_it_came(
+    settings, running, provider, bucket
+):
     """Without telling `bytes`: 413 at `complete`, also the second time, and from then on no URL; the sweep gets what comes later."""
     made = settings(REELBROKER_MAX_UPLOAD_BYTES="10")
     async with running(made, provider) as client:
         ticket = await begin(client)
-        where, whole = f"/api/videos/uploads/{ticket['upload_id']}", f"{made.user_id}/{ticket['video_key']}"
+        where, whole = (
+            f"/api/videos/uploads/{ticket['upload_id']}",
+            f"{made.user_id}/{ticket['video_key']}",
+        )
         for _ in range(2):
             assert await put(ticket["upload_url"], b"x" * 11, ticket["headers"]) == 200
             reply = await client.post(ticket["complete_url"])
@@ -234,9 +266,9 @@ async def test_what_was_accepted_stays_when_the_limit_falls(settings, running, p
         await client.post(ticket["complete_url"])
     async with running(settings(REELBROKER_MAX_UPLOAD_BYTES="10"), provider) as client:
         assert (await client.post(ticket["complete_url"])).json()["bytes"] == 11
-        url = (await client.post("/api/jobs", json=JOB | {"input_key": ticket["video_key"]})).headers[
-            "location"
-        ]
+        url = (
+            await client.post("/api/jobs", json=JOB | {"input_key": ticket["video_key"]})
+        ).headers["location"]
         await until(client, url, lambda job: job["phase"] == "queued")
 
 
@@ -254,7 +286,10 @@ async def test_a_file_that_is_there_cannot_be_replaced(client, small_parts, buck
     film = b"x" * 12_000_000
     large = await begin(client, len(film))
     for part in large["parts"]:
-        assert await put(part["upload_url"], film[part["offset"] : part["offset"] + part["bytes"]]) == 200
+        assert (
+            await put(part["upload_url"], film[part["offset"] : part["offset"] + part["bytes"]])
+            == 200
+        )
     for _ in range(2):
         assert (await client.post(large["complete_url"])).status_code == 200
         part = large["parts"][0]

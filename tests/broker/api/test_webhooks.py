@@ -41,10 +41,16 @@ class Office:
     def __init__(self, settings, make_job):
         self.settings, self.make_job = settings, make_job
         self.engine = open_engine(settings.database_url)
-        self.store, self.outbox, self.receiver = JobStore(self.engine), Outbox(self.engine), Receiver()
+        self.store, self.outbox, self.receiver = (
+            JobStore(self.engine),
+            Outbox(self.engine),
+            Receiver(),
+        )
         self.now, self.names = now_ms(), {"app.example": ["93.184.215.14"]}
         self.http = httpx.AsyncClient(transport=httpx.MockTransport(self.receiver))
-        self.service = WebhookService(settings, self.outbox, self.http, self.resolve, lambda: self.now)
+        self.service = WebhookService(
+            settings, self.outbox, self.http, self.resolve, lambda: self.now
+        )
 
     async def resolve(self, host, port):
         found = self.names.get(host)
@@ -122,7 +128,9 @@ async def test_only_the_users_own_and_wanted_ends_are_told(office):
     office.store.move(
         other,
         EventKind.ERROR,
-        JobChange.model_validate({"status": JobStatus.ERROR, "error_code": "internal", "error": "x"}),
+        JobChange.model_validate(
+            {"status": JobStatus.ERROR, "error_code": "internal", "error": "x"}
+        ),
     )
     await office.send()
     assert office.receiver.calls == []
@@ -132,9 +140,11 @@ async def test_a_receiver_that_is_down_is_called_for_a_day(office):
     """At the times of Standard Webhooks, each under the same id with a fresh time; then never again, but for redelivery."""
     webhook = await office.add()
     office.finish()
-    office.receiver.answers = [httpx.Response(500), httpx.ConnectError("down"), httpx.Response(301)] + [
-        httpx.Response(503)
-    ] * 20
+    office.receiver.answers = [
+        httpx.Response(500),
+        httpx.ConnectError("down"),
+        httpx.Response(301),
+    ] + [httpx.Response(503)] * 20
     await office.send()
     for number, seconds in enumerate(AGAIN_SECONDS, start=1):
         await office.send(after=0.85 * seconds)
@@ -154,7 +164,11 @@ async def test_a_receiver_that_is_down_is_called_for_a_day(office):
     await office.service.send_again("u1", webhook.id, delivery.id)
     await office.send()
     again = await office.only(webhook)
-    assert (again.id, again.tries[-1].status, again.delivered_at is not None) == (delivery.id, 204, True)
+    assert (again.id, again.tries[-1].status, again.delivered_at is not None) == (
+        delivery.id,
+        204,
+        True,
+    )
 
 
 async def test_a_message_that_is_sent_again_meanwhile_is_not_undone(office):
@@ -200,7 +214,10 @@ async def test_one_receiver_that_hangs_holds_up_no_other(office):
     over.set()
     await office.send()
     for webhook in (hangs, works):
-        assert all(one.delivered_at for one in (await office.service.deliveries("u1", webhook.id)).deliveries)
+        assert all(
+            one.delivered_at
+            for one in (await office.service.deliveries("u1", webhook.id)).deliveries
+        )
     await office.service._http.aclose()
 
 
@@ -211,7 +228,9 @@ async def test_what_one_receiver_sets_no_other_gets(office):
     await office.add("https://other.example/")
     office.service._http = open_caller()
     office.service._http._transport = httpx.MockTransport(office.receiver)
-    office.receiver.answers = [httpx.Response(204, headers={"Set-Cookie": f"sid={n}"}) for n in range(9)]
+    office.receiver.answers = [
+        httpx.Response(204, headers={"Set-Cookie": f"sid={n}"}) for n in range(9)
+    ]
     for _ in range(3):
         office.finish()
         await office.send()
@@ -363,9 +382,9 @@ async def test_the_whole_way_over_http(settings, running, provider):
     async def take(reader, writer):
         head = await reader.readuntil(b"\r\n\r\n")
         length = int(
-            next(line for line in head.split(b"\r\n") if line.lower().startswith(b"content-length")).split()[
-                1
-            ]
+            next(
+                line for line in head.split(b"\r\n") if line.lower().startswith(b"content-length")
+            ).split()[1]
         )
         heard.put_nowait(json.loads(await reader.readexactly(length)))
         writer.write(b"HTTP/1.1 204 No Content\r\nConnection: close\r\n\r\n")
@@ -374,14 +393,21 @@ async def test_the_whole_way_over_http(settings, running, provider):
 
     server = await asyncio.start_server(take, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
-    async with server, running(settings(REELBROKER_WEBHOOKS_TO_PRIVATE_ADDRESSES="true"), provider) as client:
-        made = (await client.post("/api/webhooks", json={"url": f"http://127.0.0.1:{port}/h"})).json()
+    async with (
+        server,
+        running(settings(REELBROKER_WEBHOOKS_TO_PRIVATE_ADDRESSES="true"), provider) as client,
+    ):
+        made = (
+            await client.post("/api/webhooks", json={"url": f"http://127.0.0.1:{port}/h"})
+        ).json()
         assert "secret" not in (await client.get("/api/webhooks")).text
         url = (await client.post("/api/jobs", json=JOB)).headers["location"]
         told = await asyncio.wait_for(heard.get(), 10)
         assert (told["type"], told["data"]["error_code"]) == ("job.error", "source_not_found")
         hook = f"/api/webhooks/{made['id']}"
-        log = await until(client, f"{hook}/deliveries", lambda log: log["deliveries"][0]["delivered_at"])
+        log = await until(
+            client, f"{hook}/deliveries", lambda log: log["deliveries"][0]["delivered_at"]
+        )
         again = await client.post(f"{hook}/deliveries/{log['deliveries'][0]['id']}/redeliver")
         assert again.status_code == 202
         assert await asyncio.wait_for(heard.get(), 10) == told
@@ -395,13 +421,21 @@ def test_what_is_told_is_committed_with_the_move(database_url, make_job):
     store, outbox = JobStore(engine), Outbox(engine)
     outbox.add(
         WebhookRow(
-            id="w", user_id="u1", url="https://a", kinds="job.cancelled", secret="whsec_x", created_at=1
+            id="w",
+            user_id="u1",
+            url="https://a",
+            kinds="job.cancelled",
+            secret="whsec_x",
+            created_at=1,
         )
     )
     job = store.add(make_job())
     stale = job.model_copy(update={"version": 7})
     assert (
-        store.move(stale, EventKind.ERROR, JobChange.model_validate({"status": JobStatus.CANCELLED})) is None
+        store.move(
+            stale, EventKind.ERROR, JobChange.model_validate({"status": JobStatus.CANCELLED})
+        )
+        is None
     )
     assert outbox.due(now_ms(), 9) == []
     store.move(job, EventKind.ERROR, JobChange.model_validate({"status": JobStatus.CANCELLED}))

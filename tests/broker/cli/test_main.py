@@ -143,7 +143,9 @@ def test_a_sweep_lists_before_it_removes(desk, monkeypatch):
     )
     assert json.loads(desk.types("sweep", "--dry-run", "--json")) == []
     monkeypatch.setenv("REELBROKER_KEEP_DOCUMENTS_DAYS", "0.000000001")
-    assert [row["key"] for row in json.loads(desk.types("sweep", "--dry-run", "--json"))] == [document]
+    assert [row["key"] for row in json.loads(desk.types("sweep", "--dry-run", "--json"))] == [
+        document
+    ]
     assert desk.bucket.size(document) is not None
     desk.store.close()
     assert "1 objects removed" in desk.types("sweep")

@@ -36,7 +36,9 @@ def test_a_restart_refuses_nobody(environment, tmp_path):
 
         def ask():
             while not over.is_set():
-                answers.append(httpx.get(url, headers={"Connection": "close"}, timeout=30).status_code)
+                answers.append(
+                    httpx.get(url, headers={"Connection": "close"}, timeout=30).status_code
+                )
 
         process = serve(listening, environment, log)
         try:
@@ -65,7 +67,9 @@ def test_a_broker_that_cannot_begin_says_why_in_a_line(environment, database_url
     """Another one has its database: no traceback, and an exit code that a supervisor sees."""
     engine = open_engine(database_url)
     command = [sys.executable, "-m", "broker.cli.main", "serve"]
-    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    ended = subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=60, check=False
+    )
     engine.dispose()
     assert ended.returncode == 1
     assert "in use by another process" in ended.stdout

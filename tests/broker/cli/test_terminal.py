@@ -25,7 +25,9 @@ def database_url(tmp_path):
 def shell(settings, monkeypatch):
     """A terminal with a broker in its environment."""
     made, provider = settings(), Provider()
-    log_to_stderr("CRITICAL")  # the broker is in this process, and what it says is not the command's
+    log_to_stderr(
+        "CRITICAL"
+    )  # the broker is in this process, and what it says is not the command's
     with serve(made, provider) as served:
         monkeypatch.setenv("REELBROKER_URL", served.url)
         monkeypatch.setenv("REELBROKER_API_KEY", API_KEY)
@@ -51,7 +53,18 @@ def test_the_whole_journey_is_one_line(shell, tmp_path):
     params.write_text('{"output_width": 270, "output_height": 480}')
     working = finish_soon(shell.provider, shell.bucket)
     told = shell.types(
-        "submit", video, "--params", params, "--project", 7, "-m", "a=b=c", "--watch", "-o", out, "--json"
+        "submit",
+        video,
+        "--params",
+        params,
+        "--project",
+        7,
+        "-m",
+        "a=b=c",
+        "--watch",
+        "-o",
+        out,
+        "--json",
     )
     working.join()
     job = json.loads(told)
@@ -67,7 +80,8 @@ def test_the_whole_journey_is_one_line(shell, tmp_path):
     shell.types("download", job["job_id"], again)
     assert again.read_bytes() == b"a film"
     assert [
-        one["job_id"] for one in json.loads(shell.types("jobs", "list", "--status", "complete", "--json"))
+        one["job_id"]
+        for one in json.loads(shell.types("jobs", "list", "--status", "complete", "--json"))
     ] == [job["job_id"]]
     (listed,) = [line for line in shell.types("jobs", "list").splitlines() if job["job_id"] in line]
     assert re.fullmatch(r"\S+ +framing +complete +\d+ s +Done *", listed)
@@ -119,7 +133,10 @@ def test_a_quote_reads_its_params_from_standard_input(shell):
         input='{"output_width": 540, "output_height": 960}',
     )
     assert told.startswith("4 s of video: ")
-    assert json.loads(shell.types("quote", "a.mp4", "--seconds", "4", "--json"))["source_known"] is True
+    assert (
+        json.loads(shell.types("quote", "a.mp4", "--seconds", "4", "--json"))["source_known"]
+        is True
+    )
 
 
 def test_a_broker_that_is_not_there_is_said_in_a_line(monkeypatch):

@@ -91,7 +91,14 @@ class Host:
         raise AssertionError("the endpoint did not come up")
 
     def start_endpoint(self):
-        flags = ["--port", str(self.port), "--endpoint-id", "ep", "--database", str(self.folder / "q.db")]
+        flags = [
+            "--port",
+            str(self.port),
+            "--endpoint-id",
+            "ep",
+            "--database",
+            str(self.folder / "q.db"),
+        ]
         root = str(Path(__file__).parents[3])
         environment = {"RUNPOD_API_KEY": KEY, "PYTHONPATH": root}
         process = self.spawn(["-m", "broker.embedded.endpoint", *flags], environment, "endpoint")
@@ -153,7 +160,10 @@ class QuickHost(Host):
         )
         server = uvicorn.Server(
             uvicorn.Config(
-                create_endpoint(config), port=self.port, log_level="critical", timeout_graceful_shutdown=1
+                create_endpoint(config),
+                port=self.port,
+                log_level="critical",
+                timeout_graceful_shutdown=1,
             )
         )
         self.thread = threading.Thread(target=server.run, daemon=True)
@@ -171,7 +181,9 @@ class QuickHost(Host):
 
     def take(self, worker="hand"):
         """Takes a job as the SDK would."""
-        return self.http.get(f"job-take/{worker}?gpu=CPU&job_in_progress=0", headers={"Authorization": KEY})
+        return self.http.get(
+            f"job-take/{worker}?gpu=CPU&job_in_progress=0", headers={"Authorization": KEY}
+        )
 
     def done(self, job_id, body, worker="hand"):
         """Returns a result as the SDK does: JSON under a form's content type."""
@@ -270,7 +282,14 @@ def test_health_counts_jobs_and_workers(host):
     """In RunPod's words."""
     told = host.http.get("health").json()
     assert set(told["jobs"]) == {"completed", "failed", "inProgress", "inQueue", "retried"}
-    assert set(told["workers"]) == {"idle", "initializing", "ready", "running", "throttled", "unhealthy"}
+    assert set(told["workers"]) == {
+        "idle",
+        "initializing",
+        "ready",
+        "running",
+        "throttled",
+        "unhealthy",
+    }
     assert told["workers"]["idle"] + told["workers"]["running"] == 1
 
 
@@ -299,7 +318,9 @@ def test_what_is_not_there_is_404(host):
     """Unknown jobs, and other endpoints."""
     assert host.http.get("status/nobody").status_code == 404
     assert host.http.post("status/nobody").status_code == 404
-    assert httpx.get(f"{host.base}/v2/other/health", headers={"Authorization": KEY}).status_code == 404
+    assert (
+        httpx.get(f"{host.base}/v2/other/health", headers={"Authorization": KEY}).status_code == 404
+    )
 
 
 @pytest.mark.parametrize(
@@ -310,7 +331,9 @@ def test_what_is_not_there_is_404(host):
         pytest.param(b"{}", id="no-input"),
         pytest.param(b'{"input": {}}', id="empty-input"),
         pytest.param(b'{"input": [1]}', id="input-no-object"),
-        pytest.param(b'{"input": {"x": 1}, "policy": {"executionTimeout": 10}}', id="policy-too-short"),
+        pytest.param(
+            b'{"input": {"x": 1}, "policy": {"executionTimeout": 10}}', id="policy-too-short"
+        ),
         pytest.param(b'{"input": {"x": 1}, "webhook": "file:///etc/passwd"}', id="webhook-no-http"),
         pytest.param(b'{"input": {"x": 1}, "webhook": "http://[::1"}', id="webhook-no-address"),
         pytest.param(b'{"input": {"x": NaN}}', id="nan"),
@@ -379,7 +402,11 @@ def test_a_worker_gets_the_webhook_or_nothing(quick):
     assert quick.take().status_code == 204
     assert 0.9 < time.monotonic() - began < 3
     job_id = quick.run({"x": 1}, webhook="http://127.0.0.1:9/hook")
-    assert quick.take().json() == {"id": job_id, "input": {"x": 1}, "webhook": "http://127.0.0.1:9/hook"}
+    assert quick.take().json() == {
+        "id": job_id,
+        "input": {"x": 1},
+        "webhook": "http://127.0.0.1:9/hook",
+    }
 
 
 def test_several_jobs_are_taken_as_a_list(quick):
@@ -414,8 +441,14 @@ def test_late_progress_does_not_reopen_a_job(quick):
     job_id = quick.run({"x": 1})
     quick.take()
     assert quick.done(job_id, b'{"output": {"ok": 1}}').status_code == 200
-    assert quick.done(job_id, b'{"status": "IN_PROGRESS", "output": {"progress": 9}}').status_code == 200
-    assert (quick.status(job_id)["status"], quick.status(job_id)["output"]) == ("COMPLETED", {"ok": 1})
+    assert (
+        quick.done(job_id, b'{"status": "IN_PROGRESS", "output": {"progress": 9}}').status_code
+        == 200
+    )
+    assert (quick.status(job_id)["status"], quick.status(job_id)["output"]) == (
+        "COMPLETED",
+        {"ok": 1},
+    )
 
 
 def test_a_worker_that_reports_a_failed_check_is_unhealthy(quick):

@@ -62,7 +62,9 @@ def test_what_was_stored_survives_a_kill(tmp_path, new_ports):
         first.kill()
         store.sweep()
         if new_ports:
-            store = replace(store, ports=dict(zip(PORT_NAMES, free_ports(len(PORT_NAMES)), strict=True)))
+            store = replace(
+                store, ports=dict(zip(PORT_NAMES, free_ports(len(PORT_NAMES)), strict=True))
+            )
         second = Process(store, log)
         try:
             assert view(store).read("u/a.json") == b"kept"
@@ -103,7 +105,9 @@ def test_preparing_twice_changes_nothing(object_store):
 def listening(url):
     """The TCP ports that the process behind a URL listens on, from /proc."""
     rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
-    sockets = {f"socket:[{row[9]}]": int(row[1].split(":")[1], 16) for row in rows if row[3] == "0A"}
+    sockets = {
+        f"socket:[{row[9]}]": int(row[1].split(":")[1], 16) for row in rows if row[3] == "0A"
+    }
     ours = httpx.URL(url).port
     for process in Path("/proc").glob("[0-9]*"):
         try:
@@ -145,17 +149,40 @@ def test_no_port_gives_out_or_deletes_an_object_without_a_key(object_store):
     while (ports := listening(object_store.url)) != set(object_store.ports.values()):
         assert time.monotonic() < deadline  # the admin part comes up last
         time.sleep(0.1)
-    paths = [f"/buckets/{object_store.bucket}/{key}", f"/{object_store.bucket}/{key}", "/1,01abcdef01", "/"]
-    paths += [f"/buckets/{object_store.bucket}/?recursive=true", "/dir/assign", "/dir/lookup?volumeId=1"]
-    told = [asked(method, port, path) for method in ("GET", "DELETE") for port in ports for path in paths]
+    paths = [
+        f"/buckets/{object_store.bucket}/{key}",
+        f"/{object_store.bucket}/{key}",
+        "/1,01abcdef01",
+        "/",
+    ]
+    paths += [
+        f"/buckets/{object_store.bucket}/?recursive=true",
+        "/dir/assign",
+        "/dir/lookup?volumeId=1",
+    ]
+    told = [
+        asked(method, port, path)
+        for method in ("GET", "DELETE")
+        for port in ports
+        for path in paths
+    ]
     replies = [reply for reply in told if reply is not None]
     assert len(replies) == 2 * 5 * len(paths)
     assert not [reply for reply in replies if b"private film" in reply.content]
     listings = [reply for reply in replies if key not in reply.url.path]
     assert not [reply for reply in listings if b"private" in reply.content]
-    assert {reply.status_code for reply in replies if reply.url.path != "/"} <= {400, 401, 403, 404, 405}
+    assert {reply.status_code for reply in replies if reply.url.path != "/"} <= {
+        400,
+        401,
+        403,
+        404,
+        405,
+    }
     volume = [reply for reply in replies if "/1,01abcdef01" in str(reply.url)]
-    assert [r.status_code for r in volume if r.url.port == object_store.ports["volume.port"]] == [401, 401]
+    assert [r.status_code for r in volume if r.url.port == object_store.ports["volume.port"]] == [
+        401,
+        401,
+    ]
     assert bucket.read(key) == b"a private film"
 
 

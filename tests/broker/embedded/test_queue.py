@@ -21,7 +21,13 @@ def queue(tmp_path):
 
 
 def add(queue, name="a", now=0.0, **overrides):
-    fields = {"id": name, "input": {"x": 1}, "execution_timeout": 600, "ttl": 86_400, "created_at": now}
+    fields = {
+        "id": name,
+        "input": {"x": 1},
+        "execution_timeout": 600,
+        "ttl": 86_400,
+        "created_at": now,
+    }
     queue.add(job := QueuedJob(**(fields | overrides)))
     return job
 
@@ -172,7 +178,10 @@ def test_a_worker_whose_own_checks_failed_is_told_apart(queue):
     """The SDK says so once, before it ends."""
     queue.see("w1", 0)
     queue.see_unhealthy("w2", 0)
-    assert {name: worker.is_healthy for name, worker in queue.workers.items()} == {"w1": True, "w2": False}
+    assert {name: worker.is_healthy for name, worker in queue.workers.items()} == {
+        "w1": True,
+        "w2": False,
+    }
 
 
 def test_what_is_removed_is_not_written_again(queue, tmp_path):
@@ -295,7 +304,9 @@ class QueueMachine(RuleBasedStateMachine):
 
     @rule()
     def purge(self):
-        waiting = [job for job in self.jobs if self.queue.get(job.id) and job.state is State.IN_QUEUE]
+        waiting = [
+            job for job in self.jobs if self.queue.get(job.id) and job.state is State.IN_QUEUE
+        ]
         assert self.queue.purge() == len(waiting)
         self.purged.update(job.id for job in waiting)
 
@@ -358,12 +369,16 @@ class QueueMachine(RuleBasedStateMachine):
     @invariant()
     def the_file_holds_what_memory_holds(self):
         with sqlite3.connect(self.path) as file:
-            rows = {name: json.loads(job) for name, job in file.execute("SELECT id, job FROM queue")}
+            rows = {
+                name: json.loads(job) for name, job in file.execute("SELECT id, job FROM queue")
+            }
         file.close()
         there = [job for job in self.jobs if self.queue.get(job.id)]
         # A restart renews leases in memory only: the next one would, too.
         expected = {job.id: vars(job) | {"input": None, "lease_until": None} for job in there}
-        assert {name: row | {"input": None, "lease_until": None} for name, row in rows.items()} == expected
+        assert {
+            name: row | {"input": None, "lease_until": None} for name, row in rows.items()
+        } == expected
 
     def teardown(self):
         self.queue.close()

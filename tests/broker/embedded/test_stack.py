@@ -79,7 +79,8 @@ def _is_alive(pid):
 async def test_a_part_that_will_not_end_is_killed(part):
     """After its time to end by itself."""
     running = part(
-        "import signal; signal.signal(15, signal.SIG_IGN); " + READY + "time.sleep(60)", stop_seconds=0.3
+        "import signal; signal.signal(15, signal.SIG_IGN); " + READY + "time.sleep(60)",
+        stop_seconds=0.3,
     )
     await running.start()
     await asyncio.wait_for(running.stop(), 5)
@@ -141,12 +142,18 @@ async def test_what_a_stack_writes_is_the_owners_alone(tmp_path):
             stack._opened()
             stack._lock.close()
             is_written = (folder / "written").exists
-            command = [sys.executable, "-c", "open('written', 'w').close(); import time; time.sleep(60)"]
+            command = [
+                sys.executable,
+                "-c",
+                "open('written', 'w').close(); import time; time.sleep(60)",
+            ]
 
             async def is_ready(is_written=is_written):
                 return is_written()
 
-            running = RunningPart(Part("part", lambda command=command: (command, {}), is_ready), folder)
+            running = RunningPart(
+                Part("part", lambda command=command: (command, {}), is_ready), folder
+            )
             await running.start()
             await running.stop()
     finally:

@@ -280,7 +280,9 @@ class Promise(RuleBasedStateMachine):
         """Everything that is due after a while, once; by two brokers at the same moment, sometimes."""
         self.now += after * 1000
         self.boundaries.until_crash = crash
-        for job_id in [job_id for job_id in self.store.due(self.now, 1000) if job_id in self.accepted]:
+        for job_id in [
+            job_id for job_id in self.store.due(self.now, 1000) if job_id in self.accepted
+        ]:
             self.run(self.look_at(job_id, brokers))
         for _, orphan in self.store.orphans(self.now):
             if orphan.job_id in self.accepted:
@@ -302,7 +304,10 @@ class Promise(RuleBasedStateMachine):
         with contextlib.suppress(BrokerError):
             await self.orphans.release(token)
 
-    @rule(after=st.sampled_from([0, 5, 9_000, 100_000]), draining=st.sampled_from([False, False, True]))
+    @rule(
+        after=st.sampled_from([0, 5, 9_000, 100_000]),
+        draining=st.sampled_from([False, False, True]),
+    )
     def restarts(self, after, draining):
         """After a while in which nobody looked."""
         self.now += after * 1000
@@ -315,7 +320,11 @@ class Promise(RuleBasedStateMachine):
     def provider_is_in_trouble(self, faults):
         self.faults = faults
 
-    @rule(workers=st.sampled_from([{}, {"idle": 1}, {"throttled": 1}, {"unhealthy": 1}, {"initializing": 1}]))
+    @rule(
+        workers=st.sampled_from(
+            [{}, {"idle": 1}, {"throttled": 1}, {"unhealthy": 1}, {"initializing": 1}]
+        )
+    )
     def provider_scales(self, workers):
         self.provider.workers = workers
 
@@ -375,7 +384,10 @@ class Promise(RuleBasedStateMachine):
         self.executions.append(execution)
         return execution
 
-    @rule(pick=st.integers(0, 99), how=st.sampled_from(["forget", "cancel", "time-out", "platform-failure"]))
+    @rule(
+        pick=st.integers(0, 99),
+        how=st.sampled_from(["forget", "cancel", "time-out", "platform-failure"]),
+    )
     @when(lambda self: self.provider.jobs)
     def provider_ends_a_job(self, pick, how):
         """Whatever its worker does meanwhile."""
@@ -412,7 +424,9 @@ class Promise(RuleBasedStateMachine):
         if execution is not None and execution.remote_id in self.provider.jobs:
             remote = self.provider.jobs[execution.remote_id]
             if remote["status"] in ("IN_PROGRESS", "COMPLETED"):
-                remote.update(status="IN_PROGRESS", output={"phase": "processing", "progress": progress})
+                remote.update(
+                    status="IN_PROGRESS", output={"phase": "processing", "progress": progress}
+                )
 
     @rule(pick=st.integers(0, 99))
     @when(lambda self: self.alive())
@@ -422,7 +436,9 @@ class Promise(RuleBasedStateMachine):
             return
         if execution.worker.told_to_stop():
             execution.over = True
-            self.answer(execution.remote_id, status="FAILED", error="stopped", output=failure("cancelled"))
+            self.answer(
+                execution.remote_id, status="FAILED", error="stopped", output=failure("cancelled")
+            )
         else:
             execution.looked = True
 
@@ -437,7 +453,10 @@ class Promise(RuleBasedStateMachine):
         if execution is not None and not self.bucket.away:
             self.commit(execution, answer, lose == 0)
 
-    @rule(pick=st.integers(0, 99), end=st.sampled_from(["forget", "platform-failure", "cancelled-by-user"]))
+    @rule(
+        pick=st.integers(0, 99),
+        end=st.sampled_from(["forget", "platform-failure", "cancelled-by-user"]),
+    )
     @when(lambda self: self.alive(looked=True))
     def worker_is_given_up_after_its_last_look(self, pick, end):
         """And commits all the same: between looking and committing there is always a moment."""
@@ -473,7 +492,10 @@ class Promise(RuleBasedStateMachine):
         if execution is not None:
             execution.over = True
             self.answer(
-                execution.remote_id, status="FAILED", error="x", output=failure(code) if code else None
+                execution.remote_id,
+                status="FAILED",
+                error="x",
+                output=failure(code) if code else None,
             )
 
     # ── the oracle ──────────────────────────────────────────────────────────────────────────────────────────────
@@ -529,13 +551,20 @@ class Promise(RuleBasedStateMachine):
         attempts = self.store.attempts(job_id)
         assert [attempt.number for attempt in attempts] == list(range(1, job.attempt + 1))
         assert len(attempts) <= job.max_attempts
-        failures = collections.Counter(attempt.error_code for attempt in attempts if attempt.error_code)
+        failures = collections.Counter(
+            attempt.error_code for attempt in attempts if attempt.error_code
+        )
         assert all(count <= TRIES.get(code, 1) for code, count in failures.items())
         for attempt in attempts:
             if attempt.state is AttemptState.SUPERSEDED:
-                assert self.bucket.size(f"{USER}/jobs/{job_id}/{attempt.token}/stop.json") is not None
+                assert (
+                    self.bucket.size(f"{USER}/jobs/{job_id}/{attempt.token}/stop.json") is not None
+                )
         if job.status is JobStatus.COMPLETE:
-            assert self.bucket.size(object_key(USER, job.output_key)) == json.loads(job.result)["bytes"]
+            assert (
+                self.bucket.size(object_key(USER, job.output_key))
+                == json.loads(job.result)["bytes"]
+            )
         self.coverage.ends[job.status] += 1
         self.coverage.codes |= failures.keys() | ({job.error_code} if job.error_code else set())
 
@@ -563,7 +592,9 @@ class Promise(RuleBasedStateMachine):
 
     def failed(self):
         """The jobs that may be retried."""
-        return [job_id for job_id, job in self.ended.items() if job.status is not JobStatus.COMPLETE]
+        return [
+            job_id for job_id, job in self.ended.items() if job.status is not JobStatus.COMPLETE
+        ]
 
     def choose(self, items, pick):
         return items[pick % len(items)] if items else None
@@ -578,7 +609,9 @@ class Promise(RuleBasedStateMachine):
 
 def known_histories():
     """Rare ones, which chance alone may not find in a short run; each yields a machine to go on with."""
-    for crash in range(12):  # at each boundary of a first look, and the run is done before the next one
+    for crash in range(
+        12
+    ):  # at each boundary of a first look, and the run is done before the next one
         machine = Promise()
         machine.begin(look=False)
         machine.look(0, crash, 1)
@@ -608,7 +641,11 @@ def known_troubles():
         machine.worker_looks_at_the_fence(0)
         machine.worker_is_given_up_after_its_last_look(0, end)
         yield machine
-    for faults in (["execute-and-time-out"], ["500"] * 4, ["400"]):  # in doubt, and no worker ever shows up
+    for faults in (
+        ["execute-and-time-out"],
+        ["500"] * 4,
+        ["400"],
+    ):  # in doubt, and no worker ever shows up
         machine = Promise()
         machine.begin(look=False)
         machine.faults = faults

@@ -48,7 +48,9 @@ class Scene:
 
     def cancel(self):
         self.store.move(
-            self.job, EventKind.CANCEL_REQUESTED, JobChange.model_validate({"cancel_requested_at": self.now})
+            self.job,
+            EventKind.CANCEL_REQUESTED,
+            JobChange.model_validate({"cancel_requested_at": self.now}),
         )
 
 
@@ -68,7 +70,12 @@ async def submitted(scene):
 async def test_a_new_job_is_submitted_once(scene):
     """The provider gets token and deadlines; the job gets the provider's id."""
     job = await scene.look()
-    assert (job.status, job.phase, job.provider_job_id, job.attempt) == ("processing", "queued", "rp-1", 1)
+    assert (job.status, job.phase, job.provider_job_id, job.attempt) == (
+        "processing",
+        "queued",
+        "rp-1",
+        1,
+    )
     sent = scene.provider.only()["sent"]["input"]
     assert (sent["job_id"], sent["attempt_token"]) == (scene.id, scene.attempt.token)
     await scene.look()
@@ -80,7 +87,11 @@ async def test_an_unreachable_provider_keeps_the_job_pending(scene):
     scene.provider.fault = refuse
     for _ in range(3):
         job = await scene.look()
-    assert (job.status, job.attempt, scene.attempt.state) == (JobStatus.PENDING, 1, AttemptState.READY)
+    assert (job.status, job.attempt, scene.attempt.state) == (
+        JobStatus.PENDING,
+        1,
+        AttemptState.READY,
+    )
     assert "cannot be reached" in job.message
     scene.provider.fault = lambda _: httpx.Response(429)
     assert "takes no more jobs for the moment" in (await scene.look()).message
@@ -150,7 +161,9 @@ async def test_a_broker_that_died_while_submitting_does_not_submit_again(scene):
     )
     await scene.look(5)
     assert scene.provider.submits == []
-    sent = {"input": {"job_id": scene.id, "user_id": scene.settings.user_id, "attempt_token": "0" * 32}}
+    sent = {
+        "input": {"job_id": scene.id, "user_id": scene.settings.user_id, "attempt_token": "0" * 32}
+    }
     Worker(scene.bucket, sent).finish()
     assert (await scene.look(5)).status is JobStatus.COMPLETE
 
@@ -160,7 +173,12 @@ async def test_a_committed_result_completes_the_job_whatever_the_provider_says(s
     key = submitted.worker().finish()
     submitted.provider.fault = refuse
     job = await submitted.look()
-    assert (job.status, job.output_key, job.progress, job.gpu_seconds) == (JobStatus.COMPLETE, key, 100, 3.5)
+    assert (job.status, job.output_key, job.progress, job.gpu_seconds) == (
+        JobStatus.COMPLETE,
+        key,
+        100,
+        3.5,
+    )
     assert job.evidence_source == "bucket:result.json"
     assert submitted.attempt.state is AttemptState.ENDED
 
@@ -254,7 +272,11 @@ async def test_what_another_try_would_not_mend_is_an_error_at_once(submitted):
     output = {"error_code": "invalid_media", "retryable": False}
     submitted.provider.only().update(status="FAILED", error="Not a video.", output=output)
     job = await submitted.look()
-    assert (job.status, job.error_code, job.attempt) == (JobStatus.ERROR, ErrorCode.INVALID_MEDIA, 1)
+    assert (job.status, job.error_code, job.attempt) == (
+        JobStatus.ERROR,
+        ErrorCode.INVALID_MEDIA,
+        1,
+    )
     assert job.error == "Not a video."
 
 
@@ -299,7 +321,11 @@ class TestTimedOut:
         scene.provider.only().update(status="FAILED", error="lost")
         await scene.look(5)
         job = await scene.look(30)
-        assert (job.attempt, job.started_at is not None, scene.attempt.started_at) == (2, True, None)
+        assert (job.attempt, job.started_at is not None, scene.attempt.started_at) == (
+            2,
+            True,
+            None,
+        )
         scene.provider.jobs["rp-2"].update(status="TIMED_OUT")
         await scene.look(60)
         assert scene.attempt.error_code is ErrorCode.QUEUE_TIMEOUT
@@ -318,7 +344,11 @@ class TestTimedOut:
             id="worker",
         ),
         pytest.param(
-            {"status": "FAILED", "error": "x", "output": {"error_code": "cancelled", "retryable": False}},
+            {
+                "status": "FAILED",
+                "error": "x",
+                "output": {"error_code": "cancelled", "retryable": False},
+            },
             id="fenced-by-a-move-that-lost",
         ),
     ],
@@ -380,7 +410,9 @@ async def test_a_cancel_without_an_answer_ends_on_the_fence_alone(submitted):
     submitted.cancel()
     submitted.provider.fault = refuse
     assert (await submitted.look()).status is JobStatus.PROCESSING
-    assert (await submitted.look(submitted.settings.cancel_grace_seconds + 1)).status is JobStatus.CANCELLED
+    assert (
+        await submitted.look(submitted.settings.cancel_grace_seconds + 1)
+    ).status is JobStatus.CANCELLED
 
 
 async def test_a_job_cancelled_in_the_providers_console_is_cancelled(submitted):
@@ -432,7 +464,9 @@ async def test_a_webhook_names_the_run_of_a_submit_in_doubt(scene):
     scene.provider.fault = executes_and_times_out(scene.provider)
     await scene.look()
     scene.provider.fault = None
-    reconciler = make_core(scene.settings, scene.store, scene.bucket, None, lambda: scene.now).reconciler
+    reconciler = make_core(
+        scene.settings, scene.store, scene.bucket, None, lambda: scene.now
+    ).reconciler
     token = scene.attempt.token
     assert not await reconciler.hint(scene.id, "0" * 32, "rp-1")
     assert await reconciler.hint(scene.id, token, "rp-7")
@@ -468,7 +502,9 @@ async def test_a_hint_during_a_look_is_not_put_off_by_it(submitted):
 
 async def test_an_idle_endpoint_does_not_have_the_job(scene):
     """Seen empty twice, some seconds apart: no need to sit out the grace period."""
-    scene.provider.fault = lambda request: httpx.Response(502) if request.url.path.endswith("/run") else None
+    scene.provider.fault = lambda request: (
+        httpx.Response(502) if request.url.path.endswith("/run") else None
+    )
     await scene.look()
     await scene.look(5)
     assert scene.attempt.state is AttemptState.SUBMITTING
@@ -487,14 +523,20 @@ async def test_a_queue_that_was_seen_empty_is_no_word_on_the_run(scene):
     scene.provider.jobs.clear()  # the queue does not show it yet
     scene.provider.fault = None
     await scene.look(5)
-    scene.provider.fault = lambda request: httpx.Response(503) if "/health" in request.url.path else None
+    scene.provider.fault = lambda request: (
+        httpx.Response(503) if "/health" in request.url.path else None
+    )
     with pytest.raises(ProviderError):
         await scene.look(40)
     worker = Worker(scene.bucket, sent)
     worker.start("rp-1")
     await scene.look()
     attempt = scene.attempt
-    assert (attempt.state, attempt.queue_empty_since, attempt.absent_since) == ("submitted", None, None)
+    assert (attempt.state, attempt.queue_empty_since, attempt.absent_since) == (
+        "submitted",
+        None,
+        None,
+    )
     await scene.look()
     assert (scene.attempt.state, worker.told_to_stop()) == (AttemptState.SUBMITTED, False)
     assert scene.attempt.absent_since == scene.now
@@ -518,7 +560,11 @@ async def test_a_job_that_expired_in_the_queue_goes_once_more(submitted):
         if attempt == 1:
             assert submitted.attempt.error_code is ErrorCode.QUEUE_TIMEOUT
             await submitted.look(60)
-    assert (job.status, job.error_code, job.attempt) == (JobStatus.ERROR, ErrorCode.QUEUE_TIMEOUT, 2)
+    assert (job.status, job.error_code, job.attempt) == (
+        JobStatus.ERROR,
+        ErrorCode.QUEUE_TIMEOUT,
+        2,
+    )
 
 
 async def test_out_of_memory_is_tried_once_more(scene):
@@ -540,7 +586,11 @@ async def test_what_was_committed_while_it_was_given_up_counts(submitted):
     assert submitted.attempt.state is AttemptState.SUPERSEDED
     key = worker.finish()
     job = await submitted.look(120)
-    assert (job.status, job.output_key, len(submitted.provider.submits)) == (JobStatus.COMPLETE, key, 1)
+    assert (job.status, job.output_key, len(submitted.provider.submits)) == (
+        JobStatus.COMPLETE,
+        key,
+        1,
+    )
 
 
 async def test_what_was_committed_just_before_the_last_fence_counts_too(
@@ -582,7 +632,9 @@ async def test_a_queue_says_why_it_waits(submitted, workers, said, stalled):
     job = await submitted.look(submitted.settings.stalled_after_seconds)
     assert said in job.message
     assert (job.stalled_since is not None, job.status) == (stalled, JobStatus.PROCESSING)
-    submitted.provider.only().update(status="IN_PROGRESS", output={"phase": "processing", "progress": 5})
+    submitted.provider.only().update(
+        status="IN_PROGRESS", output={"phase": "processing", "progress": 5}
+    )
     assert (await submitted.look(20)).stalled_since is None
 
 
@@ -630,7 +682,9 @@ class TestOrphans:
         scene.now += int(seconds_later * 1000)
         async with httpx.AsyncClient(transport=scene.provider) as http:
             providers = open_providers(scene.settings, http)
-            core = make_core(scene.settings, scene.store, scene.bucket, providers, lambda: scene.now)
+            core = make_core(
+                scene.settings, scene.store, scene.bucket, providers, lambda: scene.now
+            )
             for _, orphan in scene.store.orphans(scene.now):
                 await core.orphans.release(orphan.token)
 

@@ -54,7 +54,10 @@ async def test_many_cancels_hold_no_submit_up(settings, store, make_job):
     async with httpx.AsyncClient(transport=provider) as http:
         providers = open_providers(known, http)
         fast = make_core(
-            known, store, bucket, open_providers(settings(REELBROKER_RUNPOD_CALLS_PER_SECOND=1000), http)
+            known,
+            store,
+            bucket,
+            open_providers(settings(REELBROKER_RUNPOD_CALLS_PER_SECOND=1000), http),
         ).reconciler
         for job in jobs[:CANCELS]:
             await fast.look_at(job.id)

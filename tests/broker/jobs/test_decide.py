@@ -2,7 +2,13 @@
 
 import pytest
 
-from broker.errors import ProviderHeld, ProviderPaced, ProviderRefused, ProviderUncertain, ProviderUnreachable
+from broker.errors import (
+    ProviderHeld,
+    ProviderPaced,
+    ProviderRefused,
+    ProviderUncertain,
+    ProviderUnreachable,
+)
 from broker.jobs.decide import (
     CANCEL_SECONDS,
     MESSAGES,
@@ -78,7 +84,9 @@ def decided(attempts, seen, **fields):
 def test_a_job_that_has_ended_is_left_alone(status):
     """Whatever is seen of it."""
     ended = {"output_key": "o"} if status is JobStatus.COMPLETE else {"error_code": "internal"}
-    assert decided([attempt()], Observation(committed=committed()), status=status, **ended) == Leave()
+    assert (
+        decided([attempt()], Observation(committed=committed()), status=status, **ended) == Leave()
+    )
 
 
 @pytest.mark.parametrize("state", [None, *AttemptState])
@@ -86,7 +94,9 @@ def test_a_job_that_has_ended_is_left_alone(status):
 def test_a_result_that_is_there_completes_in_every_state(state, cancel):
     """The bucket is the proof; it wins over a cancel as well."""
     attempts = [] if state is None else [attempt(state)]
-    seen = Observation(draining=True, committed=committed(of=attempt()), remote=RemoteJob(RemoteState.FAILED))
+    seen = Observation(
+        draining=True, committed=committed(of=attempt()), remote=RemoteJob(RemoteState.FAILED)
+    )
     assert isinstance(decided(attempts, seen, cancel_requested_at=cancel), Complete)
 
 
@@ -161,7 +171,10 @@ def test_a_submit_in_doubt(seen, fields, expected):
             assert (adopted.attempt.queue_empty_since, adopted.attempt.absent_since) == (None, None)
         case Change(kind=EventKind.SUPERSEDED) as given_up:
             told = "given up"
-            assert (given_up.attempt.error_code, given_up.fence) == (ErrorCode.PROVIDER_UNAVAILABLE, True)
+            assert (given_up.attempt.error_code, given_up.fence) == (
+                ErrorCode.PROVIDER_UNAVAILABLE,
+                True,
+            )
         case LookAgain(attempt=known):
             told = "waits" if known.queue_empty_since is None else "empty since now"
             if expected.startswith("asked"):
@@ -203,7 +216,9 @@ def test_a_run_that_is_over_without_a_result(state, fields, seen, code):
 
 def test_a_result_without_its_output_is_lost():
     """Whatever the provider says of it."""
-    seen = Observation(committed=committed(output_is_there=False), remote=RemoteJob(RemoteState.RUNNING))
+    seen = Observation(
+        committed=committed(output_is_there=False), remote=RemoteJob(RemoteState.RUNNING)
+    )
     assert decided([attempt()], seen).attempt.error_code is ErrorCode.RESULT_LOST
 
 
@@ -216,7 +231,11 @@ def test_the_last_attempt_is_the_jobs_end():
     last = attempt(AttemptState.SUBMITTING, token="3", submitted_at=ago(601), provider_job_id=None)
     end = decided([*before, last], Observation())
     assert isinstance(end, End)
-    assert (end.fence, end.gone, end.change.error_code) == (True, False, ErrorCode.PROVIDER_UNAVAILABLE)
+    assert (end.fence, end.gone, end.change.error_code) == (
+        True,
+        False,
+        ErrorCode.PROVIDER_UNAVAILABLE,
+    )
     assert "after 3 attempts" in end.change.error
 
 
@@ -226,7 +245,9 @@ def test_absence_counts_only_where_it_lasts():
     assert (first.attempt.absent_since, first.evidence) == (NOW, EvidenceSource.ABSENT)
     assert decided([attempt(absent_since=ago(29))], remote("absent")).attempt is None
     # An empty queue that was seen before is no absence.
-    assert decided([attempt(queue_empty_since=ago(99))], remote("absent")).attempt.absent_since == NOW
+    assert (
+        decided([attempt(queue_empty_since=ago(99))], remote("absent")).attempt.absent_since == NOW
+    )
     seen_again = decided([attempt(absent_since=ago(29))], remote("queued"))
     assert seen_again.attempt.absent_since is None
 
@@ -279,7 +300,12 @@ def test_a_queue_says_why_it_waits(health, waited, message, stalled):
 
 def test_a_run_without_progress_is_stalled_and_goes_on():
     """Said once, with the moment since when."""
-    fields = {"phase": "processing", "progress": 5, "started_at": ago(900), "progressed_at": ago(301)}
+    fields = {
+        "phase": "processing",
+        "progress": 5,
+        "started_at": ago(900),
+        "progressed_at": ago(301),
+    }
     seen = remote("running", output={"phase": "processing", "progress": 5})
     change = decided([attempt(started_at=ago(900))], seen, **fields).change
     assert (change.stalled_since, "no progress" in change.message) == (NOW, True)

@@ -100,7 +100,10 @@ def test_a_deadline_grows_with_what_is_to_be_made():
 def test_clips_are_added_up():
     """Each has its own length."""
     clips = [{"start_time": 0, "end_time": 100}] * 3
-    assert limits("annotate", {"clips": clips}).execution > limits("annotate", {"clips": clips[:1]}).execution
+    assert (
+        limits("annotate", {"clips": clips}).execution
+        > limits("annotate", {"clips": clips[:1]}).execution
+    )
     assert (
         limits("multi_clip", {"clips": clips}).execution
         > limits("multi_clip", {"clips": clips[:1]}).execution
@@ -120,7 +123,16 @@ def test_the_limit_of_the_settings_holds_and_the_queue_comes_on_top():
 
 def test_looks_become_rarer_and_never_march_in_step():
     """Within 20 % of 1, 2, 5 and 15 seconds."""
-    for age, base in ((0, 1), (9, 1), (11, 2), (59, 2), (61, 5), (599, 5), (601, 15), (100_000, 15)):
+    for age, base in (
+        (0, 1),
+        (9, 1),
+        (11, 2),
+        (59, 2),
+        (61, 5),
+        (599, 5),
+        (601, 15),
+        (100_000, 15),
+    ):
         waits = {wait_seconds(age) for _ in range(50)}
         assert base * 0.8 <= min(waits)
         assert max(waits) <= base * 1.2

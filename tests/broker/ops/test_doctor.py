@@ -99,12 +99,24 @@ def test_all_is_well(asks):
         ("R2_BUCKET_NAME", "nothing", "bucket", "R2_BUCKET_NAME"),
         ("R2_ENDPOINT", "http://127.0.0.1:9", "bucket", "R2_ENDPOINT"),
         ("RUNPOD_ENDPOINT_URL", "http://127.0.0.1:9/v2/e", "endpoint", "RUNPOD_ENDPOINT_URL"),
-        ("REELBROKER_DATABASE_URL", "sqlite:////nowhere/x.db", "database", "REELBROKER_DATABASE_URL"),
-        ("REELBROKER_DATABASE_URL", "postgresql://127.0.0.1:9/x", "database", "REELBROKER_DATABASE_URL"),
+        (
+            "REELBROKER_DATABASE_URL",
+            "sqlite:////nowhere/x.db",
+            "database",
+            "REELBROKER_DATABASE_URL",
+        ),
+        (
+            "REELBROKER_DATABASE_URL",
+            "postgresql://127.0.0.1:9/x",
+            "database",
+            "REELBROKER_DATABASE_URL",
+        ),
         ("REELBROKER_PUBLIC_URL", "http://127.0.0.1:9", "webhook", "REELBROKER_PUBLIC_URL"),
     ],
 )
-def test_what_is_wrong_is_said_with_how_to_mend_it(asks, no_worker, monkeypatch, name, value, what, mend):
+def test_what_is_wrong_is_said_with_how_to_mend_it(
+    asks, no_worker, monkeypatch, name, value, what, mend
+):
     """One thing is wrong, and one is said to be."""
     monkeypatch.setenv(name, value)
     found = asks(code=1)

@@ -68,7 +68,12 @@ async def test_what_ended_is_counted_by_the_hour(board):
     )
     assert (before.cancelled, before.gpu_seconds, before.cost_usd) == (1, 2.0, None)
     assert sum(hour.error for hour in fleet.hours) == 3
-    assert (fleet.today.complete, fleet.today.error, fleet.today.cancelled, fleet.today.gpu_seconds) == (
+    assert (
+        fleet.today.complete,
+        fleet.today.error,
+        fleet.today.cancelled,
+        fleet.today.gpu_seconds,
+    ) == (
         2,
         1,
         1,
@@ -83,7 +88,9 @@ async def test_open_jobs_by_phase_and_who_waits_longest(board):
     board.store.add(
         board.make_job(user_id="u2", created_at=NOW - 30_000, phase="queued", status="processing")
     )
-    board.store.add(board.make_job(created_at=NOW - 900_000, phase="processing", status="processing"))
+    board.store.add(
+        board.make_job(created_at=NOW - 900_000, phase="processing", status="processing")
+    )
     fleet = await board.look()
     assert fleet.open_jobs == {"accepted": 1, "queued": 1, "processing": 1}
     assert fleet.oldest_wait_seconds == pytest.approx(90)
@@ -92,13 +99,17 @@ async def test_open_jobs_by_phase_and_who_waits_longest(board):
 async def test_what_needs_a_look(board):
     """Jobs that are stuck, and runs that nobody wants any more with what they cost at most."""
     stuck = board.store.add(
-        board.make_job(stalled_since=NOW - 60_000, progress=40, phase="processing", status="processing")
+        board.make_job(
+            stalled_since=NOW - 60_000, progress=40, phase="processing", status="processing"
+        )
     )
     attempt = Attempt(token="1" * 32, job_id=stuck.id, number=1, state=AttemptState.SUPERSEDED, provider="p", target="", provider_job_id="rp-1",
                       created_at=NOW, submitted_at=NOW - 20_000, error_code="worker_lost", orphan_due_at=1)  # fmt: skip
     board.store.note(attempt)
     fleet = await board.look()
-    assert [(job.job_id, job.user_id, job.progress) for job in fleet.stalled] == [(stuck.id, "u1", 40)]
+    assert [(job.job_id, job.user_id, job.progress) for job in fleet.stalled] == [
+        (stuck.id, "u1", 40)
+    ]
     (orphan,) = fleet.orphans
     assert (orphan.runpod_job_id, orphan.why, orphan.seconds_at_most, orphan.usd_at_most) == (
         "rp-1",
@@ -121,7 +132,13 @@ async def test_the_provider_is_asked_once_for_many_who_look(board):
     seen = await asyncio.gather(*(board.look() for _ in range(20)))
     assert len(board.provider.calls) == 1
     workers = seen[0].provider.workers
-    assert (workers.idle, workers.running, workers.starting, workers.throttled, workers.unhealthy) == (
+    assert (
+        workers.idle,
+        workers.running,
+        workers.starting,
+        workers.throttled,
+        workers.unhealthy,
+    ) == (
         2,
         1,
         3,
@@ -156,7 +173,13 @@ async def test_the_backlog_is_what_is_under_way(board):
     lost = board.ended(0.1, status="error", output_key=None, error_code="worker_lost", due_at=0)
     board.store.note(
         Attempt(
-            token="2" * 32, job_id=lost.id, number=1, provider="p", target="", created_at=NOW, orphan_due_at=1
+            token="2" * 32,
+            job_id=lost.id,
+            number=1,
+            provider="p",
+            target="",
+            created_at=NOW,
+            orphan_due_at=1,
         )
     )
     assert board.service.backlog() == Backlog({"accepted": 1, "processing": 1}, 90.0, 4.0, 1, 1)

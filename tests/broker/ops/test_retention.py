@@ -37,7 +37,9 @@ class Shelf:
             fields |= {"error": "x", "error_code": ErrorCode.INTERNAL}
         completed = now_ms() + LATER - ended_ago if status.is_terminal else None
         self.store.add(
-            self.make_job(id=job_id, user_id=self.user, status=status, completed_at=completed, **fields)
+            self.make_job(
+                id=job_id, user_id=self.user, status=status, completed_at=completed, **fields
+            )
         )
         return job_id
 
@@ -47,7 +49,9 @@ class Shelf:
 
     def upload(self, key):
         """Puts an object that the user was given a URL for."""
-        row = UploadRow(id=key, user_id=self.user, key=key, content_type="video/mp4", created_at=now_ms())
+        row = UploadRow(
+            id=key, user_id=self.user, key=key, content_type="video/mp4", created_at=now_ms()
+        )
         with self.store._engine.begin() as connection:
             connection.execute(insert(UPLOADS).values(row.model_dump()))
         return self.put(key)
@@ -68,7 +72,9 @@ def shelf(settings, store, make_job):
 def test_control_documents_go_when_the_job_is_long_over(shelf, status):
     """And not before it has ended."""
     job = shelf.job(status, ended_ago=LATER)
-    documents = {shelf.put(f"jobs/{job}/{TOKEN}/{name}.json") for name in ("started", "result", "stop")}
+    documents = {
+        shelf.put(f"jobs/{job}/{TOKEN}/{name}.json") for name in ("started", "result", "stop")
+    }
     assert documents <= shelf.sweep(later=0)
     left = shelf.sweep()
     assert documents & left == (set() if status.is_terminal else documents)
@@ -123,7 +129,9 @@ def test_only_uploads_that_no_job_ever_named_go(shelf):
     named = [shelf.upload(f"uploads/{n}/a.mp4") for n in range(3)]
     abandoned = shelf.upload("uploads/9/a.mp4")
     shelf.job(input_key=named[0])
-    shelf.job(JobStatus.ERROR, input_key=None, params=f'{{"clips": [{{"input_key": "{named[1]}"}}]}}')
+    shelf.job(
+        JobStatus.ERROR, input_key=None, params=f'{{"clips": [{{"input_key": "{named[1]}"}}]}}'
+    )
     shelf.job(params=f'{{"text_layers": [{{"png_key": "{named[2]}"}}]}}')
     assert abandoned in shelf.sweep(later=DAY_MS)
     assert set(named) <= shelf.sweep() - {abandoned}

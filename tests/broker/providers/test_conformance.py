@@ -15,7 +15,9 @@ from broker.providers.runpod import RunPod
 from schemas.worker import WorkerInput
 from tests.broker.provider import Provider as SteerableRunPod
 
-JOB = WorkerInput(job_id="j1", user_id="u1", type="framing", input_key="a.mp4", attempt_token="0" * 32)
+JOB = WorkerInput(
+    job_id="j1", user_id="u1", type="framing", input_key="a.mp4", attempt_token="0" * 32
+)
 DEADLINES = Deadlines(60, 120)
 
 
@@ -31,7 +33,9 @@ class Side:
 @contextlib.asynccontextmanager
 async def runpod_embedded(tmp_path):
     """RunPod's client against the embedded endpoint."""
-    config = EndpointConfig(endpoint_id="embedded", api_key="runpod-key", database=tmp_path / "endpoint.db")
+    config = EndpointConfig(
+        endpoint_id="embedded", api_key="runpod-key", database=tmp_path / "endpoint.db"
+    )
     app = create_endpoint(config)
     async with app.router.lifespan_context(app) as state:
 

@@ -11,7 +11,9 @@ from broker.providers.registry import NAMES, open_providers
 @pytest.fixture
 async def providers(settings_without_database):
     async with httpx.AsyncClient() as http:
-        yield open_providers(settings_without_database(REELBROKER_DATABASE_URL="sqlite:///x.db"), http)
+        yield open_providers(
+            settings_without_database(REELBROKER_DATABASE_URL="sqlite:///x.db"), http
+        )
 
 
 def attempt(**fields):

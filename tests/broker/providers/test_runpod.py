@@ -11,7 +11,9 @@ from schemas.worker import WorkerInput
 from tests.broker.provider import Provider
 
 URL = "http://runpod/v2/embedded"
-JOB = WorkerInput(job_id="j1", user_id="u1", type="framing", input_key="a.mp4", attempt_token="0" * 32)
+JOB = WorkerInput(
+    job_id="j1", user_id="u1", type="framing", input_key="a.mp4", attempt_token="0" * 32
+)
 
 
 async def test_both_deadlines_are_sent_in_milliseconds():
@@ -33,7 +35,9 @@ async def test_both_deadlines_are_sent_in_milliseconds():
         pytest.param(httpx.RemoteProtocolError("cut"), ProviderUncertain, id="cut-off"),
         pytest.param(httpx.Response(500), ProviderUncertain, id="500"),
         pytest.param(httpx.Response(200, text="<html>"), ProviderUncertain, id="no-json"),
-        pytest.param(httpx.Response(200, json={"status": "IN_QUEUE"}), ProviderUncertain, id="no-id"),
+        pytest.param(
+            httpx.Response(200, json={"status": "IN_QUEUE"}), ProviderUncertain, id="no-id"
+        ),
         pytest.param(httpx.Response(200, json={"id": "../x"}), ProviderUncertain, id="hostile-id"),
         pytest.param(httpx.Response(400), ProviderRefused, id="400"),
     ],
@@ -75,7 +79,9 @@ async def test_429_of_one_verb_leaves_the_others_alone():
 async def test_the_idle_are_counted_without_those_at_work():
     """`ready` counts both: what is up is the larger of the two sums."""
     workers = {"idle": 0, "ready": 3, "running": 3}
-    transport = httpx.MockTransport(lambda _: httpx.Response(200, json={"jobs": {}, "workers": workers}))
+    transport = httpx.MockTransport(
+        lambda _: httpx.Response(200, json={"jobs": {}, "workers": workers})
+    )
     async with httpx.AsyncClient(transport=transport) as http:
         health = await RunPod(http, "k").health(URL)
     assert (health.workers_idle, health.workers_up) == (0, 3)
@@ -83,7 +89,9 @@ async def test_the_idle_are_counted_without_those_at_work():
 
 async def test_a_state_that_we_do_not_know_decides_nothing():
     """A new word of RunPod's is an uncertainty, not an end."""
-    transport = httpx.MockTransport(lambda _: httpx.Response(200, json={"id": "a", "status": "HIBERNATING"}))
+    transport = httpx.MockTransport(
+        lambda _: httpx.Response(200, json={"id": "a", "status": "HIBERNATING"})
+    )
     async with httpx.AsyncClient(transport=transport) as http:
         with pytest.raises(ProviderUncertain, match="HIBERNATING"):
             await RunPod(http, "k").status(URL, "a")

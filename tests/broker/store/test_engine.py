@@ -218,7 +218,9 @@ def test_postgresql_of_any_encoding_will_do(new_postgres, make_job):
     """A cluster that was made without a locale has SQL_ASCII; what is written comes back."""
     url = new_postgres()
     with psycopg.connect(url, autocommit=True) as connection:
-        connection.execute("CREATE DATABASE plain ENCODING 'SQL_ASCII' LOCALE 'C' TEMPLATE template0")
+        connection.execute(
+            "CREATE DATABASE plain ENCODING 'SQL_ASCII' LOCALE 'C' TEMPLATE template0"
+        )
     store = JobStore(open_engine(f"{url.rpartition('/')[0]}/plain"))
     store.add(make_job(id="1", message="déjà vu 🎬"))
     assert store.find("1").message == "déjà vu 🎬"
@@ -233,7 +235,10 @@ def test_who_reads_postgresql_changes_nothing(new_postgres):
         connection.execute(text("UPDATE alembic_version SET version_num = '0002'"))
     with reading(url) as reader:
         with reader.begin() as connection:
-            assert connection.execute(text("SELECT version_num FROM alembic_version")).scalar() == "0002"
+            assert (
+                connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
+                == "0002"
+            )
         with pytest.raises(InternalError, match="read-only"), reader.begin() as connection:
             connection.execute(text("DELETE FROM export_jobs"))
     engine.dispose()

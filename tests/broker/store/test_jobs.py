@@ -133,7 +133,9 @@ def test_only_the_moves_of_the_table_are_made(store, make_job, before, after):
     """Each pair of statuses either moves or is refused, as LEGAL_MOVES says."""
     job = store.add(make_job(**to(before)))
     if after in LEGAL_MOVES[before]:
-        assert store.move(job, EventKind.PROGRESS, JobChange.model_validate(to(after))).status is after
+        assert (
+            store.move(job, EventKind.PROGRESS, JobChange.model_validate(to(after))).status is after
+        )
     else:
         with pytest.raises(IllegalMove):
             store.move(job, EventKind.PROGRESS, JobChange.model_validate(to(after)))
@@ -189,7 +191,10 @@ def test_an_attempt_is_written_with_the_move_or_not_at_all(store, make_job):
         created_at=1,
     )
     store.move(job, EventKind.PROGRESS, JobChange.model_validate({"progress": 1}))
-    assert store.move(job, EventKind.ATTEMPT_BEGUN, JobChange.model_validate({"attempt": 1}), attempt) is None
+    assert (
+        store.move(job, EventKind.ATTEMPT_BEGUN, JobChange.model_validate({"attempt": 1}), attempt)
+        is None
+    )
     assert store.load(job.id)[1] == []
     assert store.touch(job, due_at=5, attempt=attempt) is None
     assert store.load(job.id)[1] == []
@@ -204,7 +209,10 @@ def test_an_event_says_what_changed(store, make_job):
         JobChange.model_validate({"phase": Phase.UPLOADING, "progress": 90, "due_at": 5}),
     )
     last = store.events(job.id)[-1]
-    assert (last.kind, json.loads(last.data)) == ("progress", {"phase": "uploading", "progress": 90})
+    assert (last.kind, json.loads(last.data)) == (
+        "progress",
+        {"phase": "uploading", "progress": 90},
+    )
     assert store.events(job.id, after=last.seq) == []
 
 
@@ -214,7 +222,9 @@ class StoreMachine(RuleBasedStateMachine):
     def __init__(self):
         super().__init__()
         self.folder = tempfile.TemporaryDirectory()
-        self.store = JobStore(open_engine(self.new_database() or f"sqlite:///{self.folder.name}/jobs.db"))
+        self.store = JobStore(
+            open_engine(self.new_database() or f"sqlite:///{self.folder.name}/jobs.db")
+        )
         self.expected: dict[str, Job] = {}
         self.seen: list[Job] = []
 
@@ -253,7 +263,9 @@ class StoreMachine(RuleBasedStateMachine):
     def the_store_agrees(self):
         for job_id, job in self.expected.items():
             assert self.store.get(job_id, "u") == job
-            assert [event.seq for event in self.store.events(job_id)] == list(range(1, job.version + 1))
+            assert [event.seq for event in self.store.events(job_id)] == list(
+                range(1, job.version + 1)
+            )
 
     def teardown(self):
         self.store.close()

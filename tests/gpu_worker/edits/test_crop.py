@@ -21,7 +21,9 @@ SOURCE = SourceFacts(1280, 720, Fraction(25), 10.0, 0, "h264", None, "bt709", Fa
 
 def path(source=SOURCE, **params):
     return CropPath.of(
-        params := FramingParams.model_validate(params), source, params.output_width / params.output_height
+        params := FramingParams.model_validate(params),
+        source,
+        params.output_width / params.output_height,
     )
 
 
@@ -159,7 +161,9 @@ def test_every_plane_is_resampled_as_defined(size, box, out, seed):
 def test_a_crop_of_the_whole_picture_at_its_own_size_changes_nothing():
     """Bit for bit."""
     noise = np.random.default_rng(1)
-    frame = frame_of(*(noise.integers(0, 256, shape, np.uint8) for shape in ((48, 64), (24, 32), (24, 32))))
+    frame = frame_of(
+        *(noise.integers(0, 256, shape, np.uint8) for shape in ((48, 64), (24, 32), (24, 32)))
+    )
     made = crop(frame, Box(0, 0, 64, 48), 64, 48)
     assert all(torch.equal(a, b) for a, b in zip(made.planes, frame.planes, strict=True))
 
@@ -175,7 +179,11 @@ def test_a_pan_moves_by_fractions_of_a_pixel(offset):
 
 @pytest.mark.parametrize(
     ("degrees", "turn"),
-    [(90, lambda a: np.rot90(a, 1)), (180, lambda a: np.rot90(a, 2)), (-90, lambda a: np.rot90(a, -1))],
+    [
+        (90, lambda a: np.rot90(a, 1)),
+        (180, lambda a: np.rot90(a, 2)),
+        (-90, lambda a: np.rot90(a, -1)),
+    ],
     ids=["90", "180", "-90"],
 )
 def test_a_positive_rotation_is_counter_clockwise(degrees, turn):
@@ -213,7 +221,9 @@ def test_a_raw_picture_is_viewed_as_planes():
 def test_a_gpu_makes_the_same_picture():
     """Within one level of the CPU's."""
     noise = np.random.default_rng(3)
-    frame = frame_of(*(noise.integers(0, 256, shape, np.uint8) for shape in ((72, 128), (36, 64), (36, 64))))
+    frame = frame_of(
+        *(noise.integers(0, 256, shape, np.uint8) for shape in ((72, 128), (36, 64), (36, 64)))
+    )
     box = Box(3.3, 1.7, 40.5, 66.1)
     there = crop(frame_to_device(frame, torch.device("cuda", 0)), box, 108, 192)
     for a, b in zip(there.planes, crop(frame, box, 108, 192).planes, strict=True):

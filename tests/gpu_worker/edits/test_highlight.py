@@ -68,7 +68,9 @@ def blurred(plane, sigma, block):
     kernel = np.exp(-0.5 * (np.arange(-radius, radius + 1) * block / sigma) ** 2)
     kernel /= kernel.sum()
     for axis in (1, 0):
-        wide = np.pad(small, [(radius, radius) if a == axis else (0, 0) for a in (0, 1)], mode="edge")
+        wide = np.pad(
+            small, [(radius, radius) if a == axis else (0, 0) for a in (0, 1)], mode="edge"
+        )
         small = np.apply_along_axis(lambda line: np.convolve(line, kernel, "valid"), axis, wide)
 
     def positions(count, length):
@@ -201,14 +203,25 @@ def test_between_keyframes_the_ellipse_moves_in_a_straight_line(frame):
 def test_coordinates_of_a_preview_are_scaled(frame):
     """A region drawn on a preview of another size and shape, each axis by itself."""
     small = {"x": 40.15, "y": 27.85 * 3, "radius_x": 15.25, "radius_y": 11.125 * 3}
-    asked = region() | {"keyframes": [small], "video_width": WIDTH / 2, "video_height": HEIGHT * 1.5}
+    asked = region() | {
+        "keyframes": [small],
+        "video_width": WIDTH / 2,
+        "video_height": HEIGHT * 1.5,
+    }
     drawn = highlights("dark_overlay", asked).draw(frame, 5.0)
     assert worst(drawn, oracle(frame, Effect.DARK_OVERLAY, [ellipse()])) <= 1
 
 
 def test_the_documents_static_form_is_one_keyframe(frame):
     """By frame numbers, the last one included."""
-    static = {"start_frame": 50, "end_frame": 52, "x": 80.3, "y": 55.7, "radius_x": 30.5, "radiusY": 22.25}
+    static = {
+        "start_frame": 50,
+        "end_frame": 52,
+        "x": 80.3,
+        "y": 55.7,
+        "radius_x": 30.5,
+        "radiusY": 22.25,
+    }
     marked = highlights("dark_overlay", static)
     assert marked.draw(frame, 49 / 25) is frame
     assert marked.draw(frame, 53 / 25) is frame

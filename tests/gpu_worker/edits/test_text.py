@@ -29,7 +29,9 @@ INK = Ink(20)
 
 
 def layers(*asked, pngs=None):
-    return text_layers([TextLayer.model_validate(one) for one in asked], SIZE, 10.0, pngs or {}, FONTS, CPU)
+    return text_layers(
+        [TextLayer.model_validate(one) for one in asked], SIZE, 10.0, pngs or {}, FONTS, CPU
+    )
 
 
 def drawn(*asked, moment=5.0, pngs=None):
@@ -64,12 +66,19 @@ def test_text_is_where_it_was_put():
 
 @pytest.mark.parametrize(
     ("anchor", "middle"),
-    [("center", (160, 120)), ("top_left", (240, 140)), ("bottom_right", (80, 100)), ("top", (160, 140))],
+    [
+        ("center", (160, 120)),
+        ("top_left", (240, 140)),
+        ("bottom_right", (80, 100)),
+        ("top", (160, 140)),
+    ],
 )
 def test_the_anchor_is_the_point_that_x_and_y_are(anchor, middle):
     """A PNG of 160x40, each anchor at the frame's middle."""
     body = png("#ffffffff", (160, 40))
-    seen = box(drawn({"png_key": "a.png", "x": 160, "y": 120, "anchor": anchor}, pngs={"a.png": body}))
+    seen = box(
+        drawn({"png_key": "a.png", "x": 160, "y": 120, "anchor": anchor}, pngs={"a.png": body})
+    )
     assert ((seen[0] + seen[2]) / 2, (seen[1] + seen[3]) / 2) == middle
 
 
@@ -92,7 +101,13 @@ def test_a_layer_is_shown_in_its_time():
 
 def test_a_background_lies_under_the_text():
     """A card with round corners, wider than the text on all sides."""
-    asked = {"text": "Hi", "x": 100, "y": 100, "background_color": "#ff0000", "background_opacity": 1.0}
+    asked = {
+        "text": "Hi",
+        "x": 100,
+        "y": 100,
+        "background_color": "#ff0000",
+        "background_opacity": 1.0,
+    }
     luma = drawn(asked)
     card, ink = box(luma, 40), box(luma, 200)
     assert card[0] < ink[0]
@@ -123,7 +138,9 @@ def bomb(width, height):
     """A PNG of some hundred bytes whose header promises that many pixels; its rows are missing."""
 
     def chunk(name, body):
-        return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+        return (
+            struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+        )
 
     header = struct.pack(">IIBBBBB", width, height, 8, 6, 0, 0, 0)
     parts = ((b"IHDR", header), (b"IDAT", zlib.compress(b"")), (b"IEND", b""))
@@ -140,7 +157,11 @@ TOO_LARGE = {
         None,
         InvalidParams,
     ),
-    "outline": ({"text": "W", "font_size": 4, "outline_width": 50, "video_height": 0.5}, None, InvalidParams),
+    "outline": (
+        {"text": "W", "font_size": 4, "outline_width": 50, "video_height": 0.5},
+        None,
+        InvalidParams,
+    ),
     "scaled": (WHOLE | {"video_width": 0.005, "video_height": 0.02}, DOT, InvalidParams),
     "scaled-by-way-of-a-larger-one": (
         WHOLE | {"video_width": 0.5, "video_height": 60_000},
@@ -164,7 +185,10 @@ def test_a_layer_that_would_be_too_large_is_refused_before_it_is_made(name):
 @pytest.mark.abuse
 def test_layers_that_cover_too_much_together_are_refused():
     """Each of them is legal. Shown one after the other, all of them are."""
-    body, asked = png("#ffffffff", (1, 1)), {"png_key": "a.png", "video_width": 2, "video_height": 1.2}
+    body, asked = (
+        png("#ffffffff", (1, 1)),
+        {"png_key": "a.png", "video_width": 2, "video_height": 1.2},
+    )
 
     def measured(*starts):
         each = [TextLayer(**asked, start_time=start, end_time=start + 1) for start in starts]
@@ -287,14 +311,18 @@ def test_a_broken_font_file_is_passed_over(tmp_path):
 @pytest.mark.parametrize("text", ["Zürich – Ærø", "Ελλάδα", "Привет, мир", "Việt Nam", "€ ½ × …"])
 def test_european_scripts_need_no_font_but_ours(text, tmp_path):
     """Every character has a glyph of its own in the bundled font."""
-    assert {font.getname()[0] for _, font in Fonts(tmp_path).runs(text, 20, bold=True)} == {"Open Sans"}
+    assert {font.getname()[0] for _, font in Fonts(tmp_path).runs(text, 20, bold=True)} == {
+        "Open Sans"
+    }
 
 
 # ── captions ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def card(size=(1280, 720), **clip):
-    return caption(AnnotatedClip.model_validate({"start_time": 0, "end_time": 1, **clip}), size, FONTS)
+    return caption(
+        AnnotatedClip.model_validate({"start_time": 0, "end_time": 1, **clip}), size, FONTS
+    )
 
 
 def test_nothing_to_tell_is_no_caption():

@@ -24,7 +24,9 @@ def test_nothing_asked_for_plays_the_whole_clip():
 
 def test_a_trim_and_a_segment_are_applied_once():
     """Slow motion within a trim: what is before, in and after it, each in its place."""
-    line = timeline(start_time=1.0, end_time=9.0, segments=[{"start": 2.0, "end": 4.0, "speed": 0.5}])
+    line = timeline(
+        start_time=1.0, end_time=9.0, segments=[{"start": 2.0, "end": 4.0, "speed": 0.5}]
+    )
     assert line.spans == (Span(1.0, 2.0), Span(2.0, 4.0, 0.5), Span(4.0, 9.0))
     assert line.output_seconds == pytest.approx(1 + 4 + 5)
     assert [line.source_time(t) for t in (0, 1, 3, 5, 7)] == pytest.approx([1, 2, 3, 4, 6])
@@ -33,11 +35,17 @@ def test_a_trim_and_a_segment_are_applied_once():
 @pytest.mark.parametrize(
     ("segments", "spans"),
     [
-        pytest.param([{"start": 8.0, "speed": 2.0}], (Span(0, 8), Span(8, 10, 2.0)), id="to-the-end"),
         pytest.param(
-            [{"start": 8.0, "end": 99.0, "speed": 2.0}], (Span(0, 8), Span(8, 10, 2.0)), id="over-the-end"
+            [{"start": 8.0, "speed": 2.0}], (Span(0, 8), Span(8, 10, 2.0)), id="to-the-end"
         ),
-        pytest.param([{"start": 12.0, "end": 13.0, "speed": 2.0}], (Span(0, 10),), id="behind-the-end"),
+        pytest.param(
+            [{"start": 8.0, "end": 99.0, "speed": 2.0}],
+            (Span(0, 8), Span(8, 10, 2.0)),
+            id="over-the-end",
+        ),
+        pytest.param(
+            [{"start": 12.0, "end": 13.0, "speed": 2.0}], (Span(0, 10),), id="behind-the-end"
+        ),
     ],
 )
 def test_a_segment_ends_with_the_clip(segments, spans):
@@ -56,7 +64,9 @@ def test_a_start_behind_the_clip_is_named():
         timeline(start_time=10.0)
 
 
-@pytest.mark.parametrize("fps", [Fraction(25), Fraction(30000, 1001), Fraction(24000, 1001), Fraction(60)])
+@pytest.mark.parametrize(
+    "fps", [Fraction(25), Fraction(30000, 1001), Fraction(24000, 1001), Fraction(60)]
+)
 def test_a_frame_is_on_screen_from_its_own_time_on(fps):
     """No float that stands for n/fps falls to the frame before."""
     for index in range(5000):
@@ -109,7 +119,11 @@ def test_a_dissolve_lets_neighbours_overlap():
     assert line.output_seconds == pytest.approx(5.0)
     first, second = line.shown(1.75)
     assert (first.clip, first.clip_time, first.weight) == (0, 1.75, pytest.approx(0.5))
-    assert (second.clip, second.clip_time, second.weight) == (1, pytest.approx(0.25), pytest.approx(0.5))
+    assert (second.clip, second.clip_time, second.weight) == (
+        1,
+        pytest.approx(0.25),
+        pytest.approx(0.5),
+    )
     assert [one.clip for one in line.shown(2.5)] == [1]
 
 

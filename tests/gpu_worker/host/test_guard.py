@@ -10,7 +10,16 @@ from gpu_worker.host.guard import Guard
 from gpu_worker.media.ffmpeg import run_ffmpeg
 
 #: Reads at the film's own pace: it writes nothing for a long time, as a hanging ffmpeg would.
-WAITING = ["-re", "-f", "lavfi", "-i", "testsrc2=s=64x64:d=600,fps=1/300", "-f", "rawvideo", "pipe:1"]
+WAITING = [
+    "-re",
+    "-f",
+    "lavfi",
+    "-i",
+    "testsrc2=s=64x64:d=600,fps=1/300",
+    "-f",
+    "rawvideo",
+    "pipe:1",
+]
 BUSY = ["-f", "lavfi", "-i", "testsrc2=s=1920x1080:d=600", "-c:v", "libx264", "-f", "null", "-"]
 
 
@@ -50,7 +59,10 @@ def test_one_that_is_done_in_time_is_not():
 def test_a_tool_that_computes_too_much_is_stopped():
     """By its own CPU time."""
     guard = Guard(cpu_seconds=1)
-    with run_ffmpeg(BUSY, guard) as ffmpeg, pytest.raises(CpuTimeout, match="1 seconds of computing"):
+    with (
+        run_ffmpeg(BUSY, guard) as ffmpeg,
+        pytest.raises(CpuTimeout, match="1 seconds of computing"),
+    ):
         ffmpeg.finish()
 
 

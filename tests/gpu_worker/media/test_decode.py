@@ -33,7 +33,9 @@ def numbers(pictures):
 @pytest.mark.parametrize("first", [0, 1, 7, 29, 59, 60, 61, 79])
 def test_frame_i_is_frame_i_wherever_one_begins(numbered, first):
     """A cut is exact, never at a keyframe nearby."""
-    assert numbers(decoded(numbered, first, min(5, 80 - first))) == list(range(first, min(first + 5, 80)))
+    assert numbers(decoded(numbered, first, min(5, 80 - first))) == list(
+        range(first, min(first + 5, 80))
+    )
 
 
 def test_nvdec_is_used_only_where_it_works(numbered):
@@ -71,7 +73,9 @@ def test_a_variable_rate_comes_out_even(tmp_path):
 def test_a_picture_that_starts_late_shows_its_first_frame_from_the_beginning(tmp_path):
     """Sound from 0 s, picture from 0.4 s: 10 frames of waiting, sync kept."""
     picture = ["-itsoffset", "0.4", "-f", "lavfi", "-i", "color=gray:s=64x64:r=25:d=1"]
-    clip = make(tmp_path / "a.mkv", "-f", "lavfi", "-i", "sine=d=2", *picture, "-map", "1", "-map", "0")
+    clip = make(
+        tmp_path / "a.mkv", "-f", "lavfi", "-i", "sine=d=2", *picture, "-map", "1", "-map", "0"
+    )
     assert len(decoded(clip, count=35)) == 35
 
 
@@ -113,7 +117,9 @@ def test_colours_arrive_in_bt709(tmp_path, matrix, range_, tags):
 
 def test_a_truncated_file_is_not_a_short_film(tmp_path, big_buck_bunny):
     """The header promises 5.3 s; what can be read is said."""
-    path = make(tmp_path / "front.mp4", "-i", big_buck_bunny, "-c", "copy", "-movflags", "+faststart")
+    path = make(
+        tmp_path / "front.mp4", "-i", big_buck_bunny, "-c", "copy", "-movflags", "+faststart"
+    )
     half = tmp_path / "half.mp4"
     half.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(InvalidMedia, match=r"only \d\.\d of 5\.3 seconds can be read"):
@@ -134,7 +140,13 @@ def test_a_picture_that_grows_within_the_video_is_not_decoded(tmp_path):
     """The header and the first second say 64x64; a frame of 640x480 ends the job by its name, at a limit of 64x64."""
     parts = [
         make(
-            tmp_path / f"{size}.ts", "-f", "lavfi", "-i", f"testsrc2=s={size}:r=25:d=1", "-c:v", "mpeg2video"
+            tmp_path / f"{size}.ts",
+            "-f",
+            "lavfi",
+            "-i",
+            f"testsrc2=s={size}:r=25:d=1",
+            "-c:v",
+            "mpeg2video",
         )
         for size in ("64x64", "640x480")
     ]

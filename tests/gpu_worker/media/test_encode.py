@@ -22,7 +22,9 @@ def grey(level, width=64, height=96):
     return Frame(torch.full((height, width), level, dtype=torch.uint8), half, half)
 
 
-@pytest.mark.parametrize("fps", [Fraction(25), Fraction(30000, 1001), Fraction(24000, 1001), Fraction(60)])
+@pytest.mark.parametrize(
+    "fps", [Fraction(25), Fraction(30000, 1001), Fraction(24000, 1001), Fraction(60)]
+)
 def test_as_many_frames_at_exactly_that_rate(tmp_path, fps):
     """Rational rates stay rational."""
     path = tmp_path / "a.mp4"
@@ -45,7 +47,13 @@ def test_the_file_starts_at_once_and_says_its_colours(tmp_path):
     assert raw.index(b"moov") < raw.index(b"mdat")
     with av.open(str(path)) as container:
         codec = container.streams.video[0].codec_context
-        tags = (codec.colorspace, codec.color_primaries, codec.color_trc, codec.color_range, codec.pix_fmt)
+        tags = (
+            codec.colorspace,
+            codec.color_primaries,
+            codec.color_trc,
+            codec.color_range,
+            codec.pix_fmt,
+        )
     assert tags == (1, 1, 1, 1, "yuv420p")
     assert output_facts(path).audio_codec is None
 
@@ -54,7 +62,9 @@ def test_nvenc_is_used_only_where_it_works(tmp_path):
     """Tried, not looked up; what the trial says, an encode does."""
     quality = Quality(hardware=True)
     if nvenc_works():
-        with encode(tmp_path / "a.mp4", (256, 256), Fraction(25), quality, None, Guard()) as encoder:
+        with encode(
+            tmp_path / "a.mp4", (256, 256), Fraction(25), quality, None, Guard()
+        ) as encoder:
             encoder.write(grey(100, 256, 256))
         assert output_facts(tmp_path / "a.mp4").video_codec == "h264"
     else:
@@ -81,7 +91,9 @@ def test_a_dead_encoder_is_reported_in_its_own_words(tmp_path):
     """An error of ffmpeg is no broken pipe of ours."""
 
     def write_into_nowhere():
-        with encode(tmp_path / "no" / "a.mp4", (64, 96), Fraction(25), Quality(), None, Guard()) as encoder:
+        with encode(
+            tmp_path / "no" / "a.mp4", (64, 96), Fraction(25), Quality(), None, Guard()
+        ) as encoder:
             for _ in range(1000):
                 encoder.write(grey(100))
 

@@ -44,7 +44,9 @@ def test_the_parts_are_the_originals(game, tmp_path, measured, at):
     path = tmp_path / "part.mp4"
     fetched = excerpt(game, path, [(at, at + 2.5)])
     whole = game.stat().st_size
-    measured(f"excerpt of 2.5 s at {at} s: {fetched / 2**20:.1f} of {whole / 2**20:.1f} MiB fetched")
+    measured(
+        f"excerpt of 2.5 s at {at} s: {fetched / 2**20:.1f} of {whole / 2**20:.1f} MiB fetched"
+    )
     assert path.stat().st_size == whole
     assert fetched < whole / 2
     assert probe(path) == probe(game)
@@ -60,7 +62,9 @@ def test_the_sound_of_a_part_is_the_originals(game, tmp_path):
     def samples(file):
         begin = ["-ss", "58", "-vn", "-i", str(file), "-t", "4"]
         return subprocess.run(
-            [FFMPEG, "-v", "error", *begin, "-f", "f32le", "pipe:1"], check=True, capture_output=True
+            [FFMPEG, "-v", "error", *begin, "-f", "f32le", "pipe:1"],
+            check=True,
+            capture_output=True,
         ).stdout
 
     assert len(samples(path)) > 4 * 44100 * 3.9

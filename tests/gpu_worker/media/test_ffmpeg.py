@@ -65,4 +65,6 @@ def test_its_environment_has_no_secret(monkeypatch):
         environment = Path(f"/proc/{ffmpeg.process.pid}/environ").read_bytes().decode().split("\0")
     assert "CUDA_VISIBLE_DEVICES=0" in environment
     assert any(entry.startswith("PATH=") for entry in environment)
-    assert [entry for entry in environment if entry.startswith(("R2_", "RUNPOD_", "AWS_", "MY_"))] == []
+    assert [
+        entry for entry in environment if entry.startswith(("R2_", "RUNPOD_", "AWS_", "MY_"))
+    ] == []

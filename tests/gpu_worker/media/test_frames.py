@@ -19,12 +19,16 @@ def noise(seed):
     """A frame of an odd size."""
     generator = torch.Generator().manual_seed(seed)
     shapes = ((203, 321), (102, 161), (102, 161))
-    return Frame(*(torch.randint(16, 235, shape, dtype=torch.uint8, generator=generator) for shape in shapes))
+    return Frame(
+        *(torch.randint(16, 235, shape, dtype=torch.uint8, generator=generator) for shape in shapes)
+    )
 
 
 def highlighted(frame, effect):
     """With six ellipses that overlap, more than are kept from the effect to the stroke."""
-    ellipses = [Ellipse(60 + 30 * i, 100, 50, 70, 0.9 - 0.1 * i, 0.8, 0.3, 100, 90, 200) for i in range(6)]
+    ellipses = [
+        Ellipse(60 + 30 * i, 100, 50, 70, 0.9 - 0.1 * i, 0.8, 0.3, 100, 90, 200) for i in range(6)
+    ]
     regions = tuple(Region(0.0, 1.0, 0.0, (0.0,), (ellipse,)) for ellipse in ellipses)
     return Highlights(effect, 0.7, 0.2, 3.0, 4.0, regions).draw(frame, 0.5)
 
@@ -34,7 +38,9 @@ STEPS = {
     "rotate": lambda: rotate(noise(1), 13),
     "mix": lambda: mix([(noise(1), 0.3), (noise(2), 0.7)]),
     "crop": lambda: crop(noise(1), Box(3.3, 1.7, 200.5, 150.1), 320, 240),
-    "layer": lambda: layer_of(patch("#ff00ff80", (300, 180)), (5, 7), SIZE, (0, 1, 0)).draw(noise(1), 0.5),
+    "layer": lambda: layer_of(patch("#ff00ff80", (300, 180)), (5, 7), SIZE, (0, 1, 0)).draw(
+        noise(1), 0.5
+    ),
 }
 
 

@@ -4,7 +4,13 @@ from fractions import Fraction
 
 import pytest
 
-from gpu_worker.errors import InvalidMedia, MediaTooLarge, MediaTooLong, TooManyStreams, UnsupportedMedia
+from gpu_worker.errors import (
+    InvalidMedia,
+    MediaTooLarge,
+    MediaTooLong,
+    TooManyStreams,
+    UnsupportedMedia,
+)
 from gpu_worker.media.probe import Limits, output_facts, probe
 from tests.gpu_worker.footage import make
 
@@ -15,7 +21,12 @@ TONE = ["-f", "lavfi", "-i", "sine=d=1"]
 def test_a_real_clip_is_described(big_buck_bunny):
     """Size, exact rate, length of the picture (not of the longer sound), codecs, colour."""
     facts = probe(big_buck_bunny)
-    assert (facts.width, facts.height, facts.fps, facts.duration_seconds) == (1280, 720, Fraction(25), 5.28)
+    assert (facts.width, facts.height, facts.fps, facts.duration_seconds) == (
+        1280,
+        720,
+        Fraction(25),
+        5.28,
+    )
     assert (facts.video_codec, facts.audio_codec, facts.matrix, facts.full_range) == (
         "h264",
         "aac",
@@ -28,7 +39,9 @@ def test_a_real_clip_is_described(big_buck_bunny):
     ("name", "options", "size"),
     [
         pytest.param("a.mp4", ["-vf", "setsar=4/3"], (427, 240), id="wide-pixels"),
-        pytest.param("a.mkv", ["-vf", "scale=321:241", "-pix_fmt", "yuv444p"], (321, 241), id="odd"),
+        pytest.param(
+            "a.mkv", ["-vf", "scale=321:241", "-pix_fmt", "yuv444p"], (321, 241), id="odd"
+        ),
         pytest.param("a.ts", [], (320, 240), id="transport-stream"),
         pytest.param("a.webm", ["-c:v", "libvpx"], (320, 240), id="webm"),
     ],
@@ -39,7 +52,9 @@ def test_the_size_is_that_of_square_pixels(tmp_path, name, options, size):
     assert (facts.width, facts.height) == size
 
 
-@pytest.mark.parametrize(("degrees", "size"), [(90, (240, 320)), (180, (320, 240)), (270, (240, 320))])
+@pytest.mark.parametrize(
+    ("degrees", "size"), [(90, (240, 320)), (180, (320, 240)), (270, (240, 320))]
+)
 def test_rotation_metadata_is_applied(tmp_path, degrees, size):
     """A phone held upright films a portrait."""
     flat = make(tmp_path / "flat.mp4", *PICTURE)
@@ -104,7 +119,9 @@ def test_a_clip_without_sound_says_so(tmp_path):
     [
         pytest.param(b"", id="zero-bytes"),
         pytest.param(b"dear diary " * 100, id="text"),
-        pytest.param(b"\x00\x00\x00\x18ftypisom\x00\x00\x02\x00isomiso2" + b"\x00" * 500, id="no-moov"),
+        pytest.param(
+            b"\x00\x00\x00\x18ftypisom\x00\x00\x02\x00isomiso2" + b"\x00" * 500, id="no-moov"
+        ),
     ],
 )
 def test_what_is_no_video_is_refused(tmp_path, body):
@@ -131,7 +148,9 @@ def test_sound_alone_is_no_video(tmp_path):
 
 def test_a_video_without_a_frame_is_refused(tmp_path):
     """A header promises a track, but nothing is in it."""
-    whole = make(tmp_path / "whole.mp4", *PICTURE, "-movflags", "frag_keyframe+empty_moov").read_bytes()
+    whole = make(
+        tmp_path / "whole.mp4", *PICTURE, "-movflags", "frag_keyframe+empty_moov"
+    ).read_bytes()
     header_only = tmp_path / "a.mp4"
     header_only.write_bytes(whole[: whole.index(b"moof") - 4])
     with pytest.raises(InvalidMedia, match=r"without a single frame\.$"):

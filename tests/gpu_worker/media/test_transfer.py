@@ -12,7 +12,9 @@ from tests.gpu_worker.pretend import OnDevice, pretend_device
 def test_what_is_on_the_device_is_handed_back(with_index):
     """It is not copied or pinned, whether the device is named with its index or without."""
     device = pretend_device() if with_index else torch.device(pretend_device().type)
-    frame = Frame(*(OnDevice(torch.zeros(shape, dtype=torch.uint8)) for shape in ((4, 4), (2, 2), (2, 2))))
+    frame = Frame(
+        *(OnDevice(torch.zeros(shape, dtype=torch.uint8)) for shape in ((4, 4), (2, 2), (2, 2)))
+    )
     moved = frame_to_device(frame, device)
     assert all(there is plane for there, plane in zip(moved.planes, frame.planes, strict=True))
 

@@ -19,7 +19,16 @@ from gpu_worker.media.encode import Quality
 from gpu_worker.media.probe import output_facts, probe
 from gpu_worker.render.render import OutputLimits, Stage, render
 from schemas.jobs import JobType
-from tests.gpu_worker.footage import FFMPEG, beeps, flash_and_beep, flashes, luma, make, make_raw, sound
+from tests.gpu_worker.footage import (
+    FFMPEG,
+    beeps,
+    flash_and_beep,
+    flashes,
+    luma,
+    make,
+    make_raw,
+    sound,
+)
 
 pytestmark = pytest.mark.editing
 CPU = torch.device("cpu")
@@ -43,7 +52,9 @@ def rendered(path, job_type, params, files, quality=EXACT, limits=LIMITS, **kwar
 # ── time ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 COMBINATIONS = list(
-    itertools.product((False, True), (0.5, 1.0, 2.0), ("cut", "fade", "dissolve"), (None, 29.97, 60.0))
+    itertools.product(
+        (False, True), (0.5, 1.0, 2.0), ("cut", "fade", "dissolve"), (None, 29.97, 60.0)
+    )
 )
 
 
@@ -68,7 +79,9 @@ def where_beats_are(made):
 
 
 @pytest.mark.parametrize(("trim", "speed", "transition", "fps"), COMBINATIONS)
-def test_picture_and_sound_stay_together(flashing, tmp_path, measured, trim, speed, transition, fps):
+def test_picture_and_sound_stay_together(
+    flashing, tmp_path, measured, trim, speed, transition, fps
+):
     """Two clips, each with a trim, a segment at another speed, a transition between, at another rate: at most 20 ms."""
     clip = {"input_key": "a", "segments": [{"start": 2.5, "end": 4.5, "speed": speed}]}
     if trim:
@@ -82,7 +95,9 @@ def test_picture_and_sound_stay_together(flashing, tmp_path, measured, trim, spe
     path = tmp_path / "out.mp4"
     made = rendered(path, "multi_clip", params, {"a": flashing})
     facts = output_facts(path)
-    assert abs(facts.duration_seconds - made.timeline.output_seconds) <= 0.5 / float(made.fps) + 1e-3
+    assert (
+        abs(facts.duration_seconds - made.timeline.output_seconds) <= 0.5 / float(made.fps) + 1e-3
+    )
     seen, heard = flashes(path), beeps(path).mean(axis=1)
     drifts = []
     for at, length in where_beats_are(made):
@@ -121,9 +136,9 @@ def test_slow_motion_can_be_made_smooth(tmp_path, speed):
     x = np.arange(128)[None]
     frames = np.stack(
         [
-            np.broadcast_to(np.where((x >= 8 + 4 * n) & (x < 24 + 4 * n), 200, 40), (96, 128)).astype(
-                np.uint8
-            )
+            np.broadcast_to(
+                np.where((x >= 8 + 4 * n) & (x < 24 + 4 * n), 200, 40), (96, 128)
+            ).astype(np.uint8)
             for n in range(24)
         ]
     )
@@ -160,7 +175,9 @@ def path_oracle(keys, moment, spline):
     before = points[n - 1] if n > 0 else 2 * points[n] - points[n + 1]
     after = points[n + 2] if n + 2 < len(keys) else 2 * points[n + 1] - points[n]
     basis = np.array([[0, 2, 0, 0], [-1, 0, 1, 0], [2, -5, 4, -1], [-1, 3, -3, 1]]) / 2
-    return np.array([1, t, t**2, t**3]) @ basis @ np.stack([before, points[n], points[n + 1], after])
+    return (
+        np.array([1, t, t**2, t**3]) @ basis @ np.stack([before, points[n], points[n + 1], after])
+    )
 
 
 @pytest.mark.parametrize("interpolation", ["linear", "catmull_rom"])
@@ -256,7 +273,9 @@ def test_a_transitions_sound_follows_its_picture(mixed, tmp_path):
         rendered(path, "multi_clip", params, files)
         volume = np.abs(sound(path))
         full = volume[48000 : 48000 + 960].max()
-        assert volume[round(at * 48000) - 240 :][:480].max() / full == pytest.approx(share, abs=0.08)
+        assert volume[round(at * 48000) - 240 :][:480].max() / full == pytest.approx(
+            share, abs=0.08
+        )
 
 
 def test_each_clip_has_its_own_framing(tmp_path):
@@ -267,12 +286,16 @@ def test_each_clip_has_its_own_framing(tmp_path):
     clips = [{"crop_keyframes": [left]}, {"crop_keyframes": [left | {"x": 68.0}]}]
     rendered(tmp_path / "out.mp4", "multi_clip", {**SMALL, "clips": clips}, {"a": clip})
     pictures, _ = luma(tmp_path / "out.mp4")
-    assert [round(float(p[32, 32])) for p in pictures] == pytest.approx([60] * 10 + [200] * 10, abs=1)
+    assert [round(float(p[32, 32])) for p in pictures] == pytest.approx(
+        [60] * 10 + [200] * 10, abs=1
+    )
 
 
 def test_a_damaged_clip_fails_the_job_and_is_named(mixed, tmp_path):
     """Never skipped."""
-    whole = make(tmp_path / "w.mp4", "-f", "lavfi", "-i", "testsrc2=s=128x96:d=2", "-movflags", "+faststart")
+    whole = make(
+        tmp_path / "w.mp4", "-f", "lavfi", "-i", "testsrc2=s=128x96:d=2", "-movflags", "+faststart"
+    )
     broken = tmp_path / "broken.mp4"
     broken.write_bytes(whole.read_bytes()[: whole.stat().st_size * 6 // 10])
     params = {**SMALL, "clips": [{"input_key": "a"}, {"input_key": "x"}]}
@@ -303,8 +326,12 @@ def test_an_overlay_keeps_size_rate_and_untouched_frames(tmp_path):
     made = composition("overlay", params, {"a": clip})
     assert (made.size, made.fps) == ((96, 64), probe(clip).fps)
     with Stage(made, Guard()) as stage:
-        pictures = [picture.y.numpy() for picture in stage.pictures(float(n / made.fps) for n in range(8))]
-    same = [bool((picture == original).all()) for picture, original in zip(pictures, noise, strict=True)]
+        pictures = [
+            picture.y.numpy() for picture in stage.pictures(float(n / made.fps) for n in range(8))
+        ]
+    same = [
+        bool((picture == original).all()) for picture, original in zip(pictures, noise, strict=True)
+    ]
     assert same == [True, True, True, False, False, False, True, True]
 
 
@@ -340,7 +367,9 @@ def test_a_picture_of_the_bucket_lies_over_the_film(tmp_path):
     veil.save(file, "PNG")
     layer = {"png_key": "veil.png", "fade_seconds": 0}
     path = tmp_path / "out.mp4"
-    rendered(path, "overlay", {"text_layers": [layer]}, {"a": clip}, pngs={"veil.png": file.getvalue()})
+    rendered(
+        path, "overlay", {"text_layers": [layer]}, {"a": clip}, pngs={"veil.png": file.getvalue()}
+    )
     pictures, _ = luma(path)
     assert pictures[5][5, 5] == pytest.approx(235, abs=1)
     assert pictures[5][32, 48] == pytest.approx(100, abs=1)
@@ -401,9 +430,31 @@ def test_the_default_quality_is_seen_as_the_same(big_buck_bunny, tmp_path, measu
         ):
             for plane in picture.planes:
                 file.write(plane.contiguous().numpy().tobytes())
-    reference = ["-f", "rawvideo", "-pix_fmt", "yuv420p", "-s", "1080x1920", "-r", "25", "-i", str(raw)]
+    reference = [
+        "-f",
+        "rawvideo",
+        "-pix_fmt",
+        "yuv420p",
+        "-s",
+        "1080x1920",
+        "-r",
+        "25",
+        "-i",
+        str(raw),
+    ]
     graph = "[0:v]setpts=PTS-STARTPTS[a];[1:v]setpts=PTS-STARTPTS[b];[a][b]libvmaf=n_threads=2:n_subsample=4"
-    command = [FFMPEG, "-hide_banner", "-i", str(path), *reference, "-lavfi", graph, "-f", "null", "-"]
+    command = [
+        FFMPEG,
+        "-hide_banner",
+        "-i",
+        str(path),
+        *reference,
+        "-lavfi",
+        graph,
+        "-f",
+        "null",
+        "-",
+    ]
     said = subprocess.run(command, check=True, capture_output=True, text=True).stderr
     score = float(re.search(r"VMAF score: ([\d.]+)", said).group(1))
     measured(f"VMAF at the default settings: {score:.2f}")
@@ -444,7 +495,9 @@ def test_colours_survive_the_whole_way(tmp_path, measured, matrix):
     """Colour bars, at the default quality: within 2 of 255."""
     planes = np.array([coded(rgb, matrix) for rgb in BARS]).round().astype(np.uint8).T
     luma_plane = np.broadcast_to(np.repeat(planes[0], 40), (160, 320)).tobytes()
-    chroma = b"".join(np.broadcast_to(np.repeat(plane, 20), (80, 160)).tobytes() for plane in planes[1:])
+    chroma = b"".join(
+        np.broadcast_to(np.repeat(plane, 20), (80, 160)).tobytes() for plane in planes[1:]
+    )
     tag = {"bt601": "smpte170m", "bt709": "bt709"}[matrix]
     clip = make(
         tmp_path / "a.mp4", "-f", "rawvideo", "-pix_fmt", "yuv420p", "-s", "320x160", "-r", "25", "-i", "pipe:0",
@@ -452,10 +505,16 @@ def test_colours_survive_the_whole_way(tmp_path, measured, matrix):
         input=(luma_plane + chroma) * 10,
     )  # fmt: skip
     path = tmp_path / "out.mp4"
-    rendered(path, "framing", {"output_width": 640, "output_height": 320}, {"a": clip}, quality=Quality())
+    rendered(
+        path, "framing", {"output_width": 640, "output_height": 320}, {"a": clip}, quality=Quality()
+    )
     with av.open(str(path)) as container:
         picture = [frame.to_ndarray(format="yuv420p") for frame in container.decode(video=0)][5]
-    y, u, v = picture[160], picture[320:400].reshape(160, 320)[80], picture[400:].reshape(160, 320)[80]
+    y, u, v = (
+        picture[160],
+        picture[320:400].reshape(160, 320)[80],
+        picture[400:].reshape(160, 320)[80],
+    )
     errors = [
         np.abs(seen(y[40 + 80 * n], float(u[20 + 40 * n]), float(v[20 + 40 * n])) - rgb).max()
         for n, rgb in enumerate(BARS)
@@ -476,4 +535,6 @@ def test_a_result_that_becomes_too_large_is_given_up(tmp_path):
     clip = make_raw(tmp_path / "a.mp4", noise, "25")
     size = {"output_width": 128, "output_height": 128}
     with pytest.raises(OutputTooLarge, match="larger than 100000 bytes"):
-        rendered(tmp_path / "out.mp4", "framing", size, {"a": clip}, limits=OutputLimits(bytes=100_000))
+        rendered(
+            tmp_path / "out.mp4", "framing", size, {"a": clip}, limits=OutputLimits(bytes=100_000)
+        )

@@ -18,7 +18,9 @@ def models(preferred=SMALL):
     return Models(Path("/nonexistent"), torch.device("cpu"), preferred)
 
 
-@pytest.mark.parametrize("params", [FramingParams(), UpscaleParams(export_mode="FAST", model=SMALL)])
+@pytest.mark.parametrize(
+    "params", [FramingParams(), UpscaleParams(export_mode="FAST", model=SMALL)]
+)
 def test_fast_jobs_go_through_no_network(params):
     """Whatever else they say."""
     assert models().engine(params, 4.0) is None

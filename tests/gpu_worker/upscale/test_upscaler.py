@@ -90,7 +90,9 @@ def test_the_fast_numbers_make_the_same_picture(frames, measured):
     assert min(values) >= (45 if fast.dtype is not torch.float32 else 100)
 
 
-@pytest.mark.parametrize(("name", "margin_decibels"), [("realesr-animevideov3", 60), ("x4plus-anime", 60)])
+@pytest.mark.parametrize(
+    ("name", "margin_decibels"), [("realesr-animevideov3", 60), ("x4plus-anime", 60)]
+)
 def test_tiles_leave_no_seam(frames, measured, name, margin_decibels):
     """Whole and in tiles: 60 dB and more over the whole picture, in fp32."""
     model = load_model(name, NOWHERE)
@@ -116,7 +118,14 @@ def test_the_picture_is_where_the_crop_is(frames):
 
 @pytest.mark.parametrize(
     ("y", "u", "v"),
-    [(16, 128, 128), (235, 128, 128), (126, 128, 128), (63, 102, 240), (173, 42, 26), (32, 240, 118)],
+    [
+        (16, 128, 128),
+        (235, 128, 128),
+        (126, 128, 128),
+        (63, 102, 240),
+        (173, 42, 26),
+        (32, 240, 118),
+    ],
 )
 def test_colours_come_back_as_they_were(y, u, v):
     """There and back through R'G'B': within one level."""
@@ -128,7 +137,8 @@ def test_colours_come_back_as_they_were(y, u, v):
     )
     made = one(repeating()[0], frame, Box(3.0, 4.0, 20.0, 16.0), 40, 32)
     assert [
-        abs(int(plane[5, 5]) - value) <= 1 for plane, value in zip(made.planes, (y, u, v), strict=True)
+        abs(int(plane[5, 5]) - value) <= 1
+        for plane, value in zip(made.planes, (y, u, v), strict=True)
     ] == [True] * 3
 
 
@@ -158,7 +168,8 @@ def test_odd_pictures_are_no_trouble():
     """Crops up to an odd edge, and networks that look at every second pixel."""
     noise = np.random.default_rng(2)
     planes = (
-        torch.from_numpy(noise.integers(16, 235, shape, np.uint8)) for shape in ((33, 41), (17, 21), (17, 21))
+        torch.from_numpy(noise.integers(16, 235, shape, np.uint8))
+        for shape in ((33, 41), (17, 21), (17, 21))
     )
     made = one(repeating()[0], Frame(*planes), Box(0.0, 0.0, 41.0, 33.0), 82, 66)
     assert (made.width, made.height) == (82, 66)

@@ -48,18 +48,23 @@ def upgrade() -> None:
             name=op.f("ck_export_jobs_output_when_complete"),
         ),
         sa.CheckConstraint(
-            "(status = 'error') = (error_code IS NOT NULL)", name=op.f("ck_export_jobs_code_when_error")
+            "(status = 'error') = (error_code IS NOT NULL)",
+            name=op.f("ck_export_jobs_code_when_error"),
         ),
         sa.CheckConstraint(
             "status IN ('pending', 'processing', 'complete', 'error', 'cancelled')",
             name=op.f("ck_export_jobs_status_known"),
         ),
-        sa.CheckConstraint("progress BETWEEN 0 AND 100", name=op.f("ck_export_jobs_progress_percent")),
+        sa.CheckConstraint(
+            "progress BETWEEN 0 AND 100", name=op.f("ck_export_jobs_progress_percent")
+        ),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_export_jobs")),
         sqlite_strict=True,
     )
     op.create_index("ix_export_jobs_due", "export_jobs", ["status", "due_at"], unique=False)
-    op.create_index("ix_export_jobs_user", "export_jobs", ["user_id", "created_at", "id"], unique=False)
+    op.create_index(
+        "ix_export_jobs_user", "export_jobs", ["user_id", "created_at", "id"], unique=False
+    )
     op.create_table(
         "job_attempts",
         sa.Column("token", sa.Text(), nullable=False),
@@ -71,7 +76,9 @@ def upgrade() -> None:
         sa.Column("created_at", INT64, nullable=False),
         sa.Column("submitted_at", INT64, nullable=True),
         sa.Column("absent_since", INT64, nullable=True),
-        sa.ForeignKeyConstraint(["job_id"], ["export_jobs.id"], name=op.f("fk_job_attempts_job_id")),
+        sa.ForeignKeyConstraint(
+            ["job_id"], ["export_jobs.id"], name=op.f("fk_job_attempts_job_id")
+        ),
         sa.PrimaryKeyConstraint("token", name=op.f("pk_job_attempts")),
         sa.UniqueConstraint("job_id", "number", name=op.f("uq_job_attempts_job_id_number")),
         sqlite_strict=True,

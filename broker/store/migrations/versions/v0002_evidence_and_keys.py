@@ -38,7 +38,9 @@ def upgrade() -> None:
         sa.Column("key", sa.Text(), nullable=False),
         sa.Column("job_id", sa.Text(), nullable=False),
         sa.Column("created_at", INT64, nullable=False),
-        sa.ForeignKeyConstraint(["job_id"], ["export_jobs.id"], name=op.f("fk_idempotency_keys_job_id")),
+        sa.ForeignKeyConstraint(
+            ["job_id"], ["export_jobs.id"], name=op.f("fk_idempotency_keys_job_id")
+        ),
         sa.PrimaryKeyConstraint("user_id", "key", name=op.f("pk_idempotency_keys")),
         sqlite_strict=True,
     )

@@ -82,11 +82,15 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(
             ["webhook_id"], ["webhooks.id"], name=op.f("fk_webhook_deliveries_webhook_id")
         ),
-        sa.ForeignKeyConstraint(["job_id"], ["export_jobs.id"], name=op.f("fk_webhook_deliveries_job_id")),
+        sa.ForeignKeyConstraint(
+            ["job_id"], ["export_jobs.id"], name=op.f("fk_webhook_deliveries_job_id")
+        ),
         sqlite_strict=True,
     )
     op.create_index("ix_webhook_deliveries_due", "webhook_deliveries", ["due_at"])
-    op.create_index("ix_webhook_deliveries_webhook", "webhook_deliveries", ["webhook_id", "created_at"])
+    op.create_index(
+        "ix_webhook_deliveries_webhook", "webhook_deliveries", ["webhook_id", "created_at"]
+    )
 
 
 def downgrade() -> None:

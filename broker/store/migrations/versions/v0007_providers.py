@@ -15,9 +15,13 @@ def upgrade() -> None:
     for before, after in _RENAMED.items():
         op.alter_column("job_attempts", before, new_column_name=after)
     # Until now there was one provider, and no export was split.
-    op.add_column("job_attempts", sa.Column("provider", sa.Text(), nullable=False, server_default="runpod"))
+    op.add_column(
+        "job_attempts", sa.Column("provider", sa.Text(), nullable=False, server_default="runpod")
+    )
     op.add_column("job_attempts", sa.Column("plan", sa.Text(), nullable=True))
-    op.add_column("job_attempts", sa.Column("part", sa.Integer(), nullable=False, server_default="0"))
+    op.add_column(
+        "job_attempts", sa.Column("part", sa.Integer(), nullable=False, server_default="0")
+    )
 
 
 def downgrade() -> None:

@@ -15,7 +15,14 @@ from tests.broker.api.calls import JOB, on_one_database, submitted_ids, until
 from tests.broker.api.served import API_KEY
 from tests.broker.provider import Worker
 
-REGION = {"start_frame": 0, "end_frame": 30, "x": 100.0, "y": 80.0, "radius_x": 20.0, "radius_y": 30.0}
+REGION = {
+    "start_frame": 0,
+    "end_frame": 30,
+    "x": 100.0,
+    "y": 80.0,
+    "radius_x": 20.0,
+    "radius_y": 30.0,
+}
 
 
 class Workers:
@@ -69,7 +76,10 @@ async def test_the_workers_client_and_its_bucket_client(
     key, path = f"input/{uuid.uuid4()}/working_video.mp4", tmp_path / "a.mp4"
     path.write_bytes(b"film" * 1000)
     plain.upload_file(
-        str(path), object_store.bucket, f"{settings().user_id}/{key}", ExtraArgs={"ContentType": "video/mp4"}
+        str(path),
+        object_store.bucket,
+        f"{settings().user_id}/{key}",
+        ExtraArgs={"ContentType": "video/mp4"},
     )
     params = {
         "highlight_regions": [REGION | {"opacity": 1.0, "color": "#ffffff"}],
@@ -84,16 +94,26 @@ async def test_the_workers_client_and_its_bucket_client(
     seen = []
     while not seen or seen[-1]["status"] not in ("complete", "error"):
         seen.append(await workers.get_job(made["job_id"]))
-        if seen[-1]["status"] == "processing" and not Worker(bucket, provider.only()["sent"]).told_to_stop():
+        if (
+            seen[-1]["status"] == "processing"
+            and not Worker(bucket, provider.only()["sent"]).told_to_stop()
+        ):
             Worker(bucket, provider.only()["sent"]).finish()
         await asyncio.sleep(0.1)
     assert seen[-1]["status"] == "complete"
-    framing = {"clip_index": 2, "crop_keyframes": [{"frame": 0, "x": 0, "y": 0, "width": 90, "height": 160}]}
-    framed = await workers.create_job(7, "framing", key, framing | {"start_time": 0.5, "end_time": 2.0})
+    framing = {
+        "clip_index": 2,
+        "crop_keyframes": [{"frame": 0, "x": 0, "y": 0, "width": 90, "height": 160}],
+    }
+    framed = await workers.create_job(
+        7, "framing", key, framing | {"start_time": 0.5, "end_time": 2.0}
+    )
     assert framed["params"]["crop_keyframes"][0]["frame"] == 0
     ticket = await workers.get_upload_url("clip.mp4")
     async with httpx.AsyncClient() as http:
-        put = await http.put(ticket["upload_url"], content=b"film", headers={"Content-Type": "video/mp4"})
+        put = await http.put(
+            ticket["upload_url"], content=b"film", headers={"Content-Type": "video/mp4"}
+        )
     assert (put.status_code, ticket["video_key"].endswith("/clip.mp4")) == (200, True)
 
 
@@ -101,7 +121,12 @@ async def test_start_and_poll_as_the_first_backend(client, provider, bucket):
     """`/start`, then `/status` until there is an end: five fields, four statuses."""
     started = await client.post(
         "/api/export/overlay/start",
-        json={"input_key": "a.mp4", "project_id": 3, "highlight_regions": [REGION], "effect_type": "blur"},
+        json={
+            "input_key": "a.mp4",
+            "project_id": 3,
+            "highlight_regions": [REGION],
+            "effect_type": "blur",
+        },
     )
     assert (started.status_code, started.json()["status"]) == (200, "processing")
     url = f"/api/export/overlay/status/{started.json()['job_id']}"
@@ -120,12 +145,16 @@ async def test_start_and_poll_as_the_first_backend(client, provider, bucket):
     link = (await client.get("/api/storage/presigned-url", params={"key": key})).json()
     async with httpx.AsyncClient() as http:
         assert (await http.get(link["url"])).content == b"a film"
-    assert (await client.get("/api/storage/presigned-url", params={"key": "none.mp4"})).status_code == 404
+    assert (
+        await client.get("/api/storage/presigned-url", params={"key": "none.mp4"})
+    ).status_code == 404
 
 
 async def test_a_start_by_project_takes_what_the_project_made_last(client, provider, bucket):
     """The newest finished framing is the overlay's video; a project without one is told so."""
-    none = await client.post("/api/export/overlay/start", json={"project_id": 5, "highlight_regions": []})
+    none = await client.post(
+        "/api/export/overlay/start", json={"project_id": 5, "highlight_regions": []}
+    )
     assert (none.status_code, "no working video" in none.json()["detail"]) == (400, True)
     url = (await client.post("/api/jobs", json=JOB | {"project_id": 5})).headers["location"]
     await until(client, url, lambda job: job["status"] == "processing")
@@ -148,12 +177,16 @@ async def test_a_page_that_comes_back_finds_its_exports(client, provider, bucket
         "message": "Export cancelled",
         "modal_cancelled": True,
     }
-    told = await until(client, f"/api/exports/{job_id}/remote-status", lambda told: told["status"] == "error")
+    told = await until(
+        client, f"/api/exports/{job_id}/remote-status", lambda told: told["status"] == "error"
+    )
     assert told["error"] == "Cancelled by user"
     status = (await client.get(f"/api/export/framing/status/{job_id}")).json()
     assert (status["status"], status["error"]) == ("error", "Cancelled by user")
     assert (await client.get("/api/exports/active")).json() == {"exports": []}
-    failed = (await client.post("/api/jobs", json=JOB | {"input_key": "none.mp4"})).headers["location"]
+    failed = (await client.post("/api/jobs", json=JOB | {"input_key": "none.mp4"})).headers[
+        "location"
+    ]
     await until(client, failed, lambda job: job["status"] == "error")
     over = await client.delete(f"/api/exports/{failed.rpartition('/')[2]}")
     assert (over.status_code, over.json()["errors"][0]["detail"]) == (
@@ -200,7 +233,9 @@ async def test_a_form_with_a_video_becomes_a_job(client, provider, bucket, setti
     folder = f"{settings().user_id}/temp/"
     (kept,) = bucket.listed(folder)
     assert (kept.key.endswith(job["input_key"]), kept.bytes) == (True, len(film))
-    assert (await client.get("/api/exports/export_1700_abc/remote-status")).json()["status"] == "running"
+    assert (await client.get("/api/exports/export_1700_abc/remote-status")).json()[
+        "status"
+    ] == "running"
     Worker(bucket, provider.only()["sent"]).finish()
     await until(client, f"/api/jobs/{job_id}", lambda job: job["status"] == "complete")
     async with asyncio.timeout(5):
@@ -221,7 +256,9 @@ async def test_a_form_with_a_video_becomes_a_job(client, provider, bucket, setti
         pytest.param(form(export_id="../x"), "/export_id", id="bad-id"),
     ],
 )
-async def test_a_wrong_form_is_refused_and_its_file_is_gone(client, bucket, settings, fields, pointer):
+async def test_a_wrong_form_is_refused_and_its_file_is_gone(
+    client, bucket, settings, fields, pointer
+):
     """422 by the field's name; nothing is stored."""
     reply = await client.post(
         "/api/export/upscale", files={"video": ("a.mp4", b"film", "video/mp4")} | fields
@@ -243,7 +280,9 @@ async def test_a_broken_form_is_refused(client, bucket, settings):
         (head + b"film" * 100_000, "multipart/form-data; boundary=b", 422),
         (b"film" * 100, "multipart/form-data; boundary=b", 422),
     ]:
-        reply = await client.post("/api/export/upscale", content=content, headers={"Content-Type": kind})
+        reply = await client.post(
+            "/api/export/upscale", content=content, headers={"Content-Type": kind}
+        )
         assert reply.status_code == status, content[:20]
     assert list(bucket.listed(f"{settings().user_id}/temp/")) == []
 
@@ -284,11 +323,15 @@ async def test_the_editors_socket(served, provider, bucket):
     headers = {"Authorization": f"Bearer {API_KEY}"}
     async with (
         served.async_client() as client,
-        websockets.connect(f"{served.ws}/ws/export/{export_id}", additional_headers=headers) as socket,
+        websockets.connect(
+            f"{served.ws}/ws/export/{export_id}", additional_headers=headers
+        ) as socket,
     ):
         await socket.send("ping")
         assert await socket.recv() == "pong"
-        files = {"video": ("a.mp4", b"film", "video/mp4")} | form(export_id=export_id, project_id="4")
+        files = {"video": ("a.mp4", b"film", "video/mp4")} | form(
+            export_id=export_id, project_id="4"
+        )
         assert (await client.post("/api/export/upscale", files=files)).status_code == 202
         told = []
         while not told or not told[-1]["done"]:
