@@ -70,7 +70,7 @@ class Policy(BaseModel):
 
 
 class RunBody(BaseModel):
-    """The body of `/run`. RunPod accepts an empty input and drops the job; this endpoint refuses."""
+    """The body of `/run`. RunPod drops a job with an empty input; this endpoint answers 400."""
 
     input: Annotated[dict[str, Any], Field(min_length=1)]
     webhook: Annotated[str, AfterValidator(_checked_url)] | None = None
@@ -170,7 +170,7 @@ class Endpoint:
     # ── workers ─────────────────────────────────────────────────────────────────────────────────
 
     async def job_take(self, request: Request) -> Response:
-        """Waits for a job and gives the job to the worker. Answers 204 after a while without one."""
+        """Waits for a job and hands the job over. Answers 204 after a while without a job."""
         worker_id = request.path_params["worker_id"]
         job = await self._long_poll(lambda: self._queue.take(worker_id, time.time()), request)
         if job is None:

@@ -2,8 +2,8 @@
 
 The queue does no HTTP and reads no clock: each method takes the current time. A worker holds a job
 under a lease. Pings that name the job, and progress, renew the lease. When the lease runs out, the
-queue returns the job to its front once, as RunPod does. The second time, the job fails. SQLite keeps
-every job: a kill -9 of the endpoint loses none, a power cut may.
+queue returns the job to its front once, as RunPod does. The second time, the job fails. SQLite
+keeps every job: a kill -9 of the endpoint loses none, a power cut may.
 """
 
 import json
@@ -244,7 +244,7 @@ class JobQueue:
             return True
         job.retries = 1
         self._stop(job)
-        # Workers take the oldest job first, so this one is next. As on RunPod, `delayTime` restarts.
+        # Workers take the oldest job first: this one is next. As on RunPod, `delayTime` restarts.
         self._requeue(job, now)
         return False
 
