@@ -209,7 +209,7 @@ def _broker() -> Iterator[Client]:
 def _put(client: Client, video: Path, quiet: bool) -> str:
     with _bar(quiet, DownloadColumn()) as bar:
         task = bar.add_task(f"Uploading {plain(video.name)}", total=video.stat().st_size)
-        return client.upload(video, told=lambda count: bar.advance(task, count))
+        return client.upload(video, on_progress=lambda count: bar.advance(task, count))
 
 
 def _fetch(client: Client, job: JobView, output: Path, quiet: bool) -> None:
@@ -217,7 +217,7 @@ def _fetch(client: Client, job: JobView, output: Path, quiet: bool) -> None:
         task = bar.add_task(
             f"Downloading {plain(output.name)}", total=job.result.bytes if job.result else None
         )
-        client.download(job, output, told=lambda count: bar.advance(task, count))
+        client.download(job, output, on_progress=lambda count: bar.advance(task, count))
 
 
 def _follow(client: Client, job: JobView, quiet: bool) -> JobView:

@@ -78,7 +78,7 @@ def bucket(settings):
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch):
     """Tries come soon after one another."""
-    monkeypatch.setattr(clients, "AGAIN_SECONDS", (0.05,) * 6)
+    monkeypatch.setattr(clients, "RETRY_SECONDS", (0.05,) * 6)
 
 
 def finish_soon(provider, bucket):
@@ -102,7 +102,7 @@ def test_the_whole_journey(served, make, provider, bucket, tmp_path, monkeypatch
     video, told = tmp_path / "clip.mp4", []
     video.write_bytes(b"x" * 12_500_000)
     with make(served.url, API_KEY) as client:
-        key = client.upload(video, told=told.append)
+        key = client.upload(video, on_progress=told.append)
         assert (sum(told), key.endswith("/clip.mp4")) == (12_500_000, True)
         assert client.quote(JOB, source_seconds=2.0).output_seconds == 2.0
         job = client.submit(JOB | {"input_key": key})
@@ -116,7 +116,7 @@ def test_the_whole_journey(served, make, provider, bucket, tmp_path, monkeypatch
         )
         assert [one.progress for one in seen] == sorted(one.progress for one in seen)
         assert client.get(job.job_id).status == "complete"
-        got = client.download(seen[-1], tmp_path / "out.mp4", told=told.append)
+        got = client.download(seen[-1], tmp_path / "out.mp4", on_progress=told.append)
         assert (got.read_bytes(), sum(told), list(tmp_path.glob("*.part"))) == (
             b"a film",
             12_500_006,

@@ -142,7 +142,7 @@ def test_a_quote_reads_its_params_from_standard_input(shell):
 def test_a_broker_that_is_not_there_is_said_in_a_line(monkeypatch):
     """1, with where it was looked for."""
     monkeypatch.setenv("REELBROKER_URL", "http://127.0.0.1:9")
-    monkeypatch.setattr("broker.client.AGAIN_SECONDS", (0.01,))
+    monkeypatch.setattr("broker.client.RETRY_SECONDS", (0.01,))
     result = CliRunner().invoke(cli, ["jobs", "list"])
     assert (result.exit_code, "http://127.0.0.1:9" in result.output) == (1, True)
 
