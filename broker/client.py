@@ -10,7 +10,7 @@
         reelbroker.download(job, Path("out.mp4"))
 
 `AsyncClient` has the same methods, to `await`, and `async for` over `watch`. Flows hold the rules
-of both. A flow is a generator that does no I/O: it yields a request and receives the answer. The two
+of both. A flow is a generator without I/O: it yields a request and receives the answer. The two
 clients only carry flows out. The broker accepts each request twice (a submit carries an idempotency
 key), so flows retry what fails on the way.
 """

@@ -23,7 +23,7 @@ from typing import Annotated, Any, TypeVar
 
 import httpx
 import uvicorn
-from pydantic import AfterValidator, BaseModel, Field, HttpUrl, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -56,12 +56,6 @@ class EndpointConfig:
     webhook_retry_seconds: float = 10.0
 
 
-def _checked_url(text: str) -> str:
-    """Validates a URL and returns the URL as the client wrote it."""
-    HttpUrl(text)
-    return text
-
-
 class Policy(BaseModel):
     """Deadlines in milliseconds, within RunPod's bounds and with RunPod's names."""
 
@@ -73,7 +67,7 @@ class RunBody(BaseModel):
     """The body of `/run`. RunPod drops a job with an empty input; this endpoint answers 400."""
 
     input: Annotated[dict[str, Any], Field(min_length=1)]
-    webhook: Annotated[str, AfterValidator(_checked_url)] | None = None
+    webhook: str | None = None
     policy: Policy = Policy()
 
 
@@ -89,25 +83,22 @@ class Endpoint:
 
     def routes(self) -> Mount:
         """Returns the routes of clients and of workers."""
-        views: dict[str, View] = {
-            "POST /run": self.run,
-            "GET /status/{job_id}": self.status,
-            "POST /cancel/{job_id}": self.cancel,
-            "GET /health": self.health,
-            "GET /job-take/{worker_id}": self.job_take,
-            "GET /job-stop/{worker_id}": self.job_stop,
-            "POST /job-done/{worker_id}/{job_id}": self.job_done,
-            "GET /ping/{worker_id}": self.ping,
-        }
-        routes = [
-            Route(path, self._guarded(view), methods=[method])
-            for (method, path), view in ((name.split(), view) for name, view in views.items())
+        views: list[tuple[str, str, View]] = [
+            ("POST", "/run", self.run),
+            ("GET", "/status/{job_id}", self.status),
+            ("POST", "/cancel/{job_id}", self.cancel),
+            ("GET", "/health", self.health),
+            ("GET", "/job-take/{worker_id}", self.job_take),
+            ("GET", "/job-stop/{worker_id}", self.job_stop),
+            ("POST", "/job-done/{worker_id}/{job_id}", self.job_done),
+            ("GET", "/ping/{worker_id}", self.ping),
         ]
+        routes = [Route(path, self._guarded(view), methods=[verb]) for verb, path, view in views]
         return Mount(f"/v2/{self._config.endpoint_id}", routes=routes)
 
     @contextlib.asynccontextmanager
-    async def running(self) -> AsyncIterator[None]:
-        """Applies lifetimes until the caller leaves the context."""
+    async def lifespan(self, _: Starlette) -> AsyncIterator[None]:
+        """Applies the queue's lifetimes as long as the app runs."""
         expiry = asyncio.create_task(self._expire())
         try:
             yield
@@ -150,22 +141,19 @@ class Endpoint:
     async def health(self, _: Request) -> Response:
         """Counts jobs and workers. A worker counts as long as the worker calls."""
         jobs, workers = self._queue.count_jobs(), self._queue.count_workers()
-        return JSONResponse(
-            {
-                "jobs": {
-                    "completed": jobs[State.COMPLETED],
-                    "failed": jobs[State.FAILED] + jobs[State.TIMED_OUT],
-                    "inProgress": jobs[State.IN_PROGRESS],
-                    "inQueue": jobs[State.IN_QUEUE],
-                },
-                "workers": {
-                    "idle": workers["idle"],
-                    "ready": workers["idle"],
-                    "running": workers["running"],
-                    "unhealthy": workers["unhealthy"],
-                },
-            }
-        )
+        job_counts = {
+            "completed": jobs[State.COMPLETED],
+            "failed": jobs[State.FAILED] + jobs[State.TIMED_OUT],
+            "inProgress": jobs[State.IN_PROGRESS],
+            "inQueue": jobs[State.IN_QUEUE],
+        }
+        worker_counts = {
+            "idle": workers["idle"],
+            "ready": workers["idle"],
+            "running": workers["running"],
+            "unhealthy": workers["unhealthy"],
+        }
+        return JSONResponse({"jobs": job_counts, "workers": worker_counts})
 
     # ── workers ─────────────────────────────────────────────────────────────────────────────────
 
@@ -283,17 +271,11 @@ async def _refusal(_: Request, error: Exception) -> Response:
 
 
 def create_endpoint(config: EndpointConfig) -> Starlette:
-    """Builds the endpoint as an ASGI app. The app's lifespan applies the queue's lifetimes."""
+    """Builds the endpoint as an ASGI app."""
     endpoint = Endpoint(config)
-
-    @contextlib.asynccontextmanager
-    async def lifespan(_: Starlette) -> AsyncIterator[None]:
-        async with endpoint.running():
-            yield
-
-    return Starlette(
-        routes=[endpoint.routes()], lifespan=lifespan, exception_handlers={HTTPException: _refusal}
-    )
+    handlers = {HTTPException: _refusal}
+    routes = [endpoint.routes()]
+    return Starlette(routes=routes, lifespan=endpoint.lifespan, exception_handlers=handlers)
 
 
 def worker_environment(

@@ -308,8 +308,7 @@ def test_what_is_not_there_is_404(host):
         pytest.param(
             b'{"input": {"x": 1}, "policy": {"executionTimeout": 10}}', id="policy-too-short"
         ),
-        pytest.param(b'{"input": {"x": 1}, "webhook": "file:///etc/passwd"}', id="webhook-no-http"),
-        pytest.param(b'{"input": {"x": 1}, "webhook": "http://[::1"}', id="webhook-no-address"),
+        pytest.param(b'{"input": {"x": 1}, "webhook": 1}', id="webhook-no-text"),
         pytest.param(b'{"input": {"x": NaN}}', id="nan"),
         pytest.param(b'{"input": {"x": 1e999}}', id="infinite"),
         pytest.param(b'{"input": {"x": "\\ud800"}}', id="half-a-character"),
