@@ -5,7 +5,7 @@ job ends. Workers call `job-take`, `job-stop`, `job-done` (progress and result) 
 all that the SDK's loop calls for one job at a time and a handler that is no generator. queue.py
 holds the states and lifetimes. This module leaves out RunPod's other routes, rate limits (429),
 scaling, `s3Config` and `stopPod`. RunPod does not document whether a cancel sends a webhook; this
-endpoint sends one. The endpoint forgets a webhook's further tries when it ends.
+endpoint sends one. The endpoint sends each webhook once: the broker polls too.
 """
 
 import argparse
@@ -35,7 +35,6 @@ from broker.embedded.queue import JobQueue, Limits, QueuedJob, State, new_id
 
 RUN_LIMIT_BYTES, RESULT_LIMIT_BYTES = 10 << 20, 20 << 20
 DAY, WEEK = 86_400_000, 604_800_000
-WEBHOOK_TRIES = 3
 EXPIRE_SECONDS = 0.25
 PING_MILLISECONDS = 2000
 
@@ -53,7 +52,6 @@ class EndpointConfig:
     limits: Limits = field(default_factory=Limits)
     #: How long a worker's call waits. At an instant "no job", the SDK calls 5,000 times a second.
     long_poll_seconds: float = 20.0
-    webhook_retry_seconds: float = 10.0
 
 
 class Policy(BaseModel):
@@ -245,12 +243,8 @@ class Endpoint:
             task.add_done_callback(self._webhooks.discard)
 
     async def _call_webhook(self, url: str, body: dict[str, Any]) -> None:
-        for tries in range(WEBHOOK_TRIES):
-            if tries:
-                await asyncio.sleep(self._config.webhook_retry_seconds)
-            with contextlib.suppress(httpx.HTTPError, httpx.InvalidURL):
-                if (await self._http.post(url, json=body)).status_code == 200:
-                    return
+        with contextlib.suppress(httpx.HTTPError, httpx.InvalidURL):
+            await self._http.post(url, json=body)
 
     def _guarded(self, view: View) -> View:
         """Wraps a view with the check of the key. Workers send the raw key, clients `Bearer`."""

@@ -55,7 +55,6 @@ class QueuedJob:
     created_at: float
     webhook: str | None = None
     state: State = State.IN_QUEUE
-    queued_at: float = 0.0
     taken_at: float | None = None
     ended_at: float | None = None
     worker_id: str | None = None
@@ -67,10 +66,8 @@ class QueuedJob:
     def status(self) -> dict[str, Any]:
         """Returns the body of `/status`: durations in milliseconds, no field without a value."""
         body: dict[str, Any] = {"id": self.id, "status": self.state}
-        if self.taken_at is not None:
-            body["delayTime"] = round((self.taken_at - self.queued_at) * 1000)
-            if self.ended_at is not None:
-                body["executionTime"] = round((self.ended_at - self.taken_at) * 1000)
+        if self.taken_at is not None and self.ended_at is not None:
+            body["executionTime"] = round((self.ended_at - self.taken_at) * 1000)
         optional = {"output": self.output, "error": self.error, "workerId": self.worker_id}
         optional["retries"] = self.retries or None
         return body | {name: value for name, value in optional.items() if value is not None}
@@ -113,7 +110,6 @@ class JobQueue:
 
     def add(self, job: QueuedJob) -> None:
         """Queues a job."""
-        job.queued_at = job.created_at
         row = (job.id, json.dumps(job.input), _without_input(job))
         self._file.execute("INSERT INTO queue VALUES (?, ?, ?)", row)
         self._jobs[job.id] = job
@@ -146,7 +142,7 @@ class JobQueue:
     def give_back(self, job: QueuedJob) -> None:
         """Undoes a take whose answer did not reach the worker. Such a take counts as no try."""
         if job.state is State.IN_PROGRESS:
-            self._requeue(job, job.queued_at)
+            self._requeue(job)
 
     def mark_seen(self, worker_id: str, now: float) -> None:
         """Records that a worker is alive."""
@@ -244,8 +240,8 @@ class JobQueue:
             return True
         job.retries = 1
         self._stop(job)
-        # Workers take the oldest job first: this one is next. As on RunPod, `delayTime` restarts.
-        self._requeue(job, now)
+        # Workers take the oldest job first, so this one is next.
+        self._requeue(job)
         return False
 
     # ── small steps ─────────────────────────────────────────────────────────────────────────────
@@ -273,9 +269,8 @@ class JobQueue:
         job.ended_at = now
         self._save(job)
 
-    def _requeue(self, job: QueuedJob, queued_at: float) -> None:
+    def _requeue(self, job: QueuedJob) -> None:
         self._move(job, State.IN_QUEUE)
-        job.queued_at = queued_at
         job.taken_at = job.ended_at = job.worker_id = job.output = None
         self._save(job)
 

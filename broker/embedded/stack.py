@@ -305,27 +305,24 @@ class RunningPart:
 
     async def start(self) -> None:
         """Starts the process and waits until it is ready."""
-        await self._spawn()
-        assert self._process is not None  # noqa: S101
+        self._process = process = await self._spawn()
         deadline = time.monotonic() + READY_SECONDS
         while not await self.part.is_ready():
-            if self._process.returncode is not None:
-                raise self._failure(
-                    f"ended with code {self._process.returncode} before it was ready"
-                )
+            if (code := process.returncode) is not None:
+                raise self._failure(f"ended with code {code} before it was ready")
             if time.monotonic() > deadline:
                 raise self._failure(f"was not ready after {READY_SECONDS:.0f} s")
             await asyncio.sleep(0.1)
         log.info("part_ready", part=self.part.name, pid=self.pid)
 
-    async def _spawn(self) -> None:
+    async def _spawn(self) -> asyncio.subprocess.Process:
         command, environment = self.part.command()
         if self._process is None:
             self._log.touch(mode=0o600)
             self._log.write_bytes(b"")
         with self._log.open("ab") as output:
             self._log_start = output.tell()
-            self._process = await asyncio.create_subprocess_exec(
+            return await asyncio.create_subprocess_exec(
                 *command,
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=output,
@@ -418,10 +415,9 @@ def _python(module: str, *options: object) -> list[str]:
 
 def _base_environment(folder: Path) -> dict[str, str]:
     """Returns the environment of every part: no other settings, a HOME without `~/.runpod`."""
-    passed = {
-        name: os.environ[name] for name in ("PATH", "LANG", "TZ", "TMPDIR") if name in os.environ
-    }
-    return passed | {"HOME": str(folder / "home"), "PYTHONUNBUFFERED": "1"}
+    names = {"PATH", "LANG", "TZ", "TMPDIR"} & os.environ.keys()
+    own = {"HOME": str(folder / "home"), "PYTHONUNBUFFERED": "1"}
+    return {name: os.environ[name] for name in names} | own
 
 
 def _die_with_parent() -> None:

@@ -48,14 +48,12 @@ def test_the_status_has_the_fields_that_have_a_value(queue):
     assert job.status() == {
         "id": "a",
         "status": "IN_PROGRESS",
-        "delayTime": 2500,
         "workerId": "w1",
         "output": {"progress": 5},
     }
     queue.finish("w1", job, {"ok": 1}, None, 4)
-    assert job.status() | {"output": None} == {
-        "id": "a", "status": "COMPLETED", "delayTime": 2500, "executionTime": 1500, "workerId": "w1", "output": None,
-    }  # fmt: skip
+    ended = {"status": "COMPLETED", "executionTime": 1500, "output": {"ok": 1}}
+    assert job.status() == {"id": "a", "workerId": "w1"} | ended
 
 
 def test_progress_after_the_end_is_ignored(queue):
@@ -128,14 +126,13 @@ def test_a_stop_is_repeated_until_the_worker_lets_go(queue):
     assert queue.pop_stops("w1") == []
 
 
-def test_a_lost_job_is_next_and_its_delay_counts_anew(queue):
-    """It has waited its turn already; the platform, too, restarts delayTime."""
+def test_a_lost_job_is_next(queue):
+    """The job has waited its turn already."""
     job = add(queue, "lost", 0)
     queue.take("w1", 1)
     add(queue, "later", 2)
     queue.expire(12)
     assert queue.take("w2", 15) is job
-    assert job.status()["delayTime"] == 3000
 
 
 def test_a_job_whose_hand_over_failed_is_next_and_was_not_tried(queue):
