@@ -74,6 +74,10 @@ WORKER_NEEDS = (
 LAST_REQUESTS_SECONDS = 0.3
 #: The first file descriptor after the standard ones.
 FIRST_INHERITED = 3
+Folder = Annotated[Path, typer.Option(help="The folder for data, keys and logs.")]
+Origins = Annotated[
+    list[str] | None, typer.Option(help="The origin of a page that may call the broker.")
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Change nothing; list the changes.")]
 
 
@@ -130,17 +134,10 @@ def _inherited_sockets() -> list[socket.socket] | None:
 
 @cli.command()
 def up(
-    folder: Annotated[Path, typer.Option(help="The folder for data, keys and logs.")] = Path(
-        ".reelbroker"
-    ),
+    folder: Folder = Path(".reelbroker"),
     workers: Annotated[int, typer.Option(min=1, max=16)] = 1,
-    port: Annotated[
-        int | None, typer.Option(help="The broker's port; a free one by default.")
-    ] = None,
-    origin: Annotated[
-        list[str] | None,
-        typer.Option(help="Let pages of this origin call the broker: http://localhost:5173."),
-    ] = None,
+    port: Annotated[int | None, typer.Option(help="The broker's port; free by default.")] = None,
+    origin: Origins = None,
 ) -> None:
     """Run store, endpoint, workers and broker on this machine until Ctrl-C."""
     log_to_stderr()
@@ -223,9 +220,8 @@ def reconcile(dry_run: DryRun = False, as_json: AsJson = False) -> None:
 def drain(off: Annotated[bool, typer.Option("--off", help="Send jobs again.")] = False) -> None:
     """Stop the running broker from taking and sending new jobs; running jobs go on."""
     _call_broker("POST", "/api/operations/drain", {"on": not off})
-    console.print(
-        "Jobs are taken again." if off else "No new jobs are taken or sent; those that run go on."
-    )
+    stopped = "No new jobs are taken or sent; those that run go on."
+    console.print("Jobs are taken again." if off else stopped)
 
 
 @cli.command()
@@ -290,9 +286,7 @@ def show_orphans(as_json: AsJson = False) -> None:
 def create_key(
     user: Annotated[str, typer.Argument(help="The user whose jobs the key opens.")],
     name: Annotated[str, typer.Option(help="A name that `keys list` shows.")] = "",
-    admin: Annotated[
-        bool, typer.Option("--admin", help="Also allow what concerns all users.")
-    ] = False,
+    admin: Annotated[bool, typer.Option("--admin", help="Allow admin calls too.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Create a key for a user. The broker shows the key only once."""

@@ -144,12 +144,13 @@ def quote(
     if as_json:
         print_json(quote.model_dump(mode="json"))
         return
-    cost = ""
+    line = f"{quote.output_seconds:g} s of video"
+    if not quote.source_known:
+        line += " (the source's length is a guess; say --seconds)"
+    line += f": {quote.gpu_seconds:g} to {quote.gpu_seconds_p90:g} GPU seconds"
     if quote.cost_usd is not None:
-        cost = f", {quote.cost_usd:.4f} to {quote.cost_usd_p90:.4f} USD"
-    known = "" if quote.source_known else " (the source's length is a guess; say --seconds)"
-    gpu = f"{quote.gpu_seconds:g} to {quote.gpu_seconds_p90:g} GPU seconds"
-    console.print(f"{quote.output_seconds:g} s of video{known}: {gpu}{cost}")
+        line += f", {quote.cost_usd:.4f} to {quote.cost_usd_p90:.4f} USD"
+    console.print(line)
 
 
 def upload(video: Path, as_json: AsJson = False) -> None:
