@@ -57,7 +57,7 @@ class ApiError(ClientError):
     status: int
     code: str
     detail: str
-    retryable: bool
+    retryable: bool = False
     #: (JSON pointer, sentence) of each wrong field.
     errors: tuple[tuple[str, str], ...] = ()
 
@@ -256,8 +256,8 @@ def _error(reply: httpx.Response) -> ClientError:
     if reply.headers.get("content-type", "").startswith("application/problem+json"):
         problem = reply.json()
         errors = tuple((one["pointer"], one["detail"]) for one in problem.get("errors", ()))
-        code, detail, retryable = problem["code"], problem["detail"], problem["retryable"]
-        return ApiError(reply.status_code, code, detail, retryable=retryable, errors=errors)
+        code, detail, retryable = (problem[name] for name in ("code", "detail", "retryable"))
+        return ApiError(reply.status_code, code, detail, retryable, errors)
     # The query holds the signature, which must not reach a log.
     url = reply.url.copy_with(query=None)
     return ClientError(f"{reply.request.method} {url}: {reply.status_code}")
