@@ -26,26 +26,27 @@ from runpod.http_client import AsyncClientSession
 from runpod.serverless.modules.rp_http import send_result
 
 async def handler(job):
-    asked = job["input"]
-    if "progress" in asked:
+    given = job["input"]
+    if "progress" in given:
         async with AsyncClientSession() as session:
-            await send_result(session, {"status": "IN_PROGRESS", "output": {"progress": asked["progress"]}}, job)
-    if "sleep" in asked:
+            output = {"progress": given["progress"]}
+            await send_result(session, {"status": "IN_PROGRESS", "output": output}, job)
+    if "sleep" in given:
         try:
-            await asyncio.sleep(asked["sleep"])
+            await asyncio.sleep(given["sleep"])
         except asyncio.CancelledError:
-            open(asked["stopped"], "w").close()
+            open(given["stopped"], "w").close()
             raise
-    if "raise" in asked:
-        raise ValueError(asked["raise"])
-    return asked["return"]
+    if "raise" in given:
+        raise ValueError(given["raise"])
+    return given["return"]
 
 runpod.serverless.start({"handler": handler})
 """
 
 
 class Host:
-    """An endpoint process and worker processes, each killed as hard as a test likes."""
+    """An endpoint process and worker processes, which a test may kill."""
 
     def __init__(self, folder):
         self.folder = folder
@@ -221,7 +222,7 @@ def test_an_error_dict_is_a_failure_that_keeps_the_rest(host):
     assert (job["error"], job["output"]) == ("bad", {"error_code": "c"})
 
 
-def test_an_exception_is_a_failure_told_as_json(host):
+def test_an_exception_is_a_failure_with_json_as_its_error(host):
     """As the SDK reports it."""
     job = host.until(host.run({"raise": "ouch"}), "FAILED")
     assert json.loads(job["error"])["error_message"] == "ouch"
@@ -258,7 +259,7 @@ def test_a_job_over_its_time_is_timed_out_and_stopped(host, tmp_path):
 
 
 def test_health_counts_jobs_and_workers(host):
-    """In RunPod's words."""
+    """With RunPod's field names."""
     health = host.http.get("health").json()
     assert set(health["jobs"]) == {"completed", "failed", "inProgress", "inQueue"}
     assert set(health["workers"]) == {"idle", "ready", "running", "unhealthy"}
@@ -266,7 +267,7 @@ def test_health_counts_jobs_and_workers(host):
 
 
 def test_an_idle_worker_does_not_spin(host):
-    """Its calls are held; instant answers would make it ask thousands of times a second."""
+    """Its calls wait. At instant answers, the SDK calls thousands of times a second."""
     log = host.folder / "worker-1.log"
     before = log.stat().st_size
     time.sleep(2)
@@ -313,7 +314,7 @@ def test_what_is_not_there_is_404(host):
     ],
 )
 def test_a_wrong_body_is_400(host, body):
-    """Said at once, where RunPod would take an empty input and lose the job."""
+    """At once, where RunPod accepts an empty input and loses the job."""
     assert host.http.post("run", content=body).status_code == 400
 
 
@@ -341,7 +342,7 @@ def test_a_killed_worker_costs_one_retry(quick):
 
 
 def test_a_job_that_loses_two_workers_has_failed(quick):
-    """In the platform's words."""
+    """With RunPod's error text."""
     workers = {"w1": quick.start_worker(), "w2": quick.start_worker()}
     quick.await_workers(2)
     job_id = quick.run({"sleep": 60, "stopped": "x", "return": 1})
@@ -403,7 +404,7 @@ def test_late_progress_does_not_reopen_a_job(quick):
 
 
 def test_a_worker_that_reports_a_failed_check_is_unhealthy(quick):
-    """Not idle, so that nobody waits for it."""
+    """Such a worker does not count as idle."""
     quick.http.get("ping/hand?status=unhealthy&check=gpu&reason=none")
     workers = quick.http.get("health").json()["workers"]
     assert (workers["unhealthy"], workers["idle"], workers["ready"]) == (1, 0, 0)
@@ -424,7 +425,7 @@ def test_a_killed_endpoint_loses_no_job(fresh):
 
 
 def test_the_endpoint_ends_quickly_with_calls_held(fresh):
-    """A worker's held call does not keep it alive."""
+    """A waiting call of a worker does not keep the endpoint alive."""
     fresh.start_worker()
     fresh.await_workers(1)
     fresh.endpoint.terminate()

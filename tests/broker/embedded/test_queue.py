@@ -1,4 +1,4 @@
-"""RunPod's states and lifetimes, with time in the test's hand."""
+"""RunPod's states and lifetimes, at times that the tests choose."""
 
 import json
 import sqlite3
@@ -81,7 +81,7 @@ def test_a_worker_that_names_its_job_keeps_it(queue):
 
 
 def test_a_job_is_lost_once_and_then_failed(queue):
-    """The platform's own retry, with its words."""
+    """RunPod's own retry, with RunPod's error text."""
     job = add(queue)
     queue.take("w1", 0)
     assert queue.expire(11) == []
@@ -92,7 +92,7 @@ def test_a_job_is_lost_once_and_then_failed(queue):
 
 
 def test_a_result_from_a_worker_that_was_given_up_counts(queue):
-    """And the one that took over is told to stop."""
+    """The queue stops the worker that took over."""
     job = add(queue)
     queue.take("w1", 0)
     queue.expire(11)
@@ -146,7 +146,7 @@ def test_a_job_whose_hand_over_failed_is_next_and_was_not_tried(queue):
 
 
 def test_a_worker_whose_own_checks_fail_is_unhealthy(queue):
-    """The SDK says so once, before it ends."""
+    """The SDK reports this once, before the worker ends."""
     queue.ping("w1", [], 0)
     queue.ping("w2", [], 0, is_healthy=False)
     queue.ping("w2", [], 1)
@@ -163,7 +163,7 @@ def test_what_is_removed_is_not_written_again(queue, tmp_path):
     again.close()
 
 
-def test_a_worker_that_finished_is_not_told_to_stop(queue):
+def test_a_worker_that_finished_is_not_stopped(queue):
     """Its next ping may still name the job."""
     job = add(queue)
     queue.take("w1", 0)
@@ -215,7 +215,7 @@ def test_a_file_of_an_older_release_is_read(tmp_path):
 
 
 def test_the_queue_survives_a_restart(tmp_path):
-    """States, outputs and retries as they were; running jobs get time for their workers to call again."""
+    """Jobs keep state, output and retries. Workers of running jobs get time to call again."""
     queue = JobQueue(tmp_path / "q.db", Limits(), now=0)
     add(queue, "waiting", 1, webhook="http://x/"), add(queue, "running", 0)
     queue.take("w1", 2)
