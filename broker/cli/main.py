@@ -76,7 +76,7 @@ LAST_REQUESTS_SECONDS = 0.3
 FIRST_INHERITED = 3
 Folder = Annotated[Path, typer.Option(help="The folder for data, keys and logs.")]
 Origins = Annotated[
-    list[str] | None, typer.Option(help="The origin of a page that may call the broker.")
+    list[str] | None, typer.Option(help="A page that may call the broker: http://localhost:5173.")
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Change nothing; list the changes.")]
 

@@ -17,15 +17,8 @@ from typing import Annotated, Any
 import httpx
 import typer
 from pydantic import ValidationError
+from rich import progress as bars
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    Progress,
-    TaskProgressColumn,
-    TextColumn,
-    TimeElapsedColumn,
-)
 from rich.table import Column, Table
 from rich.text import Text
 
@@ -197,20 +190,20 @@ def _broker() -> Iterator[Client]:
 
 
 def _upload(client: Client, video: Path, quiet: bool) -> str:
-    with _bar(quiet, DownloadColumn()) as bar:
+    with _bar(quiet, bars.DownloadColumn()) as bar:
         task = bar.add_task(f"Uploading {plain(video.name)}", total=video.stat().st_size)
         return client.upload(video, on_progress=lambda count: bar.advance(task, count))
 
 
 def _download(client: Client, job: JobView, output: Path, quiet: bool) -> None:
     size = job.result.bytes if job.result else None
-    with _bar(quiet, DownloadColumn()) as bar:
+    with _bar(quiet, bars.DownloadColumn()) as bar:
         task = bar.add_task(f"Downloading {plain(output.name)}", total=size)
         client.download(job, output, on_progress=lambda count: bar.advance(task, count))
 
 
 def _follow(client: Client, job: JobView, quiet: bool) -> JobView:
-    with _bar(quiet, TaskProgressColumn(), TimeElapsedColumn()) as bar:
+    with _bar(quiet, bars.TaskProgressColumn(), bars.TimeElapsedColumn()) as bar:
         task = bar.add_task(plain(job.message), total=100)
         for seen in client.watch(job.job_id):
             bar.update(task, description=plain(seen.message), completed=seen.progress)
@@ -218,9 +211,13 @@ def _follow(client: Client, job: JobView, quiet: bool) -> JobView:
     return job
 
 
-def _bar(quiet: bool, *columns: Any) -> Progress:
-    all_columns = (TextColumn("{task.description:<37}", markup=False), BarColumn(), *columns)
-    return Progress(*all_columns, console=Console(stderr=True), disable=quiet)
+def _bar(quiet: bool, *columns: Any) -> bars.Progress:
+    all_columns = (
+        bars.TextColumn("{task.description:<37}", markup=False),
+        bars.BarColumn(),
+        *columns,
+    )
+    return bars.Progress(*all_columns, console=Console(stderr=True), disable=quiet)
 
 
 # ── how a job is printed ────────────────────────────────────────────────────────────────────────

@@ -15,6 +15,7 @@ import hmac
 import json
 import os
 import time
+import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from functools import wraps
@@ -31,7 +32,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Mount, Route
 
 from broker.connection import Connection
-from broker.embedded.queue import JobQueue, Limits, QueuedJob, State, new_id
+from broker.embedded.queue import JobQueue, Limits, QueuedJob, State
 
 RUN_LIMIT_BYTES, RESULT_LIMIT_BYTES = 10 << 20, 20 << 20
 DAY, WEEK = 86_400_000, 604_800_000
@@ -116,7 +117,7 @@ class Endpoint:
         except ValidationError as error:
             raise HTTPException(400, str(error)) from error
         job = QueuedJob(
-            id=new_id(),
+            id=f"{uuid.uuid4()}-u1",
             input=body.input,
             execution_timeout=body.policy.executionTimeout / 1000,
             ttl=body.policy.ttl / 1000,

@@ -8,7 +8,6 @@ keeps every job: a kill -9 of the endpoint loses none, a power cut may.
 
 import json
 import sqlite3
-import uuid
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
@@ -305,8 +304,3 @@ class JobQueue:
 
 def _without_input(job: QueuedJob) -> str:
     return json.dumps({name: value for name, value in vars(job).items() if name != "input"})
-
-
-def new_id() -> str:
-    """Returns an id in RunPod's format."""
-    return f"{uuid.uuid4()}-u1"
