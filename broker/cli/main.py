@@ -34,7 +34,7 @@ from broker.cli.output import (
     exit_with,
     print_json,
     print_rows,
-    shown,
+    safe_text,
 )
 from broker.clock import now_ms
 from broker.connection import Connection
@@ -248,9 +248,9 @@ def doctor(as_json: AsJson = False) -> None:
         findings.append(found)
         if not as_json:
             mark = "[green]ok[/green]" if found.ok else "[red]no[/red]"
-            console.print(f"{mark}  [bold]{found.what:24}[/bold] {shown(found.told)}")
+            console.print(f"{mark}  [bold]{found.what:24}[/bold] {safe_text(found.told)}")
             if not found.ok:
-                console.print(f"    {'':24} [yellow]{shown(found.mend)}[/yellow]")
+                console.print(f"    {'':24} [yellow]{safe_text(found.mend)}[/yellow]")
     if as_json:
         print_json([asdict(found) for found in findings])
     if not all(found.ok for found in findings):
@@ -267,7 +267,7 @@ def show_job(job_id: str, as_json: AsJson = False) -> None:
         return
     for name, value in story["job"].items():
         if value is not None:
-            console.print(f"[bold]{name:22}[/bold] {shown(value)}")
+            console.print(f"[bold]{name:22}[/bold] {safe_text(value)}")
     for part in ("attempts", "events"):
         console.print(f"\n[bold]{part}[/bold]")
         print_rows(story[part], as_json=False)

@@ -18,7 +18,7 @@ console = Console(highlight=False, soft_wrap=True)
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
-def shown(value: Any) -> str:
+def safe_text(value: Any) -> str:
     """Returns a value as text that changes neither the terminal nor the markup around the text."""
     return escape(plain(str(value)))
 
@@ -36,7 +36,7 @@ def print_rows(rows: list[dict[str, Any]], as_json: bool) -> None:
     else:
         table = Table(*rows[0], box=None, pad_edge=False)
         for row in rows:
-            table.add_row(*("" if value is None else shown(value) for value in row.values()))
+            table.add_row(*("" if value is None else safe_text(value) for value in row.values()))
         console.print(table, soft_wrap=not console.is_terminal)
 
 
@@ -53,6 +53,6 @@ def exit_on_error(failed: str = "", *others: type[Exception]) -> Iterator[None]:
     try:
         yield
     except kinds as error:
-        text = shown(error)
-        console.print(f"[red]{shown(failed)}[/red] {text}" if failed else f"[red]{text}[/red]")
+        text = safe_text(error)
+        console.print(f"[red]{safe_text(failed)}[/red] {text}" if failed else f"[red]{text}[/red]")
         raise typer.Exit(1) from None

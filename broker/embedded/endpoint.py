@@ -188,7 +188,6 @@ class Endpoint:
             self._queue.progress(worker_id, job, output, now)
         elif self._queue.finish(worker_id, job, output, error, now):
             self._announce(job)
-        self._notify()
         return JSONResponse({})
 
     async def ping(self, request: Request) -> Response:
@@ -260,17 +259,10 @@ class Endpoint:
         return guarded
 
 
-async def _refusal(_: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)  # noqa: S101
-    return JSONResponse({"error": error.detail}, error.status_code)
-
-
 def create_endpoint(config: EndpointConfig) -> Starlette:
     """Builds the endpoint as an ASGI app."""
     endpoint = Endpoint(config)
-    handlers = {HTTPException: _refusal}
-    routes = [endpoint.routes()]
-    return Starlette(routes=routes, lifespan=endpoint.lifespan, exception_handlers=handlers)
+    return Starlette(routes=[endpoint.routes()], lifespan=endpoint.lifespan)
 
 
 def worker_environment(

@@ -100,7 +100,7 @@ class Stack:
         self._running: list[RunningPart] = []
 
     async def __aenter__(self) -> Self:
-        self._identity = self._opened()
+        self._identity = self._open_folder()
         self._store = ObjectStore(
             self.folder / "store",
             {name: self._identity.ports[name] for name in PORT_NAMES},
@@ -135,7 +135,7 @@ class Stack:
         """Returns the process id of a part; each restart changes the id."""
         return next(running.pid for running in self._running if running.part.name == name)
 
-    def _opened(self) -> Identity:
+    def _open_folder(self) -> Identity:
         """Locks the folder and returns its ports and keys."""
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         for name in ("logs", "home", "work", "store"):
@@ -143,8 +143,8 @@ class Stack:
             # An older release made these folders with a wider mode. The parent folder keeps its
             # mode, since another program may own the parent.
             (self.folder / name).chmod(0o700)
-        self._lock = _locked(self.folder / "lock")
-        return _identity(self.folder / "stack.json", self._port)
+        self._lock = _lock_file(self.folder / "lock")
+        return _load_identity(self.folder / "stack.json", self._port)
 
     async def _stop(self) -> None:
         for running in reversed(self._running):
@@ -262,7 +262,7 @@ class Guest(Stack):
         while await self._endpoint_workers() is not None or self._is_held():  # noqa: ASYNC110
             await asyncio.sleep(1)
 
-    def _opened(self) -> Identity:
+    def _open_folder(self) -> Identity:
         path = self.folder / "stack.json"
         if not path.exists() or not self._is_held():
             raise StackError(f"no stack is running in {self.folder}; `reelbroker up` runs one")
@@ -270,7 +270,7 @@ class Guest(Stack):
 
     def _is_held(self) -> bool:
         try:
-            _locked(self.folder / "lock").close()
+            _lock_file(self.folder / "lock").close()
         except StackError:
             return True
         return False
@@ -342,7 +342,7 @@ class RunningPart:
         failures = 0
         while True:
             began = time.monotonic()
-            code = await self._ended()
+            code = await self._wait_for_end()
             self._kill_group()
             failures = 0 if time.monotonic() - began > STEADY_SECONDS else failures + 1
             log.warning("part_ended", part=self.part.name, code=code)
@@ -352,7 +352,7 @@ class RunningPart:
             except StackError as error:
                 log.error("part_failed", error=str(error))
 
-    async def _ended(self) -> int:
+    async def _wait_for_end(self) -> int:
         """Waits for the process to end, and empties a log that grows too large.
 
         The SDK logs some 5,000 errors a second while the endpoint is down.
@@ -426,7 +426,7 @@ def _die_with_parent() -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
-def _locked(path: Path) -> IO[str]:
+def _lock_file(path: Path) -> IO[str]:
     path.touch(mode=0o600)
     lock = path.open("w")
     try:
@@ -439,7 +439,7 @@ def _locked(path: Path) -> IO[str]:
     return lock
 
 
-def _identity(path: Path, broker_port: int | None) -> Identity:
+def _load_identity(path: Path, broker_port: int | None) -> Identity:
     """Reads the stack's ports and keys, and chooses missing ones and ports that are taken now."""
     known = Identity(**json.loads(path.read_text())) if path.exists() else Identity(ports={})
     names = (*PORT_NAMES, "endpoint", "broker")

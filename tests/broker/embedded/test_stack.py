@@ -11,7 +11,7 @@ from itertools import pairwise
 import pytest
 
 from broker.embedded import stack as module
-from broker.embedded.stack import Part, RunningPart, Stack, _identity
+from broker.embedded.stack import Part, RunningPart, Stack, _load_identity
 from broker.errors import StackError
 
 
@@ -126,8 +126,8 @@ async def test_a_log_does_not_fill_the_disk(part, tmp_path, monkeypatch):
 def test_ports_and_keys_are_kept_in_a_file_for_the_owner_only(tmp_path):
     """The second start finds the same."""
     path = tmp_path / "stack.json"
-    first = _identity(path, None)
-    assert _identity(path, None) == first
+    first = _load_identity(path, None)
+    assert _load_identity(path, None) == first
     assert path.stat().st_mode & 0o077 == 0
     assert len(set(first.ports.values())) == len(first.ports) == 12
 
@@ -140,7 +140,7 @@ async def test_what_a_stack_writes_is_the_owners_alone(tmp_path):
         (tmp_path / "old" / "logs").mkdir(parents=True)
         for folder in (tmp_path / "old", tmp_path / "new"):
             stack = Stack(folder)
-            stack._opened()
+            stack._open_folder()
             stack._lock.close()
             is_written = (folder / "written").exists
             command = [
@@ -175,11 +175,11 @@ async def test_what_a_stack_writes_is_the_owners_alone(tmp_path):
 def test_a_port_that_is_taken_meanwhile_is_replaced(tmp_path):
     """The keys and the other ports stay."""
     path = tmp_path / "stack.json"
-    first = _identity(path, None)
+    first = _load_identity(path, None)
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", first.ports["endpoint"]))
         taken.listen()
-        second = _identity(path, None)
+        second = _load_identity(path, None)
     changed = {name for name in first.ports if first.ports[name] != second.ports[name]}
     assert changed == {"endpoint"}
     assert second.api_key == first.api_key == json.loads(path.read_text())["api_key"]
