@@ -110,7 +110,9 @@ def _finish(bucket: Bucket, job: Job, attempt: Attempt) -> None:
         output_key=key, runpod_job_id=attempt.provider_job_id or "", facts=facts, timings=timings
     )
     bucket.write(object_key(USER, key), FILM)
-    bucket.write(document_key(job, attempt, "result.json"), result.model_dump_json().encode())
+    bucket.write(
+        object_key(USER, document_key(attempt, "result.json")), result.model_dump_json().encode()
+    )
 
 
 #: Open jobs that are not yet where they belong: at their end, at what their worker tells, or at the provider (again).

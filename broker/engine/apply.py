@@ -225,7 +225,8 @@ class Applier:
 
     async def _fence(self, job: Job, attempt: Attempt) -> None:
         """Tells whoever still works on the attempt to stop; raises StorageError where that cannot be written."""
-        await run_in_threadpool(self._bucket.write, document_key(job, attempt, "stop.json"), b"{}")
+        key = object_key(job.user_id, document_key(attempt, "stop.json"))
+        await run_in_threadpool(self._bucket.write, key, b"{}")
 
     async def _move(
         self,

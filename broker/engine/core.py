@@ -8,6 +8,7 @@ from broker.clock import now_ms
 from broker.engine.apply import Applier
 from broker.engine.dispatch import Dispatch
 from broker.engine.drain import DrainSwitch
+from broker.engine.listing import Listings
 from broker.engine.observe import Observer
 from broker.engine.orphans import Orphans
 from broker.engine.reconciler import Reconciler
@@ -23,6 +24,7 @@ class Core:
     """What moves jobs: each open one by its reconciler, each given-up attempt by its orphans."""
 
     drain: DrainSwitch
+    listings: Listings
     reconciler: Reconciler
     orphans: Orphans
 
@@ -48,7 +50,8 @@ def make_core(
         stalled_after=settings.stalled_after_seconds,
     )
     drain = DrainSwitch(store)
-    observer = Observer(bucket, providers, rules, clock)
+    listings = Listings(store, bucket, clock)
+    observer = Observer(bucket, listings, providers, rules, clock)
     sources = Sources(store, bucket, settings.max_upload_bytes)
     dispatch = Dispatch(settings, sources, providers, clock)
     applier = Applier(
@@ -56,6 +59,7 @@ def make_core(
     )
     return Core(
         drain,
+        listings,
         Reconciler(store, observer, applier, drain, rules, clock, on_look),
         Orphans(store, observer, providers, clock),
     )

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ValidationError
 from starlette.concurrency import run_in_threadpool
 
 from broker.bucket import Bucket
+from broker.engine.listing import Listings
 from broker.jobs.decide import PATIENCE_SECONDS, Rules, seconds_since
 from broker.jobs.model import Attempt, AttemptState, Job
 from broker.jobs.observation import Committed, Health, Observation, RemoteJob, RemoteState, parsed
@@ -30,9 +31,15 @@ class Observer:
     """
 
     def __init__(
-        self, bucket: Bucket, providers: Providers, rules: Rules, clock: Callable[[], int]
+        self,
+        bucket: Bucket,
+        listings: Listings,
+        providers: Providers,
+        rules: Rules,
+        clock: Callable[[], int],
     ) -> None:
         self._bucket = bucket
+        self._listings = listings
         self._providers = providers
         self._rules = rules
         self._clock = clock
@@ -48,7 +55,10 @@ class Observer:
         if newest.state is AttemptState.SUPERSEDED:
             # A worker may have committed in the very moment in which its attempt was given up: done is done.
             return Observation(draining, await self._first_done(job, attempts))
-        committed = await self.committed(job, newest)
+        result_key = document_key(newest, "result.json")
+        # A listing may be seconds old: what it lacks is asked for once more when the run is over.
+        listed = not self._listings.lacks(job.user_id, result_key)
+        committed = await self.committed(job, newest) if listed else None
         if committed is not None or job.cancel_requested_at is not None:
             return Observation(draining, committed)
         if newest.state is AttemptState.SUBMITTING:
@@ -71,6 +81,9 @@ class Observer:
 
     async def size(self, job: Job, key: str) -> int | None:
         """Returns the size of one of the user's objects, or None where it is not there."""
+        listed = self._listings.size(job.user_id, key)
+        if listed is not None:
+            return listed
         return await run_in_threadpool(self._bucket.size, object_key(job.user_id, key))
 
     async def remote(self, attempt: Attempt) -> RemoteJob:
@@ -111,8 +124,6 @@ class Observer:
             and attempt.started_at is None
         ):
             started = await self.started(job, attempt)
-        if remote.state is RemoteState.ABSENT:
-            return Observation(remote=remote, started=started)
         if remote.state is RemoteState.FAILED:
             failure = parsed(Failure, remote.output)
             log.info("run_failed", error=remote.error, detail=failure and failure.detail)
@@ -137,7 +148,8 @@ class Observer:
     async def _document(
         self, job: Job, attempt: Attempt, name: str, model: type[Model]
     ) -> Model | None:
-        body = await run_in_threadpool(self._bucket.read, document_key(job, attempt, name))
+        key = object_key(job.user_id, document_key(attempt, name))
+        body = await run_in_threadpool(self._bucket.read, key)
         if body is None:
             return None
         try:
@@ -148,6 +160,6 @@ class Observer:
             return None
 
 
-def document_key(job: Job, attempt: Attempt, name: str) -> str:
-    """Returns the object key of one of an attempt's documents."""
-    return object_key(job.user_id, f"{attempt_folder(job.id, attempt.token)}/{name}")
+def document_key(attempt: Attempt, name: str) -> str:
+    """Returns the key of one of an attempt's documents, relative to the user's folder."""
+    return f"{attempt_folder(attempt.job_id, attempt.token)}/{name}"

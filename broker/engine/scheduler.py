@@ -14,6 +14,8 @@ from broker.store.jobs import JobStore
 log = structlog.get_logger(__name__)
 
 IDLE_SECONDS = 1.0
+#: What the refresh of the listings is called among the tasks in hand.
+LISTING = "listing"
 COUNT_SECONDS = 5.0
 AT_ONCE = 12
 #: Given-up attempts are no hurry, and must not keep jobs waiting.
@@ -76,6 +78,7 @@ class ReconcileLoop:
             self._counted_at = now
             self._core.reconciler.crowd(await run_in_threadpool(self._store.count_open))
             await self._core.drain.read()
+            self._take(tasks, LISTING, AT_ONCE, lambda _: self._core.listings.refresh())
         # Those in hand are still due; asked for beyond them, so that they do not hide the others.
         for job_id in await run_in_threadpool(self._store.due, now, AT_ONCE * 2):
             self._take(tasks, job_id, AT_ONCE, self._core.reconciler.look_at)

@@ -271,6 +271,15 @@ class JobStore:
         with self._engine.begin() as connection:
             return int(connection.execute(query).scalar_one())
 
+    def overdue(self, now: int, least: int) -> dict[str, int]:
+        """Returns, by user, how many open jobs are due; of users who have at least so many."""
+        query = select(JOBS.c.user_id, func.count()).where(
+            JOBS.c.status.in_(OPEN), JOBS.c.due_at <= now
+        )
+        query = query.group_by(JOBS.c.user_id).having(func.count() >= least)
+        with self._engine.begin() as connection:
+            return {row[0]: row[1] for row in connection.execute(query)}
+
     def open_jobs(self) -> list[str]:
         """Returns the ids of all open jobs, oldest first."""
         query = select(JOBS.c.id).where(JOBS.c.status.in_(OPEN)).order_by(JOBS.c.created_at)

@@ -27,7 +27,14 @@ from hypothesis.stateful import (
 from broker.engine.admission import DiskSpace
 from broker.engine.core import make_core
 from broker.engine.service import JobService
-from broker.errors import AlreadyFinished, BrokerError, KeyReused, NotFound, Unavailable
+from broker.errors import (
+    AlreadyFinished,
+    BrokerError,
+    KeyReused,
+    NotFound,
+    StorageError,
+    Unavailable,
+)
 from broker.jobs.model import LEGAL_MOVES, AttemptState
 from broker.jobs.policy import TRIES
 from broker.providers.registry import open_providers
@@ -130,7 +137,7 @@ class Coverage:
     def __init__(self):
         self.edges, self.codes, self.ends = set(), set(), collections.Counter()
         self.crashes = self.late_commits = self.second_deliveries = self.orphans = 0
-        self.replays = self.retries = 0
+        self.replays = self.retries = self.listings = 0
 
 
 class Promise(RuleBasedStateMachine):
@@ -165,6 +172,7 @@ class Promise(RuleBasedStateMachine):
         providers = open_providers(SETTINGS, self.http)
         core = make_core(SETTINGS, store, bucket, providers, lambda: self.now)
         self.reconciler, self.orphans, self.drain = core.reconciler, core.orphans, core.drain
+        self.listings = core.listings
         self.drain.is_on = self.draining
         disk = DiskSpace(None, 0)
         watched_by_nobody = None
@@ -303,6 +311,13 @@ class Promise(RuleBasedStateMachine):
     async def release(self, token):
         with contextlib.suppress(BrokerError):
             await self.orphans.release(token)
+
+    @rule()
+    def lists(self):
+        """The user's folders are listed, as where very many jobs are overdue; later looks may use that."""
+        with contextlib.suppress(StorageError):
+            self.run(self.listings.refresh(least=1))
+        self.coverage.listings += self.listings.lacks(USER, "nothing")
 
     @rule(
         after=st.sampled_from([0, 5, 9_000, 100_000]),
@@ -702,5 +717,5 @@ def test_the_promise_holds_on_random_histories(database_url, measured):
     assert edges - seen.edges == set()
     assert set(ErrorCode) - {ErrorCode.CANCELLED} - seen.codes == set()
     assert min(seen.crashes, seen.second_deliveries, seen.late_commits, seen.orphans) > 0
-    assert min(seen.replays, seen.retries) > 0
+    assert min(seen.replays, seen.retries, seen.listings) > 0
     assert seen.ends[JobStatus.COMPLETE] > 20
