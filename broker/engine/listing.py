@@ -23,7 +23,7 @@ MANY_JOBS = 100
 OBJECTS_PER_JOB = 20
 MAX_OBJECTS = 200_000
 #: How old a listing may be.
-FRESH_SECONDS = 30.0
+FRESH_SECONDS = 60.0
 FOLDERS = ("jobs", "final_videos")
 
 

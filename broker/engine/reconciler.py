@@ -48,22 +48,24 @@ class Reconciler:
         self._on_look = on_look
 
     async def look_at(self, job_id: str) -> None:
+        """Loads a job and takes it one step further."""
+        await self.reconcile(*await run_in_threadpool(self._store.load, job_id))
+
+    async def reconcile(self, job: Job, attempts: list[Attempt]) -> None:
         """Takes one job one step further, by what can be seen of it now.
 
         Raises:
             BrokerError: something could not be reached; nothing was changed.
         """
-        job, attempts, decision = await self.decision(job_id)
-        await self._applier.apply(job, attempts, decision)
+        await self._applier.apply(job, attempts, await self.decision(job, attempts))
 
-    async def decision(self, job_id: str) -> tuple[Job, list[Attempt], Decision]:
+    async def decision(self, job: Job, attempts: list[Attempt]) -> Decision:
         """Returns what is to be done with a job now; changes nothing."""
-        job, attempts = await run_in_threadpool(self._store.load, job_id)
         follow(job)
         if not job.status.is_terminal:
             self._on_look((self._clock() - job.due_at) / 1000)
         seen = await self._observer.observe(job, attempts, self._drain.is_on)
-        return job, attempts, decide(job, attempts, seen, self._clock(), self._rules)
+        return decide(job, attempts, seen, self._clock(), self._rules)
 
     def crowd(self, open_jobs: int) -> None:
         """Says how many jobs are open: the more, the rarer each is looked at."""

@@ -78,16 +78,18 @@ class ReconcileLoop:
             self._counted_at = now
             self._core.reconciler.crowd(await run_in_threadpool(self._store.count_open))
             await self._core.drain.read()
-            self._take(tasks, LISTING, AT_ONCE, lambda _: self._core.listings.refresh())
+            self._take(tasks, LISTING, AT_ONCE, self._core.listings.refresh)
         # Those in hand are still due; asked for beyond them, so that they do not hide the others.
-        for job_id in await run_in_threadpool(self._store.due, now, AT_ONCE * 2):
-            self._take(tasks, job_id, AT_ONCE, self._core.reconciler.look_at)
+        for job, attempts in await run_in_threadpool(self._store.due, now, AT_ONCE * 2):
+            look = partial(self._core.reconciler.reconcile, job, attempts)
+            self._take(tasks, job.id, AT_ONCE, look)
         if len(self._in_hand) < ORPHANS_AT_ONCE:
             for _, orphan in await run_in_threadpool(self._store.orphans, now, ORPHANS_AT_ONCE):
-                self._take(tasks, orphan.token, ORPHANS_AT_ONCE, self._core.orphans.release)
+                release = partial(self._core.orphans.release, orphan.token)
+                self._take(tasks, orphan.token, ORPHANS_AT_ONCE, release)
 
     def _take(
-        self, tasks: asyncio.TaskGroup, name: str, most: int, look: Callable[[str], Awaitable[None]]
+        self, tasks: asyncio.TaskGroup, name: str, most: int, look: Callable[[], Awaitable[None]]
     ) -> None:
         if name not in self._in_hand and len(self._in_hand) < most:
             task = self._in_hand[name] = tasks.create_task(self._safely(name, look))
@@ -98,10 +100,10 @@ class ReconcileLoop:
         if len(self._in_hand) < AT_ONCE // 2:
             self._woken.set()  # there may be more due than were taken in hand
 
-    async def _safely(self, name: str, look: Callable[[str], Awaitable[None]]) -> None:
+    async def _safely(self, name: str, look: Callable[[], Awaitable[None]]) -> None:
         """Looks; the trouble of one job, of whatever kind, must not stop the others."""
         try:
-            await look(name)
+            await look()
         except Exception as error:
             # Which job it was about is bound by then; the name of an orphan is a token, and nobody's business.
             if isinstance(error, BrokerError):

@@ -50,10 +50,9 @@ async def reconcile(
 
 
 async def _foresee(store: JobStore, bucket: Bucket, reconciler: Reconciler, job_id: str) -> Finding:
-    job = await run_in_threadpool(store.find, job_id)
-    assert job is not None  # noqa: S101  # jobs are never deleted
+    job, attempts = await run_in_threadpool(store.load, job_id)
     try:
-        _, _, decision = await reconciler.decision(job_id)
+        decision = await reconciler.decision(job, attempts)
     except BrokerError as error:
         return Finding(job_id, job.status, "cannot be seen", str(error))
     return Finding(job_id, job.status, *_told(job, decision))

@@ -54,10 +54,12 @@ _JOB = select(JOBS).where(JOBS.c.id == bindparam("job_id"))
 _MINE = _JOB.where(JOBS.c.user_id == bindparam("user_id"))
 _MY_VERSION = _MINE.with_only_columns(JOBS.c.version)
 _ATTEMPTS = (
-    select(ATTEMPTS).where(ATTEMPTS.c.job_id == bindparam("job_id")).order_by(ATTEMPTS.c.number)
+    select(ATTEMPTS)
+    .where(ATTEMPTS.c.job_id.in_(bindparam("job_ids", expanding=True)))
+    .order_by(ATTEMPTS.c.number)
 )
 _DUE = (
-    select(JOBS.c.id)
+    select(JOBS)
     .where(JOBS.c.status.in_(OPEN), JOBS.c.due_at <= bindparam("now"))
     .order_by(JOBS.c.due_at)
     .limit(bindparam("most"))
@@ -218,10 +220,11 @@ class JobStore:
         with self._engine.begin() as connection:
             return [_job(row) for row in connection.execute(query).mappings()]
 
-    def due(self, now: int, limit: int) -> list[str]:
-        """Returns the ids of the open jobs that are to be looked at by now, longest overdue first."""
+    def due(self, now: int, limit: int) -> list[tuple[Job, list[Attempt]]]:
+        """Returns the open jobs that are due by now, with their attempts; the longest overdue first."""
         with self._engine.begin() as connection:
-            return list(connection.execute(_DUE, {"now": now, "most": limit}).scalars())
+            rows = connection.execute(_DUE, {"now": now, "most": limit}).mappings().all()
+            return _with_attempts(connection, rows)
 
     def hint(self, job_id: str, token: str, now: int) -> Attempt | None:
         """Has an open job looked at now; returns the attempt with that token, or None where there is none."""
@@ -289,9 +292,8 @@ class JobStore:
     def load(self, job_id: str) -> tuple[Job, list[Attempt]]:
         """Returns a job and its attempts, the oldest first."""
         with self._engine.begin() as connection:
-            job = connection.execute(_JOB, {"job_id": job_id}).mappings().one()
-            attempts = connection.execute(_ATTEMPTS, {"job_id": job_id}).mappings().all()
-        return _job(job), [_attempt(row) for row in attempts]
+            row = connection.execute(_JOB, {"job_id": job_id}).mappings().one()
+            return _with_attempts(connection, [row])[0]
 
     def find(self, job_id: str) -> Job | None:
         """Returns a job of whatever user, or None."""
@@ -302,10 +304,8 @@ class JobStore:
     def attempts(self, job_id: str) -> list[Attempt]:
         """Returns a job's attempts, the oldest first."""
         with self._engine.begin() as connection:
-            return [
-                _attempt(row)
-                for row in connection.execute(_ATTEMPTS, {"job_id": job_id}).mappings()
-            ]
+            rows = connection.execute(_ATTEMPTS, {"job_ids": [job_id]}).mappings()
+            return [_attempt(row) for row in rows]
 
     def move(
         self, job: Job, kind: EventKind, change: JobChange, attempt: Attempt | None = None
@@ -457,6 +457,16 @@ def _job(row: RowMapping) -> Job:
 
 def _attempt(row: RowMapping) -> Attempt:
     return Attempt.model_validate(dict(row))
+
+
+def _with_attempts(
+    connection: Connection, jobs: Sequence[RowMapping]
+) -> list[tuple[Job, list[Attempt]]]:
+    attempts: dict[str, list[Attempt]] = {row["id"]: [] for row in jobs}
+    if jobs:
+        for row in connection.execute(_ATTEMPTS, {"job_ids": list(attempts)}).mappings():
+            attempts[row["job_id"]].append(_attempt(row))
+    return [(_job(row), attempts[row["id"]]) for row in jobs]
 
 
 def _write_attempt(connection: Connection, attempt: Attempt) -> None:

@@ -16,7 +16,7 @@ from schemas.jobs import JobStatus
 from schemas.keys import object_key
 from tests.broker.provider import Provider, Worker
 
-JOBS = 5
+JOBS, FRESH = 5, listing.FRESH_SECONDS
 
 
 class Counted:
@@ -83,14 +83,14 @@ async def test_a_listing_spares_the_bucket_a_question_about_each_job(scene):
     calls = await scene.look(1)
     assert (calls["read"], calls["size"], scene.complete) == (5, 3, 3)
     scene.finish(4)
-    await scene.list(60)
+    await scene.list(FRESH + 1)
     calls = await scene.look()
     assert (calls["read"], calls["size"], scene.complete) == (1, 0, 4)
 
 
 async def test_a_result_that_is_newer_than_the_listing_counts(scene):
     """The run is over at the provider, or forgotten there: the bucket is asked, whatever the listing shows."""
-    await scene.list(60)
+    await scene.list(FRESH + 1)
     scene.finish()
     for remote in list(scene.provider.jobs.values())[:3]:
         remote["status"] = "COMPLETED"
@@ -102,9 +102,9 @@ async def test_a_result_that_is_newer_than_the_listing_counts(scene):
 
 async def test_a_listing_is_used_while_it_is_fresh(scene):
     """A job that goes on at the provider is found complete once the listing is too old."""
-    await scene.list(60)
+    await scene.list(FRESH + 1)
     scene.finish()
-    await scene.look(listing.FRESH_SECONDS - 1)
+    await scene.look(FRESH - 1)
     assert scene.complete == 0
     await scene.look(2)
     assert scene.complete == JOBS
@@ -114,7 +114,7 @@ async def test_folders_with_too_many_objects_are_not_listed_to_their_end(scene, 
     """A listing that would cost more than it spares is given up, and each job is asked for."""
     monkeypatch.setattr(listing, "OBJECTS_PER_JOB", 1)
     scene.finish()
-    await scene.list(60)
+    await scene.list(FRESH + 1)
     calls = await scene.look()
     assert (calls["read"], calls["size"], scene.complete) == (JOBS, JOBS, JOBS)
 
@@ -137,6 +137,6 @@ async def test_a_bucket_that_cannot_be_listed_changes_nothing(scene, monkeypatch
 
     with monkeypatch.context() as patch, pytest.raises(StorageError):
         patch.setattr(scene.bucket, "listed", fails, raising=False)
-        await scene.list(60)
+        await scene.list(FRESH + 1)
     await scene.look()
     assert scene.complete == JOBS

@@ -288,10 +288,9 @@ class Promise(RuleBasedStateMachine):
         """Everything that is due after a while, once; by two brokers at the same moment, sometimes."""
         self.now += after * 1000
         self.boundaries.until_crash = crash
-        for job_id in [
-            job_id for job_id in self.store.due(self.now, 1000) if job_id in self.accepted
-        ]:
-            self.run(self.look_at(job_id, brokers))
+        for job, _ in self.store.due(self.now, 1000):
+            if job.id in self.accepted:
+                self.run(self.look_at(job.id, brokers))
         for _, orphan in self.store.orphans(self.now):
             if orphan.job_id in self.accepted:
                 self.coverage.orphans += 1

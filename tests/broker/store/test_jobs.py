@@ -164,7 +164,7 @@ def test_due_jobs_come_longest_overdue_first(store, make_job):
     later = store.add(make_job(due_at=5))
     store.add(make_job(due_at=1000))
     store.add(make_job(due_at=1, **to(JobStatus.COMPLETE)))
-    assert store.due(now=10, limit=10) == [later.id, late.id]
+    assert [job.id for job, _ in store.due(now=10, limit=10)] == [later.id, late.id]
 
 
 def test_a_list_is_paged_newest_first_and_filtered(store, make_job):
