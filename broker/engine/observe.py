@@ -119,10 +119,9 @@ class Observer:
         if not remote.state.is_over:
             return Observation(remote=remote)
         started = None
-        if (
-            remote.state in (RemoteState.ABSENT, RemoteState.TIMED_OUT)
-            and attempt.started_at is None
-        ):
+        # A first "no such job" decides nothing yet.
+        is_lasting = remote.state is RemoteState.ABSENT and attempt.absent_since is not None
+        if attempt.started_at is None and (is_lasting or remote.state is RemoteState.TIMED_OUT):
             started = await self.started(job, attempt)
         if remote.state is RemoteState.FAILED:
             failure = parsed(Failure, remote.output)
