@@ -29,7 +29,7 @@ from broker.embedded.object_store import PORT_NAMES, ObjectStore
 from broker.embedded.ports import free_ports
 from broker.engine.core import make_core
 from broker.engine.observe import document_key
-from broker.engine.scheduler import ReconcileLoop
+from broker.engine.scheduler import Scheduler
 from broker.jobs.model import Attempt, AttemptState, EventKind, Job, JobChange
 from broker.providers.registry import open_providers
 from broker.settings import Settings
@@ -89,7 +89,9 @@ def prepare(store: JobStore, bucket: Bucket, provider: Provider, count: int) -> 
             "attempt": 1,
             "provider_job_id": attempt.provider_job_id,
         }
-        moved = store.move(job, EventKind.SUBMITTED, JobChange.model_validate(changes), attempt)
+        moved = store.transition(
+            job, EventKind.SUBMITTED, JobChange.model_validate(changes), attempt
+        )
         assert moved is not None
         if fate == "finished":
             finished.append((moved, attempt))
@@ -129,7 +131,7 @@ async def recover(settings: Settings, store: JobStore, provider: Provider) -> fl
 
     async with httpx.AsyncClient(transport=provider) as http:
         providers = open_providers(settings, http)
-        loop = ReconcileLoop(
+        loop = Scheduler(
             store, make_core(settings, store, open_bucket(settings), providers, clock), clock
         )
         running = asyncio.create_task(loop.run())

@@ -27,7 +27,7 @@ class State(StrEnum):
 
 ENDED = (State.COMPLETED, State.FAILED, State.CANCELLED, State.TIMED_OUT)
 #: From each state, where a job may go. Only `/retry` brings an ended job back.
-LEGAL_MOVES: dict[State, tuple[State, ...]] = {
+LEGAL_TRANSITIONS: dict[State, tuple[State, ...]] = {
     State.IN_QUEUE: (State.IN_PROGRESS, State.CANCELLED),
     State.IN_PROGRESS: (State.IN_QUEUE, *ENDED),
     State.COMPLETED: (),
@@ -139,7 +139,7 @@ class JobQueue:
 
     def retry(self, job: QueuedJob, now: float) -> bool:
         """Queues a failed job again under its id, without its old output; False in any other state."""
-        if State.IN_QUEUE not in LEGAL_MOVES[job.state] or job.state not in ENDED:
+        if State.IN_QUEUE not in LEGAL_TRANSITIONS[job.state] or job.state not in ENDED:
             return False
         job.error, job.retries = None, 0
         job.created_at = now
@@ -323,7 +323,7 @@ class JobQueue:
             self.workers[job.worker_id].stop_jobs.add(job.id)
 
     def _move(self, job: QueuedJob, state: State) -> None:
-        if state not in LEGAL_MOVES[job.state]:
+        if state not in LEGAL_TRANSITIONS[job.state]:
             raise ValueError(f"job {job.id} cannot go from {job.state} to {state}")
         job.state = state
 

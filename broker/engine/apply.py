@@ -11,16 +11,16 @@ from broker.engine.dispatch import Dispatch
 from broker.engine.observe import Observer, document_key
 from broker.errors import ProviderError, StorageError
 from broker.jobs.decide import (
-    Begin,
+    BeginAttempt,
     Change,
     Complete,
     Decision,
     End,
-    Leave,
-    LookAgain,
+    NoOp,
+    Reschedule,
     Rules,
-    Send,
-    Stop,
+    StopAttempt,
+    Submit,
     decide_stopped,
     over,
     seconds_since,
@@ -73,17 +73,17 @@ class Applier:
     async def apply(self, job: Job, attempts: list[Attempt], decision: Decision) -> None:
         """Carries a decision out, and what follows from it at once."""
         match decision:
-            case Leave():
+            case NoOp():
                 return
-            case LookAgain():
+            case Reschedule():
                 await self._look_again(job, attempts, decision)
             case Change():
                 await self._change(job, attempts, decision)
-            case Begin():
+            case BeginAttempt():
                 await self._begin(job, attempts)
-            case Send(attempt):
+            case Submit(attempt):
                 await self._send(job, attempts, attempt)
-            case Stop(attempt):
+            case StopAttempt(attempt):
                 await self.apply(job, attempts, await self._stop(job, attempt))
             case Complete() | End():
                 await self._conclude(job, attempts, decision)
@@ -96,9 +96,9 @@ class Applier:
 
     async def look_again(self, job: Job, seconds: float) -> None:
         """Has a job looked at again after so many seconds."""
-        await self._look_again(job, [], LookAgain(seconds))
+        await self._look_again(job, [], Reschedule(seconds))
 
-    async def _look_again(self, job: Job, attempts: list[Attempt], decision: LookAgain) -> None:
+    async def _look_again(self, job: Job, attempts: list[Attempt], decision: Reschedule) -> None:
         due, attempt = self._due(job, attempts, decision.wait), decision.attempt
         touched = await run_in_threadpool(self._store.touch, job, due, decision.evidence, attempt)
         if touched is None and attempt is not None and decision.keep_attempt:
@@ -239,7 +239,7 @@ class Applier:
         if evidence is not None:
             seen = JobChange(evidence_source=evidence, evidence_at=self._clock())
             change = change.merged(seen)
-        return await run_in_threadpool(self._store.move, job, kind, change, attempt)
+        return await run_in_threadpool(self._store.transition, job, kind, change, attempt)
 
     def _due(self, job: Job, attempts: list[Attempt], wait: float | None) -> int:
         """Returns when to look next: after `wait` seconds, or by how long the newest attempt has been there."""

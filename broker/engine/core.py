@@ -35,13 +35,13 @@ def make_core(
     bucket: Bucket,
     providers: Providers,
     clock: Callable[[], int] = now_ms,
-    on_look: Callable[[float], None] = lambda late: None,
+    on_reconcile: Callable[[float], None] = lambda late: None,
 ) -> Core:
     """Puts the engine together.
 
     Args:
         clock: milliseconds since the epoch; tests bring their own.
-        on_look: called with how late each look at a job is, in seconds.
+        on_reconcile: called with how late each look at a job is, in seconds.
     """
     rules = Rules(
         submit_grace=settings.submit_grace_seconds,
@@ -60,6 +60,6 @@ def make_core(
     return Core(
         drain,
         listings,
-        Reconciler(store, observer, applier, drain, rules, clock, on_look),
+        Reconciler(store, observer, applier, drain, rules, clock, on_reconcile),
         Orphans(store, observer, providers, clock),
     )

@@ -26,7 +26,7 @@ class Reconciler:
 
     Args:
         clock: milliseconds since the epoch; tests bring their own.
-        on_look: called with how late each look is, in seconds.
+        on_reconcile: called with how late each look is, in seconds.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class Reconciler:
         drain: DrainSwitch,
         rules: Rules,
         clock: Callable[[], int],
-        on_look: Callable[[float], None] = lambda late: None,
+        on_reconcile: Callable[[float], None] = lambda late: None,
     ) -> None:
         self._store = store
         self._observer = observer
@@ -45,13 +45,13 @@ class Reconciler:
         self._drain = drain
         self._rules = rules
         self._clock = clock
-        self._on_look = on_look
+        self._on_look = on_reconcile
 
-    async def look_at(self, job_id: str) -> None:
+    async def reconcile(self, job_id: str) -> None:
         """Loads a job and takes it one step further."""
-        await self.reconcile(*await run_in_threadpool(self._store.load, job_id))
+        await self.advance(*await run_in_threadpool(self._store.load, job_id))
 
-    async def reconcile(self, job: Job, attempts: list[Attempt]) -> None:
+    async def advance(self, job: Job, attempts: list[Attempt]) -> None:
         """Takes one job one step further, by what can be seen of it now.
 
         Raises:

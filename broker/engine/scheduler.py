@@ -22,7 +22,7 @@ AT_ONCE = 12
 ORPHANS_AT_ONCE = 4
 
 
-class ReconcileLoop:
+class Scheduler:
     """Keeps looking. A slow job holds up no other; what cannot be reached is looked at again later.
 
     Args:
@@ -81,7 +81,7 @@ class ReconcileLoop:
             self._take(tasks, LISTING, AT_ONCE, self._core.listings.refresh)
         # Those in hand are still due; asked for beyond them, so that they do not hide the others.
         for job, attempts in await run_in_threadpool(self._store.due, now, AT_ONCE * 2):
-            look = partial(self._core.reconciler.reconcile, job, attempts)
+            look = partial(self._core.reconciler.advance, job, attempts)
             self._take(tasks, job.id, AT_ONCE, look)
         if len(self._in_hand) < ORPHANS_AT_ONCE:
             for _, orphan in await run_in_threadpool(self._store.orphans, now, ORPHANS_AT_ONCE):

@@ -317,7 +317,7 @@ class JobService:
             now = self._clock()
             change = JobChange(cancel_requested_at=now, due_at=now, message="Cancelling")
             asked = await run_in_threadpool(
-                self._store.move, job, EventKind.CANCEL_REQUESTED, change
+                self._store.transition, job, EventKind.CANCEL_REQUESTED, change
             )
             if asked is not None:
                 self._wake()

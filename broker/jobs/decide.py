@@ -4,7 +4,7 @@ Nothing here reads or writes. `decide` takes a job as it is stored, its attempts
 carries the decision out. Two things that the engine does have an end of their own to decide on: a submit
 (`decide_sent`) and a stop at the provider (`decide_stopped`).
 
-    pending ── Begin ── Send ─┬─ accepted ───────── SUBMITTED: the bucket first, then the provider's status
+    pending ── BeginAttempt ── Submit ─┬─ accepted ───────── SUBMITTED: the bucket first, then the provider's status
                               ├─ nothing sent ───── READY: the same attempt goes again in a moment
                               └─ end unknown ────── SUBMITTING: look for signs of the run, then give it up
 
@@ -64,12 +64,12 @@ class Rules:
 
 
 @dataclass(frozen=True)
-class Leave:
+class NoOp:
     """The job has ended; nothing is done."""
 
 
 @dataclass(frozen=True)
-class LookAgain:
+class Reschedule:
     """Nothing changes that anybody watches. `wait` None: as its age has it."""
 
     wait: float | None = None
@@ -93,19 +93,19 @@ class Change:
 
 
 @dataclass(frozen=True)
-class Begin:
+class BeginAttempt:
     """A new attempt is committed, and sent."""
 
 
 @dataclass(frozen=True)
-class Send:
+class Submit:
     """An attempt of which nothing is at the provider is sent."""
 
     attempt: Attempt
 
 
 @dataclass(frozen=True)
-class Stop:
+class StopAttempt:
     """The attempt is fenced, and the provider is asked to stop it."""
 
     attempt: Attempt
@@ -135,7 +135,7 @@ class End:
     gone: bool = True
 
 
-Decision = Leave | LookAgain | Change | Begin | Send | Stop | Complete | End
+Decision = NoOp | Reschedule | Change | BeginAttempt | Submit | StopAttempt | Complete | End
 
 
 @dataclass(frozen=True)
@@ -165,17 +165,17 @@ def decide(
     """
     attempt = attempts[-1] if attempts else None
     if job.status.is_terminal:
-        return Leave()
+        return NoOp()
     if seen.committed is not None and seen.is_done:
         return Complete(seen.committed.attempt, seen.committed.result)
     if job.cancel_requested_at is not None:
         if attempt is None or attempt.state in (AttemptState.READY, AttemptState.SUPERSEDED):
             return cancelled(attempt, EvidenceSource.BROKER)
-        return Stop(attempt)
+        return StopAttempt(attempt)
     if attempt is None or attempt.state is AttemptState.SUPERSEDED:
-        return _held(job, _DRAINING, DRAIN_SECONDS) if seen.draining else Begin()
+        return _held(job, _DRAINING, DRAIN_SECONDS) if seen.draining else BeginAttempt()
     if attempt.state is AttemptState.READY:
-        return _held(job, _DRAINING, DRAIN_SECONDS) if seen.draining else Send(attempt)
+        return _held(job, _DRAINING, DRAIN_SECONDS) if seen.draining else Submit(attempt)
     case = _Case(job, attempts, attempt, seen, now, rules)
     if seen.committed is not None:
         return _give_up(
@@ -242,16 +242,16 @@ def _in_doubt(case: _Case) -> Decision:
     ):  # the provider called, with an id
         if seen.remote.state is not RemoteState.ABSENT:
             return adopt(attempt, attempt.provider_job_id, EvidenceSource.WEBHOOK, case.now)
-        return LookAgain(DOUBT_SECONDS, attempt.evolve(provider_job_id=None))
+        return Reschedule(DOUBT_SECONDS, attempt.evolve(provider_job_id=None))
     if case.since(attempt.submitted_at) > case.rules.submit_grace:
         sentence = "The GPU provider lost the job."
         return _give_up(case, attempt, ErrorCode.PROVIDER_UNAVAILABLE, sentence, gone=False)
     if seen.health is None or seen.health.jobs_queued or seen.health.jobs_running:
-        return LookAgain(DOUBT_SECONDS, attempt.evolve(queue_empty_since=None))
+        return Reschedule(DOUBT_SECONDS, attempt.evolve(queue_empty_since=None))
     if case.since(attempt.queue_empty_since) > EMPTY_SECONDS:  # no need to sit out the grace period
         sentence = "The GPU provider did not get the job."
         return _give_up(case, attempt, ErrorCode.PROVIDER_UNAVAILABLE, sentence)
-    return LookAgain(
+    return Reschedule(
         DOUBT_SECONDS, attempt.evolve(queue_empty_since=attempt.queue_empty_since or case.now)
     )
 
@@ -259,7 +259,7 @@ def _in_doubt(case: _Case) -> Decision:
 def _held(job: Job, sentence: str, wait: float | None, attempt: Attempt | None = None) -> Decision:
     """The job waits; why is said once."""
     if job.message == sentence:
-        return LookAgain(wait, attempt, keep_attempt=True)
+        return Reschedule(wait, attempt, keep_attempt=True)
     return Change(
         EventKind.HELD, JobChange(message=sentence), attempt, wait=wait, keep_attempt=True
     )
@@ -294,7 +294,7 @@ def _goes_on(case: _Case, remote: RemoteJob) -> Decision:
         change = change.merged(_slow_or_stuck(case, remote))
     change = change.beyond(job)
     if not change.model_fields_set:
-        return LookAgain(None, known, EvidenceSource.STATUS)
+        return Reschedule(None, known, EvidenceSource.STATUS)
     return Change(EventKind.PROGRESS, change, known, EvidenceSource.STATUS)
 
 
@@ -354,9 +354,9 @@ def _absent(case: _Case) -> Decision:
     """Forgotten, deleted or never there: one answer has three meanings, so only a lasting one loses the attempt."""
     attempt, lasting = case.attempt, case.rules.lost_after
     if attempt.absent_since is None:
-        return LookAgain(lasting / 2, attempt.evolve(absent_since=case.now), EvidenceSource.ABSENT)
+        return Reschedule(lasting / 2, attempt.evolve(absent_since=case.now), EvidenceSource.ABSENT)
     if case.since(attempt.absent_since) < lasting:
-        return LookAgain(lasting / 2, None, EvidenceSource.ABSENT)
+        return Reschedule(lasting / 2, None, EvidenceSource.ABSENT)
     if _began(case) is None and case.since(attempt.submitted_at) > (attempt.ttl_seconds or 0):
         code = ErrorCode.QUEUE_TIMEOUT
         return _give_up(case, attempt, code, TIMED_OUT[code])
@@ -411,7 +411,7 @@ def decide_stopped(
         return cancelled(attempt, EvidenceSource.CANCEL)
     if seconds_since(job.cancel_requested_at, now) > rules.cancel_grace:
         return cancelled(attempt, EvidenceSource.STOP, gone=False)
-    return LookAgain(PACED_SECONDS if isinstance(outcome, ProviderPaced) else CANCEL_SECONDS)
+    return Reschedule(PACED_SECONDS if isinstance(outcome, ProviderPaced) else CANCEL_SECONDS)
 
 
 def _give_up(

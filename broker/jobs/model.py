@@ -12,7 +12,7 @@ from schemas.edits import OutputParams
 from schemas.jobs import ErrorCode, JobStatus, JobType, Phase
 
 #: From each status, where a job may go. A status that stays may still change phase, progress or attempt.
-LEGAL_MOVES: dict[JobStatus, frozenset[JobStatus]] = {
+LEGAL_TRANSITIONS: dict[JobStatus, frozenset[JobStatus]] = {
     JobStatus.PENDING: frozenset(
         {
             JobStatus.PENDING,

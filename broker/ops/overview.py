@@ -39,7 +39,7 @@ class Backlog:
     orphans: int
 
 
-class FleetService:
+class Overview:
     """Looks at everything at once; changes nothing."""
 
     def __init__(

@@ -15,7 +15,17 @@ from broker.clock import iso, now_ms
 from broker.engine.core import make_core
 from broker.engine.reconciler import Reconciler
 from broker.errors import BrokerError, NotFound
-from broker.jobs.decide import Begin, Change, Complete, Decision, End, Leave, LookAgain, Send, Stop
+from broker.jobs.decide import (
+    BeginAttempt,
+    Change,
+    Complete,
+    Decision,
+    End,
+    NoOp,
+    Reschedule,
+    StopAttempt,
+    Submit,
+)
 from broker.jobs.model import Attempt, AttemptState, Job
 from broker.providers.registry import open_providers
 from broker.settings import Settings
@@ -68,11 +78,11 @@ def _told(job: Job, decision: Decision) -> tuple[str, str]:
             )
         case Complete():
             return f"{JobStatus.COMPLETE}, attempt {job.attempt}", "Done"
-        case Begin() | Send():
-            return f"sent, attempt {job.attempt + isinstance(decision, Begin)}", job.message
-        case Stop():
+        case BeginAttempt() | Submit():
+            return f"sent, attempt {job.attempt + isinstance(decision, BeginAttempt)}", job.message
+        case StopAttempt():
             return "stopped at the provider", job.message
-        case LookAgain() | Leave():
+        case Reschedule() | NoOp():
             return "nothing new", job.message
 
 
@@ -81,7 +91,7 @@ async def _look(store: JobStore, bucket: Bucket, reconciler: Reconciler, job_id:
     assert before is not None  # noqa: S101
     try:
         await run_in_threadpool(adopt_results, store, bucket, before)
-        await reconciler.look_at(job_id)
+        await reconciler.reconcile(job_id)
     except BrokerError as error:
         return Finding(job_id, before.status, "cannot be seen", str(error))
     after = await run_in_threadpool(store.find, job_id)

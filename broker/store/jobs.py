@@ -1,6 +1,6 @@
 """Every SQL statement about jobs, their attempts and their events.
 
-A job changes in one way only: `move`, a compare-and-set on its version, checked against LEGAL_MOVES, with its event
+A job changes in one way only: `move`, a compare-and-set on its version, checked against LEGAL_TRANSITIONS, with its event
 in the same transaction. Each move adds one to the version and writes one event whose `seq` is that version, so a
 job's events are gapless by construction. `touch` alone changes what nobody watches (when to look next).
 
@@ -33,8 +33,16 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.pool import QueuePool
 
 from broker.clock import now_ms
-from broker.errors import IdTaken, IllegalMove, QuotaExceeded
-from broker.jobs.model import LEGAL_MOVES, Attempt, Event, EventKind, EvidenceSource, Job, JobChange
+from broker.errors import IdTaken, IllegalTransition, QuotaExceeded
+from broker.jobs.model import (
+    LEGAL_TRANSITIONS,
+    Attempt,
+    Event,
+    EventKind,
+    EvidenceSource,
+    Job,
+    JobChange,
+)
 from broker.store.tables import table
 from broker.store.webhooks import enqueue
 from schemas.jobs import JobStatus, JobType
@@ -307,7 +315,7 @@ class JobStore:
             rows = connection.execute(_ATTEMPTS, {"job_ids": [job_id]}).mappings()
             return [_attempt(row) for row in rows]
 
-    def move(
+    def transition(
         self, job: Job, kind: EventKind, change: JobChange, attempt: Attempt | None = None
     ) -> Job | None:
         """Applies `change` if the job is still as the caller saw it, with its event, and writes `attempt` along.
@@ -316,12 +324,12 @@ class JobStore:
             The job as it now is, or None if somebody else moved it first: then nothing was changed.
 
         Raises:
-            IllegalMove: the job's status may not become the one in `change`.
+            IllegalTransition: the job's status may not become the one in `change`.
         """
         changed = {name: getattr(change, name) for name in change.model_fields_set}
         moved = job.model_copy(update={**changed, "version": job.version + 1})
-        if moved.status not in LEGAL_MOVES[job.status]:
-            raise IllegalMove(f"job {job.id} cannot go from {job.status} to {moved.status}")
+        if moved.status not in LEGAL_TRANSITIONS[job.status]:
+            raise IllegalTransition(f"job {job.id} cannot go from {job.status} to {moved.status}")
         wanted = moved.model_dump(mode="json", include={*changed, "version"})
         with self._engine.begin() as connection:
             seen = {"_id": job.id, "_version": job.version}

@@ -45,7 +45,7 @@ class Scene:
         self.now += int(seconds_later * 1000)
         self.bucket.calls.clear()
         for job_id in self.store.open_jobs():
-            await self.core.reconciler.look_at(job_id)
+            await self.core.reconciler.reconcile(job_id)
         return self.bucket.calls
 
     async def list(self, seconds_later=0.0):

@@ -35,7 +35,7 @@ from broker.errors import (
     StorageError,
     Unavailable,
 )
-from broker.jobs.model import LEGAL_MOVES, AttemptState
+from broker.jobs.model import LEGAL_TRANSITIONS, AttemptState
 from broker.jobs.policy import TRIES
 from broker.providers.registry import open_providers
 from broker.settings import Settings
@@ -165,7 +165,7 @@ class Promise(RuleBasedStateMachine):
     def restart(self):
         """A new process: nothing is kept but the database and what lies outside."""
         self.boundaries.until_crash = None
-        names = ("add", "move", "touch", "note", "hint", "set_flag")
+        names = ("add", "transition", "touch", "note", "hint", "set_flag")
         store = Bounded(self.store, self.boundaries, names)
         bucket = Bounded(self.bucket, self.boundaries, ("write",))
         self.http = httpx.AsyncClient(transport=self.provider)
@@ -290,20 +290,20 @@ class Promise(RuleBasedStateMachine):
         self.boundaries.until_crash = crash
         for job, _ in self.store.due(self.now, 1000):
             if job.id in self.accepted:
-                self.run(self.look_at(job.id, brokers))
+                self.run(self.reconcile(job.id, brokers))
         for _, orphan in self.store.orphans(self.now):
             if orphan.job_id in self.accepted:
                 self.coverage.orphans += 1
                 self.run(self.release(orphan.token))
         self.boundaries.until_crash = None
 
-    async def look_at(self, job_id, brokers):
+    async def reconcile(self, job_id, brokers):
         looks = [self.look_safely(job_id) for _ in range(brokers)]
         await asyncio.gather(*looks)
 
     async def look_safely(self, job_id):
         try:
-            await self.reconciler.look_at(job_id)
+            await self.reconciler.reconcile(job_id)
         except BrokerError:
             await self.reconciler.postpone(job_id)
 
@@ -588,7 +588,7 @@ class Promise(RuleBasedStateMachine):
         for event in events[1:]:
             data = json.loads(event.data)
             after = JobStatus(data.get("status", status))
-            assert after in LEGAL_MOVES[status]
+            assert after in LEGAL_TRANSITIONS[status]
             self.coverage.edges.add((status, after))
             if event.kind not in ("superseded", "attempt_begun"):
                 assert data.get("progress", progress) >= progress
@@ -712,7 +712,7 @@ def test_the_promise_holds_on_random_histories(database_url, measured):
         f"{seen.second_deliveries} second deliveries, {seen.late_commits} late commits, {seen.orphans} looks at orphans, {seen.replays} replays, "
         f"{seen.retries} retries"
     )
-    edges = {(before, after) for before, legal in LEGAL_MOVES.items() for after in legal}
+    edges = {(before, after) for before, legal in LEGAL_TRANSITIONS.items() for after in legal}
     assert edges - seen.edges == set()
     assert set(ErrorCode) - {ErrorCode.CANCELLED} - seen.codes == set()
     assert min(seen.crashes, seen.second_deliveries, seen.late_commits, seen.orphans) > 0

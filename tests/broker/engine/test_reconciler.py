@@ -32,7 +32,7 @@ class Scene:
         async with httpx.AsyncClient(transport=self.provider) as http:
             providers = open_providers(self.settings, http)
             core = make_core(self.settings, self.store, self.bucket, providers, lambda: self.now)
-            await core.reconciler.look_at(self.id)
+            await core.reconciler.reconcile(self.id)
         return self.job
 
     @property
@@ -47,7 +47,7 @@ class Scene:
         return Worker(self.bucket, list(self.provider.jobs.values())[number]["sent"])
 
     def cancel(self):
-        self.store.move(
+        self.store.transition(
             self.job,
             EventKind.CANCEL_REQUESTED,
             JobChange.model_validate({"cancel_requested_at": self.now}),
@@ -153,7 +153,7 @@ async def test_a_broker_that_died_while_submitting_does_not_submit_again(scene):
         created_at=scene.now,
         submitted_at=scene.now,
     )
-    scene.store.move(
+    scene.store.transition(
         scene.job,
         EventKind.ATTEMPT_BEGUN,
         JobChange.model_validate({"attempt": 1, "phase": Phase.SUBMITTING}),
@@ -663,15 +663,15 @@ async def test_a_draining_broker_sends_nothing_and_follows_what_runs(scene, subm
         core = make_core(scene.settings, scene.store, scene.bucket, providers, lambda: scene.now)
         core.drain.is_on = True
         for _ in range(3):
-            await core.reconciler.look_at(other.id)
+            await core.reconciler.reconcile(other.id)
         held = scene.store.find(other.id)
         assert (held.status, held.attempt, len(scene.provider.submits)) == (JobStatus.PENDING, 0, 1)
         assert len(scene.store.events(other.id)) == 2
         scene.worker().finish()
-        await core.reconciler.look_at(scene.id)
+        await core.reconciler.reconcile(scene.id)
         assert scene.job.status is JobStatus.COMPLETE
         core.drain.is_on = False
-        await core.reconciler.look_at(other.id)
+        await core.reconciler.reconcile(other.id)
     assert len(scene.provider.submits) == 2
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from broker.clock import now_ms
 from broker.engine.core import make_core
-from broker.engine.scheduler import ReconcileLoop
+from broker.engine.scheduler import Scheduler
 from broker.jobs.model import AttemptState, EventKind, JobChange
 from broker.providers.registry import open_providers
 from schemas.jobs import JobStatus
@@ -60,14 +60,14 @@ async def test_many_cancels_hold_no_submit_up(settings, store, make_job):
             open_providers(settings(REELBROKER_RUNPOD_CALLS_PER_SECOND=1000), http),
         ).reconciler
         for job in jobs[:CANCELS]:
-            await fast.look_at(job.id)
+            await fast.reconcile(job.id)
             sent = store.find(job.id)
-            store.move(
+            store.transition(
                 sent,
                 EventKind.CANCEL_REQUESTED,
                 JobChange.model_validate({"cancel_requested_at": now_ms(), "due_at": now - 60_000}),
             )
-        loop = ReconcileLoop(store, make_core(known, store, bucket, providers), now_ms)
+        loop = Scheduler(store, make_core(known, store, bucket, providers), now_ms)
         running = asyncio.create_task(loop.run())
         async with asyncio.timeout(30):
             while len(provider.submits) < CANCELS + SUBMITS:

@@ -7,7 +7,7 @@ import pytest
 
 from broker.clock import DAY_MS, HOUR_MS
 from broker.jobs.model import Attempt, AttemptState
-from broker.ops.overview import HEALTH_SECONDS, Backlog, FleetService
+from broker.ops.overview import HEALTH_SECONDS, Backlog, Overview
 from broker.providers.registry import open_providers
 from broker.providers.runpod import RunPod
 from broker.store.engine import open_engine
@@ -27,7 +27,7 @@ class Board:
         self.store = JobStore(self.engine)
         self.http = httpx.AsyncClient(transport=self.provider)
         providers = open_providers(settings, self.http)
-        self.service = FleetService(settings, self.engine, self.store, providers, lambda: self.now)
+        self.service = Overview(settings, self.engine, self.store, providers, lambda: self.now)
 
     def ended(self, hours_ago, **fields):
         """A job that ended so long ago."""
