@@ -1,4 +1,4 @@
-"""The parts of the engine, put together: for the broker, for an operator's commands, and for tests."""
+"""Builds the engine, for the broker, for an operator's commands, and for tests."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ from broker.store.jobs import JobStore
 
 @dataclass(frozen=True)
 class Core:
-    """What moves jobs: each open one by its reconciler, each given-up attempt by its orphans."""
+    """The parts that the scheduler and the service use."""
 
     drain: DrainSwitch
     listings: Listings
@@ -37,11 +37,11 @@ def make_core(
     clock: Callable[[], int] = now_ms,
     on_reconcile: Callable[[float], None] = lambda late: None,
 ) -> Core:
-    """Puts the engine together.
+    """Builds the engine.
 
     Args:
         clock: milliseconds since the epoch; tests bring their own.
-        on_reconcile: called with how late each look at a job is, in seconds.
+        on_reconcile: called with how many seconds after its due time each job is reconciled.
     """
     rules = Rules(
         submit_grace=settings.submit_grace_seconds,

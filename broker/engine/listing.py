@@ -1,7 +1,7 @@
 """A user's folders, listed at once, where very many of the user's jobs are overdue.
 
-After an outage, thousands of jobs wait for the two questions that the observer asks the bucket
-about each. One listing of 1000 objects answers as many of them as a thousand requests.
+After an outage, thousands of jobs need two requests to the bucket each. One page of a listing
+names 1000 objects, and so saves as many requests.
 """
 
 from collections.abc import Callable
