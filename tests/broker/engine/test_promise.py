@@ -672,6 +672,16 @@ def known_troubles():
     machine.executions[0].looked = True
     machine.commit(machine.executions[0], "output", lose=True)
     yield machine
+    machine = Promise()  # a cancel before the first look, and a job that is submitted twice
+    machine.begin(look=False)
+    machine.cancel(next(iter(machine.accepted)), None)
+    for _ in range(2):
+        machine.submit("k1", REQUEST, None)
+    machine.lists()
+    machine.look(1, None, 1)
+    machine.provider_starts_a_worker(0)
+    machine.provider_delivers_again(0)
+    yield machine
     machine = Promise()  # a cancel that the provider does not hear
     machine.begin()
     machine.provider_starts_a_worker(0)
