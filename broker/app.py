@@ -40,6 +40,8 @@ from broker.settings import Settings
 from broker.store.engine import open_engine, sqlite_path
 from broker.store.jobs import JobStore
 from broker.store.keys import Credentials
+from broker.store.reports import Reports
+from broker.store.uploads import UploadStore
 from broker.store.webhooks import Outbox
 from broker.trace import received, trace_id
 
@@ -62,6 +64,7 @@ def create_app(
         engine = await run_in_threadpool(open_engine, settings.database_url)
         hub = EventHub()
         store = JobStore(engine, partial(_announce, hub, metrics))
+        uploads = UploadStore(engine)
         timeout = httpx.Timeout(30.0, connect=5.0)
         try:
             async with (
@@ -72,7 +75,7 @@ def create_app(
                 bucket = await run_in_threadpool(open_bucket, settings, metrics.storage_failed)
                 metrics.breaker_open.set_function(lambda: providers.breaker_open)
                 core = make_core(
-                    settings, store, bucket, providers, on_reconcile=metrics.reconciled
+                    settings, store, uploads, bucket, providers, on_reconcile=metrics.reconciled
                 )
                 await core.drain.read()
                 looks = Scheduler(store, core, now_ms, metrics.reconcile_failed)
@@ -81,7 +84,7 @@ def create_app(
                 service = JobService(
                     settings, store, bucket, core.reconciler, core.drain, hub, disk, looks.wake
                 )
-                retention = Retention(settings, store, bucket)
+                retention = Retention(settings, store, uploads, bucket)
                 webhooks = WebhookService(
                     settings, Outbox(engine), outgoing, on_call=metrics.webhook_called
                 )
@@ -94,10 +97,10 @@ def create_app(
                 yield {
                     "settings": settings,
                     "service": service,
-                    "uploads": UploadService(settings, engine, store, bucket),
+                    "uploads": UploadService(settings, store, uploads, bucket),
                     "webhooks": webhooks,
                     "credentials": Credentials(engine),
-                    "fleet": Overview(settings, engine, store, providers),
+                    "fleet": Overview(settings, Reports(engine), store, providers),
                     "metrics": metrics,
                     "limit": RequestLimit(settings.requests_per_minute),
                     "checks": {

@@ -35,6 +35,7 @@ from broker.providers.registry import open_providers
 from broker.settings import Settings
 from broker.store.engine import open_engine, reading
 from broker.store.jobs import JobStore
+from broker.store.uploads import UploadStore
 from schemas.jobs import JobStatus, JobType, OutputFacts
 from schemas.keys import object_key
 from schemas.worker import Result, Timings
@@ -132,7 +133,11 @@ async def recover(settings: Settings, store: JobStore, provider: Provider) -> fl
     async with httpx.AsyncClient(transport=provider) as http:
         providers = open_providers(settings, http)
         loop = Scheduler(
-            store, make_core(settings, store, open_bucket(settings), providers, clock), clock
+            store,
+            make_core(
+                settings, store, UploadStore(store._engine), open_bucket(settings), providers, clock
+            ),
+            clock,
         )
         running = asyncio.create_task(loop.run())
         with reading(settings.database_url) as engine:

@@ -42,6 +42,7 @@ from broker.plain import plain, plain_event
 from broker.settings import Settings
 from broker.store.engine import copy_database, open_engine, reading, restore_database
 from broker.store.jobs import JobStore
+from broker.store.uploads import UploadStore
 
 cli = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
 jobs = typer.Typer(
@@ -257,7 +258,8 @@ def sweep(
     """Remove from the bucket what no job points to any more. A running broker does so daily."""
     settings = _settings()
     with _told(), reading(settings.database_url) if dry_run else _writing(settings) as engine:
-        retention = Retention(settings, JobStore(engine), open_bucket(settings))
+        uploads = UploadStore(engine)
+        retention = Retention(settings, JobStore(engine), uploads, open_bucket(settings))
         if dry_run:
             listed = [{"key": found.key, "bytes": found.bytes} for found in retention.removable()]
             parts = [{"key": left.key, "bytes": None} for left in retention.unfinished()]

@@ -17,6 +17,7 @@ from broker.jobs.decide import Rules
 from broker.providers.registry import Providers
 from broker.settings import Settings
 from broker.store.jobs import JobStore
+from broker.store.uploads import UploadStore
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class Core:
 def make_core(
     settings: Settings,
     store: JobStore,
+    uploads: UploadStore,
     bucket: Bucket,
     providers: Providers,
     clock: Callable[[], int] = now_ms,
@@ -52,7 +54,7 @@ def make_core(
     drain = DrainSwitch(store)
     listings = Listings(store, bucket, clock)
     observer = Observer(bucket, listings, providers, rules, clock)
-    sources = Sources(store, bucket, settings.max_upload_bytes)
+    sources = Sources(uploads, bucket, settings.max_upload_bytes)
     dispatch = Dispatch(settings, sources, providers, clock)
     applier = Applier(
         store, bucket, providers, observer, dispatch, rules, settings.gpu_prices, clock

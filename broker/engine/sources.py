@@ -8,7 +8,7 @@ from starlette.concurrency import run_in_threadpool
 from broker.bucket import Bucket
 from broker.jobs.decide import End, failed
 from broker.jobs.model import Attempt, EvidenceSource, Job
-from broker.store.jobs import JobStore
+from broker.store.uploads import UploadStore
 from schemas.jobs import ErrorCode
 from schemas.keys import object_key
 
@@ -22,8 +22,8 @@ class Sources:
         most_bytes: how many bytes an upload may have.
     """
 
-    def __init__(self, store: JobStore, bucket: Bucket, most_bytes: int) -> None:
-        self._store = store
+    def __init__(self, uploads: UploadStore, bucket: Bucket, most_bytes: int) -> None:
+        self._uploads = uploads
         self._bucket = bucket
         self._most = most_bytes
 
@@ -47,7 +47,7 @@ class Sources:
 
     async def _refuse(self, job: Job, key: str, size: int) -> bool:
         """Removes an upload that is too large; False for a file that is no upload: it has no limit."""
-        if not await run_in_threadpool(self._store.refuse_upload, job.user_id, key, size):
+        if not await run_in_threadpool(self._uploads.refuse, job.user_id, key, size):
             return False
         await run_in_threadpool(self._bucket.delete, object_key(job.user_id, key))
         log.warning("upload_refused", bytes=size)

@@ -24,7 +24,7 @@ from prometheus_client import (
 )
 
 from broker.jobs.model import Job
-from broker.ops.overview import Backlog
+from broker.store.reports import Backlog
 from schemas.fleet import Provider, Workers
 from schemas.jobs import ErrorCode, JobStatus, JobType, Phase
 

@@ -30,6 +30,7 @@ from broker.jobs.model import Attempt, AttemptState, Job
 from broker.providers.registry import open_providers
 from broker.settings import Settings
 from broker.store.jobs import JobStore
+from broker.store.uploads import UploadStore
 from schemas.jobs import JobStatus
 from schemas.keys import object_key
 
@@ -54,7 +55,9 @@ async def reconcile(
     """
     store = JobStore(engine)
     async with httpx.AsyncClient(timeout=30) as http:
-        core = make_core(settings, store, bucket, open_providers(settings, http))
+        core = make_core(
+            settings, store, UploadStore(engine), bucket, open_providers(settings, http)
+        )
         look = partial(_foresee if dry_run else _look, store, bucket, core.reconciler)
         return [await look(job_id) for job_id in await run_in_threadpool(store.open_jobs)]
 

@@ -12,6 +12,7 @@ from broker.engine.core import make_core
 from broker.errors import StorageError
 from broker.providers.registry import open_providers
 from broker.store.jobs import JobFilter
+from broker.store.uploads import UploadStore
 from schemas.jobs import JobStatus
 from schemas.keys import object_key
 from tests.broker.provider import Provider, Worker
@@ -38,7 +39,9 @@ class Scene:
         self.settings, self.store, self.provider = settings, store, provider
         self.bucket, self.now = Counted(open_bucket(settings)), now_ms()
         providers = open_providers(settings, http)
-        self.core = make_core(settings, store, self.bucket, providers, lambda: self.now)
+        self.core = make_core(
+            settings, store, UploadStore(store._engine), self.bucket, providers, lambda: self.now
+        )
 
     async def look(self, seconds_later=0.0):
         """Reconciles all open jobs; returns how often each method of the bucket was called."""

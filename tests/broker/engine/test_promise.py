@@ -41,6 +41,7 @@ from broker.providers.registry import open_providers
 from broker.settings import Settings
 from broker.store.engine import open_engine
 from broker.store.jobs import JobStore
+from broker.store.uploads import UploadStore
 from schemas.jobs import ErrorCode, JobRequest, JobStatus
 from schemas.keys import object_key
 from tests.broker.memory_bucket import MemoryBucket
@@ -170,7 +171,9 @@ class Promise(RuleBasedStateMachine):
         bucket = Bounded(self.bucket, self.boundaries, ("write",))
         self.http = httpx.AsyncClient(transport=self.provider)
         providers = open_providers(SETTINGS, self.http)
-        core = make_core(SETTINGS, store, bucket, providers, lambda: self.now)
+        core = make_core(
+            SETTINGS, store, UploadStore(self.store._engine), bucket, providers, lambda: self.now
+        )
         self.reconciler, self.orphans, self.drain = core.reconciler, core.orphans, core.drain
         self.listings = core.listings
         self.drain.is_on = self.draining

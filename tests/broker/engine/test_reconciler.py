@@ -9,6 +9,7 @@ from broker.engine.core import make_core
 from broker.errors import ProviderError, StorageError
 from broker.jobs.model import Attempt, AttemptState, EventKind, JobChange
 from broker.providers.registry import open_providers
+from broker.store.uploads import UploadStore
 from schemas.jobs import ErrorCode, JobStatus, Phase
 from schemas.keys import object_key
 from tests.broker.provider import Provider, Worker, refuse
@@ -31,7 +32,14 @@ class Scene:
         self.now += int(seconds_later * 1000)
         async with httpx.AsyncClient(transport=self.provider) as http:
             providers = open_providers(self.settings, http)
-            core = make_core(self.settings, self.store, self.bucket, providers, lambda: self.now)
+            core = make_core(
+                self.settings,
+                self.store,
+                UploadStore(self.store._engine),
+                self.bucket,
+                providers,
+                lambda: self.now,
+            )
             await core.reconciler.reconcile(self.id)
         return self.job
 
@@ -465,7 +473,12 @@ async def test_a_webhook_names_the_run_of_a_submit_in_doubt(scene):
     await scene.look()
     scene.provider.fault = None
     reconciler = make_core(
-        scene.settings, scene.store, scene.bucket, None, lambda: scene.now
+        scene.settings,
+        scene.store,
+        UploadStore(scene.store._engine),
+        scene.bucket,
+        None,
+        lambda: scene.now,
     ).reconciler
     token = scene.attempt.token
     assert not await reconciler.hint(scene.id, "0" * 32, "rp-1")
@@ -481,7 +494,12 @@ async def test_a_webhook_names_the_run_of_a_submit_in_doubt(scene):
 async def test_a_hint_brings_the_next_look_forward(submitted):
     """Only that of an open job."""
     reconciler = make_core(
-        submitted.settings, submitted.store, submitted.bucket, None, lambda: submitted.now
+        submitted.settings,
+        submitted.store,
+        UploadStore(submitted.store._engine),
+        submitted.bucket,
+        None,
+        lambda: submitted.now,
     ).reconciler
     assert submitted.job.due_at > submitted.now
     await reconciler.hint(submitted.id, submitted.attempt.token, None)
@@ -491,7 +509,12 @@ async def test_a_hint_brings_the_next_look_forward(submitted):
 async def test_a_hint_during_a_look_is_not_put_off_by_it(submitted):
     """The look may have read the bucket before what the hint is about was there."""
     reconciler = make_core(
-        submitted.settings, submitted.store, submitted.bucket, None, lambda: submitted.now
+        submitted.settings,
+        submitted.store,
+        UploadStore(submitted.store._engine),
+        submitted.bucket,
+        None,
+        lambda: submitted.now,
     ).reconciler
     await reconciler.hint(submitted.id, submitted.attempt.token, None)
     looking = submitted.job
@@ -660,7 +683,14 @@ async def test_a_draining_broker_sends_nothing_and_follows_what_runs(scene, subm
     other = scene.store.add(make_job(user_id=scene.settings.user_id))
     async with httpx.AsyncClient(transport=scene.provider) as http:
         providers = open_providers(scene.settings, http)
-        core = make_core(scene.settings, scene.store, scene.bucket, providers, lambda: scene.now)
+        core = make_core(
+            scene.settings,
+            scene.store,
+            UploadStore(scene.store._engine),
+            scene.bucket,
+            providers,
+            lambda: scene.now,
+        )
         core.drain.is_on = True
         for _ in range(3):
             await core.reconciler.reconcile(other.id)
@@ -683,7 +713,12 @@ class TestOrphans:
         async with httpx.AsyncClient(transport=scene.provider) as http:
             providers = open_providers(scene.settings, http)
             core = make_core(
-                scene.settings, scene.store, scene.bucket, providers, lambda: scene.now
+                scene.settings,
+                scene.store,
+                UploadStore(scene.store._engine),
+                scene.bucket,
+                providers,
+                lambda: scene.now,
             )
             for _, orphan in scene.store.orphans(scene.now):
                 await core.orphans.release(orphan.token)

@@ -55,7 +55,7 @@ def test_keys_are_forgotten_after_a_while(store, make_job):
     """Then the same key makes another job."""
     store.add(make_job(id="a", created_at=1_000), "k")
     store.add(make_job(id="b", created_at=9_000), "l")
-    store.forget(keys_before=5_000, uploads_before=0)
+    store.forget_keys(before=5_000)
     assert store.add(make_job(id="c"), "k").id == "c"
     assert store.add(make_job(id="d"), "l").id == "b"
 
