@@ -24,13 +24,13 @@ from broker.bucket import open_bucket
 from broker.clock import now_ms
 from broker.engine.admission import DiskSpace
 from broker.engine.core import make_core
-from broker.engine.scheduler import ReconcileLoop
+from broker.engine.scheduler import Scheduler
 from broker.engine.service import JobService
 from broker.engine.watch import EventHub
 from broker.errors import BrokerError
 from broker.jobs.model import Event, Job
 from broker.ops.metrics import Metrics
-from broker.ops.overview import FleetService
+from broker.ops.overview import Overview
 from broker.ops.retention import Retention
 from broker.providers.registry import NAMES, open_providers
 from broker.services.rate_limit import RequestLimit
@@ -40,6 +40,8 @@ from broker.settings import Settings
 from broker.store.engine import open_engine, sqlite_path
 from broker.store.jobs import JobStore
 from broker.store.keys import Credentials
+from broker.store.reports import Reports
+from broker.store.uploads import UploadStore
 from broker.store.webhooks import Outbox
 from broker.trace import received, trace_id
 
@@ -62,6 +64,7 @@ def create_app(
         engine = await run_in_threadpool(open_engine, settings.database_url)
         hub = EventHub()
         store = JobStore(engine, partial(_announce, hub, metrics))
+        uploads = UploadStore(engine)
         timeout = httpx.Timeout(30.0, connect=5.0)
         try:
             async with (
@@ -71,15 +74,17 @@ def create_app(
                 providers = open_providers(settings, http, metrics.provider_called)
                 bucket = await run_in_threadpool(open_bucket, settings, metrics.storage_failed)
                 metrics.breaker_open.set_function(lambda: providers.breaker_open)
-                core = make_core(settings, store, bucket, providers, on_look=metrics.looked)
+                core = make_core(
+                    settings, store, uploads, bucket, providers, on_reconcile=metrics.reconciled
+                )
                 await core.drain.read()
-                looks = ReconcileLoop(store, core, now_ms, metrics.look_failed)
+                looks = Scheduler(store, core, now_ms, metrics.reconcile_failed)
                 path = sqlite_path(settings.database_url)
                 disk = DiskSpace(path.absolute().parent if path else None, settings.min_free_bytes)
                 service = JobService(
                     settings, store, bucket, core.reconciler, core.drain, hub, disk, looks.wake
                 )
-                retention = Retention(settings, store, bucket)
+                retention = Retention(settings, store, uploads, bucket)
                 webhooks = WebhookService(
                     settings, Outbox(engine), outgoing, on_call=metrics.webhook_called
                 )
@@ -92,10 +97,10 @@ def create_app(
                 yield {
                     "settings": settings,
                     "service": service,
-                    "uploads": UploadService(settings, engine, store, bucket),
+                    "uploads": UploadService(settings, store, uploads, bucket),
                     "webhooks": webhooks,
                     "credentials": Credentials(engine),
-                    "fleet": FleetService(settings, engine, store, providers),
+                    "fleet": Overview(settings, Reports(engine), store, providers),
                     "metrics": metrics,
                     "limit": RequestLimit(settings.requests_per_minute),
                     "checks": {

@@ -4,16 +4,16 @@ The same boto3 code for Cloudflare R2 and for the embedded SeaweedFS. Media neve
 All methods but the presigning ones block on the network; callers run them in a thread.
 """
 
-import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from http import HTTPStatus
+from datetime import datetime
+from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import boto3
-import urllib3
+import botocore.session
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
@@ -75,15 +75,6 @@ class Bucket:
         self._on_error = on_error
         self._client = client
         self._name = name
-        # Each look at a job asks twice, and there may be thousands of jobs: a signed URL fetched by urllib3 costs 0.6 ms
-        # of CPU, a call of boto3 1.0 (measured in one run).
-        self._http = urllib3.PoolManager(
-            maxsize=32,
-            timeout=urllib3.Timeout(connect=CONNECT_SECONDS, read=READ_SECONDS),
-            retries=urllib3.Retry(
-                2, backoff_factor=0.2, status_forcelist=(500, 502, 503, 504), redirect=0
-            ),
-        )
 
     def presigned_get(self, key: str, file_name: str, seconds: int) -> str:
         """Returns a URL that downloads `key` as `file_name` for the next `seconds`."""
@@ -211,13 +202,18 @@ class Bucket:
 
     def size(self, key: str) -> int | None:
         """Returns the object's size in bytes, or None where there is no such object."""
-        reply = self._asked("HEAD", "head_object", key)
-        return None if reply is None else int(reply.headers["Content-Length"])
+        with self._answers("HEAD", key):
+            return self._client.head_object(Bucket=self._name, Key=key)["ContentLength"]
+        return None
 
     def read(self, key: str, limit: int = 65_536) -> bytes | None:
         """Returns the first `limit` bytes of a small object (a control document), or None where there is no such object."""
-        reply = self._asked("GET", "get_object", key)
-        return None if reply is None else reply.data[:limit]
+        with (
+            self._answers("GET", key),
+            self._client.get_object(Bucket=self._name, Key=key)["Body"] as body,
+        ):
+            return body.read(limit)
+        return None
 
     def write(self, key: str, body: bytes) -> None:
         """Puts a small JSON document."""
@@ -241,25 +237,6 @@ class Bucket:
                     yield Found(
                         item["Key"], item["Size"], int(item["LastModified"].timestamp() * 1000)
                     )
-
-    def _asked(self, method: str, operation: str, key: str) -> urllib3.BaseHTTPResponse | None:
-        """Returns the answer, or None where there is no such object."""
-        url = self._client.generate_presigned_url(
-            operation, Params={"Bucket": self._name, "Key": key}
-        )
-        try:
-            reply = self._http.request(method, url)
-        except (
-            urllib3.exceptions.HTTPError
-        ) as error:  # its text has the URL in it, and that the signature
-            raise self._failed(method, key, type(error).__name__) from None
-        if reply.status == HTTPStatus.OK:
-            return reply
-        if reply.status == HTTPStatus.NOT_FOUND and b"NoSuchBucket" not in reply.data:
-            return None
-        raise self._failed(
-            method, key, f"{reply.status} {reply.data[:200].decode(errors='replace')}"
-        )
 
     @contextmanager
     def _answers(self, method: str, key: str) -> Iterator[None]:
@@ -295,13 +272,19 @@ def cors_rule(origins: Sequence[str]) -> "CORSRuleTypeDef":
     }
 
 
+def _moment(text: str) -> datetime:
+    """Parses a time of a listing (ISO 8601) or of a header (RFC 9110), as botocore's parser does."""
+    return datetime.fromisoformat(text) if text[:1].isdigit() else parsedate_to_datetime(text)
+
+
 def open_bucket(
     settings: Settings, on_error: Callable[[str], None] = lambda method: None
 ) -> Bucket:
     """Makes the client; nothing is sent yet."""
-    # It warns of each retry, with the URL, and that has the signature.
-    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
-    client = boto3.client(
+    session = botocore.session.get_session()
+    parsers = session.get_component("response_parser_factory")
+    parsers.set_parser_defaults(timestamp_parser=_moment)
+    client = boto3.Session(botocore_session=session).client(
         "s3",
         endpoint_url=settings.r2_endpoint,
         aws_access_key_id=settings.r2_access_key_id,
@@ -316,6 +299,9 @@ def open_bucket(
             read_timeout=READ_SECONDS,
             retries={"max_attempts": 2, "mode": "standard"},
             max_pool_connections=32,
+            # With the next line, and with _moment, a call costs a quarter less CPU time.
+            user_agent="reelbroker",
+            parameter_validation=False,
             s3={"addressing_style": "path"},
         ),
     )

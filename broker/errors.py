@@ -24,7 +24,7 @@ BrokerError
 ├── StorageError             the bucket did not answer as it should
 ├── DatabaseError            the database cannot be opened, copied or restored
 │   └── DatabaseInUse        another process has it
-├── IllegalMove              a transition that the table in models.py does not have: a bug of ours
+├── IllegalTransition              a transition that the table in models.py does not have: a bug of ours
 └── StackError               a part of the embedded stack could not start or stay up
 """
 
@@ -157,7 +157,7 @@ class StorageError(BrokerError):
     """The object store failed or could not be reached."""
 
 
-class IllegalMove(BrokerError):
+class IllegalTransition(BrokerError):
     """A job was asked to make a transition that it must never make."""
 
 

@@ -31,6 +31,6 @@ def trace_id(traceparent: str | None) -> str | None:
     return None if traceparent is None else traceparent.split("-")[1]
 
 
-def follow(job: Job) -> None:
+def bind_job(job: Job) -> None:
     """Has every line that this task logs from now on say which job and which trace it is about."""
     structlog.contextvars.bind_contextvars(job_id=job.id, trace_id=trace_id(job.traceparent))

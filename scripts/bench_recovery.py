@@ -29,12 +29,13 @@ from broker.embedded.object_store import PORT_NAMES, ObjectStore
 from broker.embedded.ports import free_ports
 from broker.engine.core import make_core
 from broker.engine.observe import document_key
-from broker.engine.scheduler import ReconcileLoop
+from broker.engine.scheduler import Scheduler
 from broker.jobs.model import Attempt, AttemptState, EventKind, Job, JobChange
 from broker.providers.registry import open_providers
 from broker.settings import Settings
 from broker.store.engine import open_engine, reading
 from broker.store.jobs import JobStore
+from broker.store.uploads import UploadStore
 from schemas.jobs import JobStatus, JobType, OutputFacts
 from schemas.keys import object_key
 from schemas.worker import Result, Timings
@@ -89,7 +90,9 @@ def prepare(store: JobStore, bucket: Bucket, provider: Provider, count: int) -> 
             "attempt": 1,
             "provider_job_id": attempt.provider_job_id,
         }
-        moved = store.move(job, EventKind.SUBMITTED, JobChange.model_validate(changes), attempt)
+        moved = store.transition(
+            job, EventKind.SUBMITTED, JobChange.model_validate(changes), attempt
+        )
         assert moved is not None
         if fate == "finished":
             finished.append((moved, attempt))
@@ -110,7 +113,9 @@ def _finish(bucket: Bucket, job: Job, attempt: Attempt) -> None:
         output_key=key, runpod_job_id=attempt.provider_job_id or "", facts=facts, timings=timings
     )
     bucket.write(object_key(USER, key), FILM)
-    bucket.write(document_key(job, attempt, "result.json"), result.model_dump_json().encode())
+    bucket.write(
+        object_key(USER, document_key(attempt, "result.json")), result.model_dump_json().encode()
+    )
 
 
 #: Open jobs that are not yet where they belong: at their end, at what their worker tells, or at the provider (again).
@@ -127,8 +132,12 @@ async def recover(settings: Settings, store: JobStore, provider: Provider) -> fl
 
     async with httpx.AsyncClient(transport=provider) as http:
         providers = open_providers(settings, http)
-        loop = ReconcileLoop(
-            store, make_core(settings, store, open_bucket(settings), providers, clock), clock
+        loop = Scheduler(
+            store,
+            make_core(
+                settings, store, UploadStore(store._engine), open_bucket(settings), providers, clock
+            ),
+            clock,
         )
         running = asyncio.create_task(loop.run())
         with reading(settings.database_url) as engine:

@@ -73,7 +73,7 @@ def main(part: str) -> None:
         from broker.providers import runpod
         from broker.store import jobs as store
 
-        bound(store.JobStore, ("add", "move", "touch", "note", "hint"))
+        bound(store.JobStore, ("add", "transition", "touch", "note", "hint"))
         bound(storage.Bucket, ("size", "read", "write"))
         bound(runpod.RunPod, ("_send",))
         sys.argv = ["reelbroker", "serve"]

@@ -5,7 +5,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from broker.api import requests
-from broker.ops.overview import FleetService
+from broker.ops.overview import Overview
 
 
 class DrainRequest(BaseModel):
@@ -22,7 +22,7 @@ class Draining(BaseModel):
 
 async def fleet(request: Request) -> Response:
     """See how all is going: the queue, the workers, what was done and what it cost, what needs a look."""
-    looks: FleetService = request.state.fleet
+    looks: Overview = request.state.fleet
     return requests.json(await looks.look(requests.service(request).draining))
 
 

@@ -13,7 +13,7 @@ from starlette.responses import Response
 from broker.api import requests
 from broker.api.problems import problem
 from broker.ops.metrics import CONTENT_TYPE, Metrics
-from broker.ops.overview import FleetService
+from broker.ops.overview import Overview
 
 log = structlog.get_logger(__name__)
 
@@ -31,7 +31,7 @@ class Readiness(Health):
 
 async def metrics(request: Request) -> Response:
     """Read what is counted, in the text format of Prometheus. An admin's key opens it, or `REELBROKER_METRICS_KEY`, which opens nothing else."""
-    looks: FleetService = request.state.fleet
+    looks: Overview = request.state.fleet
     counted: Metrics = request.state.metrics
     try:
         backlog = await run_in_threadpool(looks.backlog)

@@ -10,11 +10,12 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
 from broker.api import requests
+from broker.engine.service import JobPage
 from broker.errors import InvalidRequest
 from broker.jobs.model import Job
 from broker.providers.base import ProviderJobId
 from broker.store.jobs import JobFilter
-from schemas.jobs import JobRequest, JobStatus, JobType, QuoteRequest
+from schemas.jobs import JobList, JobRequest, JobStatus, JobType, QuoteRequest
 
 log = structlog.get_logger(__name__)
 
@@ -107,7 +108,7 @@ async def page(request: Request) -> Response:
         following = request.url.include_query_params(cursor=found.next_cursor)
         headers["Link"] = f'<{following.path}?{following.query}>; rel="next"'
     # In a thread: a hundred jobs may have tens of thousands of keyframes.
-    return await run_in_threadpool(requests.json, found, 200, headers)
+    return await run_in_threadpool(_page, request, found, headers)
 
 
 async def cancel(request: Request) -> Response:
@@ -115,7 +116,7 @@ async def cancel(request: Request) -> Response:
     job = await requests.service(request).cancel(
         requests.user(request), request.path_params["job_id"]
     )
-    return requests.json(job, 200 if job.status.is_terminal else 202)
+    return requests.json(requests.view(request, job), 200 if job.status.is_terminal else 202)
 
 
 async def output(request: Request) -> Response:
@@ -144,9 +145,15 @@ async def provider_hook(request: Request) -> Response:
     return Response('{"status":"ok"}', media_type="application/json")
 
 
+def _page(request: Request, found: JobPage, headers: dict[str, str]) -> Response:
+    shown = [requests.view(request, job) for job in found.jobs]
+    return requests.json(JobList(jobs=shown, next_cursor=found.next_cursor), 200, headers)
+
+
 async def _accepted(request: Request, job: Job, replayed: bool) -> Response:
     service = requests.service(request)
-    headers = {"Location": service.view(job).urls.self, "Retry-After": POLL_AFTER_SECONDS}
+    location = requests.view(request, job).urls.self
+    headers = {"Location": location, "Retry-After": POLL_AFTER_SECONDS}
     if replayed:
         headers["Idempotent-Replayed"] = "true"
     wait = requests.preferred_wait(request)
@@ -156,14 +163,14 @@ async def _accepted(request: Request, job: Job, replayed: bool) -> Response:
             headers["Preference-Applied"] = f"wait={wait}"
         except SQLAlchemyError as error:  # the job is stored: nothing may say that it is not
             log.error("wait_failed", job_id=job.id, error=str(error))
-    return requests.json(service.view(job), 202, headers | {"ETag": _etag(job.version)})
+    return requests.json(requests.view(request, job), 202, headers | {"ETag": _etag(job.version)})
 
 
 def _shown(request: Request, job: Job, headers: dict[str, str] | None = None) -> Response:
     headers = _headers(job.version) | (headers or {})
     if not job.status.is_terminal:
         headers["Retry-After"] = POLL_AFTER_SECONDS
-    return requests.json(requests.service(request).view(job), 200, headers)
+    return requests.json(requests.view(request, job), 200, headers)
 
 
 def _headers(version: int) -> dict[str, str]:

@@ -22,6 +22,8 @@ from broker.api import requests
 from broker.api.compat.exports import as_job_id
 from broker.engine.service import JobService
 from broker.errors import NotFound
+from broker.jobs.model import Event, Job
+from broker.jobs.views import event_view
 from broker.ops.metrics import Metrics
 from broker.services.rate_limit import RequestLimit
 from broker.store.keys import Credentials
@@ -89,22 +91,23 @@ async def events(request: Request) -> Response:
 
 
 async def _sse(
-    request: Request, frames: AsyncGenerator[Snapshot | EventView]
+    request: Request, seen: AsyncGenerator[Job | Event]
 ) -> AsyncIterator[ServerSentEvent]:
     # Jittered, so that after a restart of the broker not all come back in the same moment.
     yield ServerSentEvent(retry=random.randint(2000, 4000), comment="hello", sep="\n")  # noqa: S311
     metrics: Metrics = request.state.metrics
     with metrics.stream("sse"):
-        async with aclosing(_while_allowed(request, frames)) as allowed:
-            async for frame in allowed:
+        async with aclosing(_while_allowed(request, seen)) as allowed:
+            async for one in allowed:
+                frame = _frame(request, one)
                 yield ServerSentEvent(
                     data=_data(frame), event=_name(frame), id=str(frame.seq), sep="\n"
                 )
 
 
 async def _while_allowed(
-    request: Request, frames: AsyncGenerator[Snapshot | EventView]
-) -> AsyncGenerator[Snapshot | EventView]:
+    request: Request, frames: AsyncGenerator[Job | Event]
+) -> AsyncGenerator[Job | Event]:
     """Yields frames until there are no more, or until nobody is let in any more by what opened the stream."""
     with _lapse(request) as lapsed:
         async with aclosing(frames):
@@ -202,8 +205,9 @@ async def _tell(
     try:
         if resumed:
             await websocket.send_text(f'{{"event":"resumed","seq":{after}}}')
-        async with aclosing(service.watch(user, job_id, after)) as frames:
-            async for frame in frames:
+        async with aclosing(service.watch(user, job_id, after)) as seen:
+            async for one in seen:
+                frame = _frame(websocket, one)
                 await websocket.send_text(f'{{"event":"{_name(frame)}",{_data(frame)[1:]}')
     except WebSocketDisconnect:  # `_listen` hears of it too
         return
@@ -272,7 +276,7 @@ async def _tell_export(websocket: WebSocket, service: JobService, user: str, job
         async with aclosing(service.watch(user, job_id)) as frames:
             async for _ in frames:
                 job = await service.job(user, job_id)
-                told = ExportProgress.of(service.view(job))
+                told = ExportProgress.of(requests.view(websocket, job))
                 await websocket.send_text(told.model_dump_json(by_alias=True))
                 if job.status.is_terminal:
                     return
@@ -289,6 +293,13 @@ async def _close(websocket: WebSocket, code: int) -> None:
 
 def _name(frame: Snapshot | EventView) -> str:
     return "snapshot" if isinstance(frame, Snapshot) else "update"
+
+
+def _frame(connection: HTTPConnection, seen: Job | Event) -> Snapshot | EventView:
+    """Returns a job or an event of it as clients see it."""
+    if isinstance(seen, Event):
+        return event_view(seen)
+    return Snapshot(seq=seen.version, job=requests.view(connection, seen))
 
 
 def _data(frame: Snapshot | EventView) -> str:

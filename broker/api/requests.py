@@ -14,7 +14,10 @@ from broker import ids
 from broker.api.problems import invalid
 from broker.engine.service import JobService
 from broker.errors import BodyTooLarge, InvalidRequest, TooSlow
+from broker.jobs import views
+from broker.jobs.model import Job
 from broker.settings import Settings
+from schemas.jobs import JobView
 
 Model = TypeVar("Model", bound=BaseModel)
 MAX_KEY = 255
@@ -128,6 +131,12 @@ def service(connection: HTTPConnection) -> JobService:
     """Returns the broker's jobs."""
     jobs: JobService = connection.state.service
     return jobs
+
+
+def view(connection: HTTPConnection, job: Job) -> JobView:
+    """Returns the view of a job, with the URLs of this broker."""
+    settings: Settings = connection.state.settings
+    return views.view(job, settings.root_path)
 
 
 def user(connection: HTTPConnection) -> str:

@@ -48,6 +48,7 @@ from broker.plain import plain_event
 from broker.settings import Settings
 from broker.store.engine import copy_database, open_engine, reading, restore_database
 from broker.store.jobs import JobStore
+from broker.store.uploads import UploadStore
 
 cli = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
 jobs = typer.Typer(no_args_is_help=True, help="List your jobs; show jobs of all users.")
@@ -229,7 +230,9 @@ def sweep(dry_run: DryRun = False, as_json: AsJson = False) -> None:
     """Remove objects from the bucket that no job needs. A running broker does so daily."""
     settings = _settings()
     with _database(settings, writes=not dry_run) as engine:
-        retention = Retention(settings, JobStore(engine), open_bucket(settings))
+        retention = Retention(
+            settings, JobStore(engine), UploadStore(engine), open_bucket(settings)
+        )
         if dry_run:
             listed = [{"key": found.key, "bytes": found.bytes} for found in retention.removable()]
             parts = [{"key": left.key, "bytes": None} for left in retention.unfinished()]

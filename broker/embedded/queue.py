@@ -27,7 +27,7 @@ class State(StrEnum):
 
 ENDED = (State.COMPLETED, State.FAILED, State.CANCELLED, State.TIMED_OUT)
 #: The states that may follow each state. An ended job never moves again.
-LEGAL_MOVES: dict[State, tuple[State, ...]] = {
+LEGAL_TRANSITIONS: dict[State, tuple[State, ...]] = {
     State.IN_QUEUE: (State.IN_PROGRESS, State.CANCELLED),
     State.IN_PROGRESS: (State.IN_QUEUE, *ENDED),
 } | dict.fromkeys(ENDED, ())
@@ -278,7 +278,7 @@ class JobQueue:
             self.workers[job.worker_id].stop_jobs.add(job.id)
 
     def _move(self, job: QueuedJob, state: State) -> None:
-        if state not in LEGAL_MOVES[job.state]:
+        if state not in LEGAL_TRANSITIONS[job.state]:
             raise ValueError(f"job {job.id} cannot go from {job.state} to {state}")
         job.state = state
 

@@ -1,4 +1,4 @@
-"""Given-up attempts that may still run at the provider, where they would be paid for: cancelled until they are gone."""
+"""Orphans: attempts that the broker gave up and that may still run, and cost, at the provider."""
 
 from collections.abc import Callable
 
@@ -9,7 +9,7 @@ from broker.engine.observe import Observer
 from broker.jobs.decide import seconds_since
 from broker.providers.registry import Providers
 from broker.store.jobs import JobStore
-from broker.trace import follow
+from broker.trace import bind_job
 
 log = structlog.get_logger(__name__)
 
@@ -17,7 +17,7 @@ ORPHAN_SECONDS = 30.0
 
 
 class Orphans:
-    """Releases what nobody wants any more."""
+    """Cancels orphans until the provider has nothing left of them."""
 
     def __init__(
         self, store: JobStore, observer: Observer, providers: Providers, clock: Callable[[], int]
@@ -28,13 +28,13 @@ class Orphans:
         self._clock = clock
 
     async def release(self, token: str) -> None:
-        """Sees to it that a given-up attempt no longer runs.
+        """Cancels an orphan, and notes when it is gone.
 
         Raises:
-            BrokerError: something could not be reached; it is due again later.
+            BrokerError: the bucket or the provider failed; the orphan is due again later.
         """
         job, attempt = await run_in_threadpool(self._store.orphan, token)
-        follow(job)
+        bind_job(job)
         now = self._clock()
         attempt = attempt.evolve(orphan_due_at=now + int(ORPHAN_SECONDS * 1000))
         await run_in_threadpool(self._store.note, attempt)
@@ -48,7 +48,8 @@ class Orphans:
             if remote.state.is_over:
                 attempt = attempt.evolve(orphan_due_at=None, gpu_seconds=remote.execution_seconds)
         elif seconds_since(attempt.submitted_at, now) > (attempt.ttl_seconds or 0):
-            attempt = attempt.evolve(orphan_due_at=None)  # it cannot be there any more
+            # The provider has deleted it by now, if it ever had it.
+            attempt = attempt.evolve(orphan_due_at=None)
         if attempt.orphan_due_at is None:
             log.info("orphan_gone", provider_job_id=attempt.provider_job_id)
         await run_in_threadpool(self._store.note, attempt)

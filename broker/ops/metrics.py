@@ -24,7 +24,7 @@ from prometheus_client import (
 )
 
 from broker.jobs.model import Job
-from broker.ops.overview import Backlog
+from broker.store.reports import Backlog
 from schemas.fleet import Provider, Workers
 from schemas.jobs import ErrorCode, JobStatus, JobType, Phase
 
@@ -177,11 +177,11 @@ class Metrics:
         if outcome not in ("held", "paced"):
             self._provider_seconds.labels(provider, action).observe(seconds)
 
-    def looked(self, late_seconds: float) -> None:
+    def reconciled(self, late_seconds: float) -> None:
         """An open job is looked at, so long after it was due."""
         self._late.observe(max(0.0, late_seconds))
 
-    def look_failed(self, why: str) -> None:
+    def reconcile_failed(self, why: str) -> None:
         """A look has come to nothing."""
         self._looks_failed.labels(why).inc()
 

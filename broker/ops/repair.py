@@ -15,11 +15,22 @@ from broker.clock import iso, now_ms
 from broker.engine.core import make_core
 from broker.engine.reconciler import Reconciler
 from broker.errors import BrokerError, NotFound
-from broker.jobs.decide import Begin, Change, Complete, Decision, End, Leave, LookAgain, Send, Stop
+from broker.jobs.decide import (
+    BeginAttempt,
+    Change,
+    Complete,
+    Decision,
+    End,
+    NoOp,
+    Reschedule,
+    StopAttempt,
+    Submit,
+)
 from broker.jobs.model import Attempt, AttemptState, Job
 from broker.providers.registry import open_providers
 from broker.settings import Settings
 from broker.store.jobs import JobStore
+from broker.store.uploads import UploadStore
 from schemas.jobs import JobStatus
 from schemas.keys import object_key
 
@@ -44,16 +55,17 @@ async def reconcile(
     """
     store = JobStore(engine)
     async with httpx.AsyncClient(timeout=30) as http:
-        core = make_core(settings, store, bucket, open_providers(settings, http))
+        core = make_core(
+            settings, store, UploadStore(engine), bucket, open_providers(settings, http)
+        )
         look = partial(_foresee if dry_run else _look, store, bucket, core.reconciler)
         return [await look(job_id) for job_id in await run_in_threadpool(store.open_jobs)]
 
 
 async def _foresee(store: JobStore, bucket: Bucket, reconciler: Reconciler, job_id: str) -> Finding:
-    job = await run_in_threadpool(store.find, job_id)
-    assert job is not None  # noqa: S101  # jobs are never deleted
+    job, attempts = await run_in_threadpool(store.load, job_id)
     try:
-        _, _, decision = await reconciler.decision(job_id)
+        decision = await reconciler.decision(job, attempts)
     except BrokerError as error:
         return Finding(job_id, job.status, "cannot be seen", str(error))
     return Finding(job_id, job.status, *_told(job, decision))
@@ -69,11 +81,11 @@ def _told(job: Job, decision: Decision) -> tuple[str, str]:
             )
         case Complete():
             return f"{JobStatus.COMPLETE}, attempt {job.attempt}", "Done"
-        case Begin() | Send():
-            return f"sent, attempt {job.attempt + isinstance(decision, Begin)}", job.message
-        case Stop():
+        case BeginAttempt() | Submit():
+            return f"sent, attempt {job.attempt + isinstance(decision, BeginAttempt)}", job.message
+        case StopAttempt():
             return "stopped at the provider", job.message
-        case LookAgain() | Leave():
+        case Reschedule() | NoOp():
             return "nothing new", job.message
 
 
@@ -82,7 +94,7 @@ async def _look(store: JobStore, bucket: Bucket, reconciler: Reconciler, job_id:
     assert before is not None  # noqa: S101
     try:
         await run_in_threadpool(adopt_results, store, bucket, before)
-        await reconciler.look_at(job_id)
+        await reconciler.reconcile(job_id)
     except BrokerError as error:
         return Finding(job_id, before.status, "cannot be seen", str(error))
     after = await run_in_threadpool(store.find, job_id)

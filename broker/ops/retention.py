@@ -23,6 +23,7 @@ from broker.clock import DAY_MS, now_ms
 from broker.jobs.model import Job
 from broker.settings import Settings
 from broker.store.jobs import JobStore
+from broker.store.uploads import UploadStore
 from schemas.keys import TEMPORARY, object_key
 
 log = structlog.get_logger(__name__)
@@ -37,9 +38,15 @@ class Retention:
     """Sweeps the bucket."""
 
     def __init__(
-        self, settings: Settings, store: JobStore, bucket: Bucket, clock: Callable[[], int] = now_ms
+        self,
+        settings: Settings,
+        store: JobStore,
+        uploads: UploadStore,
+        bucket: Bucket,
+        clock: Callable[[], int] = now_ms,
     ) -> None:
         self._store = store
+        self._uploads = uploads
         self._bucket = bucket
         self._clock = clock
         self._closed = asyncio.Event()
@@ -52,7 +59,7 @@ class Retention:
 
     def removable(self) -> Iterator[Found]:
         """Yields what a sweep would remove now."""
-        for user_id in self._store.users():
+        for user_id in self._users():
             yield from self._left_by_jobs(user_id, "jobs", _DOCUMENT)
             yield from self._left_by_jobs(user_id, "final_videos", _OUTPUT)
             yield from self._abandoned_uploads(user_id)
@@ -71,17 +78,21 @@ class Retention:
                 return count
             self._bucket.drop_parts(left.key, left.multipart_id)
             count += 1
-        self._store.forget(self._clock() - KEYS_DAYS * DAY_MS, self._clock() - self._noted_ms)
+        self._store.forget_keys(self._clock() - KEYS_DAYS * DAY_MS)
+        self._uploads.forget(self._clock() - self._noted_ms)
         return count
 
     def unfinished(self) -> Iterator[Unfinished]:
         """Yields the uploads of which a sweep would remove the parts now; the bucket's own rule may have done so before."""
         before = self._clock() - self._uploads_ms
-        for user_id in self._store.users():
+        for user_id in self._users():
             for folder in ("uploads", TEMPORARY):
                 for left in self._bucket.unfinished(object_key(user_id, f"{folder}/")):
                     if left.begun_at < before:
                         yield left
+
+    def _users(self) -> list[str]:
+        return sorted(self._store.users() | self._uploads.users())
 
     def close(self) -> None:
         """Has `run` return, with a sweep that was begun cut short."""
@@ -114,7 +125,7 @@ class Retention:
                 yield found
 
     def _abandoned_uploads(self, user_id: str) -> Iterator[Found]:
-        known = self._store.uploads(user_id)
+        known = self._uploads.sizes(user_id)
         old = list(self._old(user_id, "uploads", self._uploads_ms))
         # Asked for last: a job that came in meanwhile counts.
         in_use = self._store.keys_in_use(user_id)

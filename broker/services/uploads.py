@@ -8,7 +8,6 @@ import uuid
 from collections.abc import Callable
 from pathlib import PurePosixPath
 
-from sqlalchemy import Engine, insert, select, update
 from starlette.concurrency import run_in_threadpool
 
 from broker.bucket import ArrivedPart, Bucket
@@ -16,18 +15,16 @@ from broker.clock import DAY_MS, now_ms
 from broker.errors import BodyTooLarge, FileTooLarge, InvalidRequest, NotFound, UploadIncomplete
 from broker.settings import Settings
 from broker.store.jobs import JobStore
-from broker.store.tables import UploadRow, table
+from broker.store.tables import UploadRow
+from broker.store.uploads import UploadStore
 from schemas.keys import MAX_NAME_BYTES, TEMPORARY, object_key
 from schemas.uploads import MAX_PARTS, DownloadUrl, Part, Uploaded, UploadRequest, UploadTicket
 
-UPLOADS = table("uploads")
 #: From so many bytes on, a file goes in parts.
 IN_PARTS_FROM = 100_000_000
 PART_BYTES = 16 * 2**20
 #: How many URLs are signed at once; ask again for those of the further parts.
 PARTS_AT_ONCE = 100
-#: What is noted of an upload that was dropped. It stays known, since its URL may still be good: the sweep removes what comes.
-DROPPED = 0
 #: What is kept of a suffix where a name is too long.
 MAX_SUFFIX_BYTES = 16
 
@@ -96,14 +93,14 @@ class UploadService:
     def __init__(
         self,
         settings: Settings,
-        engine: Engine,
         store: JobStore,
+        uploads: UploadStore,
         bucket: Bucket,
         clock: Callable[[], int] = now_ms,
     ) -> None:
         self._settings = settings
-        self._engine = engine
         self._store = store
+        self._uploads = uploads
         self._bucket = bucket
         self._clock = clock
 
@@ -133,8 +130,7 @@ class UploadService:
             upload.multipart_id = self._bucket.begin_parts(whole, upload.content_type)
         # An older client puts with its content type alone; it is known by the field that it sends.
         ticket = self._ticket(upload, once="job_id" not in request.model_fields_set)
-        with self._engine.begin() as connection:
-            connection.execute(insert(UPLOADS).values(upload.model_dump()))
+        self._uploads.add(upload)
         return ticket
 
     async def resume(self, user_id: str, upload_id: str) -> UploadTicket:
@@ -192,11 +188,7 @@ class UploadService:
             raise UploadIncomplete(
                 f"The file has {size} bytes in the bucket, and not {upload.bytes}."
             )
-        with self._engine.begin() as connection:
-            done = update(UPLOADS).where(
-                UPLOADS.c.id == upload_id, UPLOADS.c.completed_at.is_(None)
-            )
-            connection.execute(done.values(completed_at=self._clock(), bytes=size))
+        self._uploads.complete(upload_id, size, self._clock())
         return Uploaded(upload_id=upload_id, video_key=upload.key, bytes=size)
 
     def _check_size(self, upload: UploadRow, size: int) -> None:
@@ -204,7 +196,7 @@ class UploadService:
         most = self._settings.max_upload_bytes
         if size <= most:
             return
-        self._store.refuse_upload(upload.user_id, upload.key, size)
+        self._uploads.refuse(upload.user_id, upload.key, size)
         self._bucket.delete(object_key(upload.user_id, upload.key))
         raise FileTooLarge(
             f"The file has {size} bytes, and may have {most} at most. It is removed."
@@ -223,10 +215,7 @@ class UploadService:
             self._bucket.drop_parts(key, upload.multipart_id)
         elif upload.key not in self._store.keys_in_use(user_id):
             self._bucket.delete(key)
-        with self._engine.begin() as connection:
-            connection.execute(
-                update(UPLOADS).where(UPLOADS.c.id == upload_id).values(bytes=DROPPED)
-            )
+        self._uploads.drop(upload_id)
 
     def incoming(self, user_id: str) -> IncomingFile:
         """Returns a file to write into: a temporary one, which goes with the job that it is for."""
@@ -243,12 +232,10 @@ class UploadService:
         return DownloadUrl(url=url, expires_in=seconds)
 
     def _upload(self, user_id: str, upload_id: str) -> UploadRow:
-        query = select(UPLOADS).where(UPLOADS.c.id == upload_id, UPLOADS.c.user_id == user_id)
-        with self._engine.begin() as connection:
-            row = connection.execute(query).mappings().first()
-        if row is None or (row["bytes"] == DROPPED and row["completed_at"] is None):
+        upload = self._uploads.find(upload_id, user_id)
+        if upload is None:
             raise NotFound(f"There is no upload {upload_id[:64]}.")
-        return UploadRow(**row)
+        return upload
 
     def _ticket(
         self, upload: UploadRow, once: bool = True, has_arrived: bool = False
@@ -289,9 +276,7 @@ class UploadService:
             if self._bucket.size(key) == upload.bytes:
                 return multipart_id, []  # joined already
             multipart_id, arrived = self._bucket.begin_parts(key, upload.content_type), {}
-            with self._engine.begin() as connection:
-                this = update(UPLOADS).where(UPLOADS.c.id == upload.id)
-                connection.execute(this.values(multipart_id=multipart_id))
+            self._uploads.set_multipart_id(upload.id, multipart_id)
         return multipart_id, _missing(upload, arrived)
 
     def _part(

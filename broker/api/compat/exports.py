@@ -68,13 +68,17 @@ async def status(request: Request) -> Response:
 async def jobs(request: Request) -> Response:
     """List your newest exports (first API)."""
     page = await requests.service(request).page(requests.user(request), JobFilter(), None, LISTED)
-    return requests.json(ExportJobList(jobs=[ExportJob.of(job) for job in page.jobs]))
+    return requests.json(
+        ExportJobList(jobs=[ExportJob.of(requests.view(request, job)) for job in page.jobs])
+    )
 
 
 async def active(request: Request) -> Response:
     """List your exports that are under way: what a page asks for when it comes back."""
     page = await requests.service(request).page(requests.user(request), _OPEN, None, LISTED)
-    return requests.json(ExportList(exports=[ExportSummary.of(job) for job in page.jobs]))
+    return requests.json(
+        ExportList(exports=[ExportSummary.of(requests.view(request, job)) for job in page.jobs])
+    )
 
 
 async def remote_status(request: Request) -> Response:
@@ -175,7 +179,8 @@ async def _working_video(
 
 async def _job(request: Request) -> JobView:
     service = requests.service(request)
-    return service.view(await service.job(requests.user(request), _job_id(request)))
+    job = await service.job(requests.user(request), _job_id(request))
+    return requests.view(request, job)
 
 
 def _job_id(request: Request) -> str:

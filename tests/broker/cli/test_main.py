@@ -37,7 +37,7 @@ class Desk:
             "created_at": now_ms(), "submitted_at": now_ms() - 60_000,
         }  # fmt: skip
         changes = {"attempt": 1, "status": JobStatus.PROCESSING, "provider_job_id": "rp-1"}
-        return self.store.move(
+        return self.store.transition(
             job, EventKind.SUBMITTED, JobChange.model_validate(changes), Attempt(**fields | attempt)
         )
 
@@ -136,7 +136,7 @@ def test_a_sweep_lists_before_it_removes(desk, monkeypatch):
     """The same objects; and removes only where no broker runs."""
     job = desk.submitted()
     document = desk.worker(job).start("rp-1") or desk.worker(job).key("started.json")
-    desk.store.move(
+    desk.store.transition(
         job,
         EventKind.ERROR,
         JobChange.model_validate(

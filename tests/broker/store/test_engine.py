@@ -115,7 +115,7 @@ def test_a_database_of_every_revision_is_brought_forward_with_its_jobs(database_
         None,
     )
     assert (attempt.provider, attempt.target, attempt.part) == ("runpod", "http://x", 0)
-    assert store.move(job, EventKind.PROGRESS, JobChange(progress=8), attempt).progress == 8
+    assert store.transition(job, EventKind.PROGRESS, JobChange(progress=8), attempt).progress == 8
     store.close()
 
 
