@@ -1,6 +1,7 @@
 """Observes a job's attempts and changes nothing: the bucket first, then the provider."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TypeVar
 
 import structlog
@@ -108,6 +109,10 @@ class Observer:
     async def _run(self, job: Job, attempt: Attempt) -> Observation:
         """Observes a run that the provider has, or had."""
         remote = await self.remote(attempt)
+        if remote.state is RemoteState.OPEN:
+            is_taken = attempt.started_at is not None or await self.started(job, attempt)
+            state = RemoteState.RUNNING if is_taken else RemoteState.QUEUED
+            remote = replace(remote, state=state)
         if remote.state is RemoteState.QUEUED:
             is_late = self._age(attempt) > PATIENCE_SECONDS
             health = await self._endpoint(attempt) if is_late else None

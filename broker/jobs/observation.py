@@ -20,6 +20,7 @@ class RemoteState(StrEnum):
 
     QUEUED = "queued"
     RUNNING = "running"
+    OPEN = "open"  #: queued or running; the observer resolves which, by `started.json`
     FINISHED = "finished"
     FAILED = "failed"
     CANCELLED = "cancelled"
@@ -29,7 +30,7 @@ class RemoteState(StrEnum):
     @property
     def is_over(self) -> bool:
         """Whether nothing runs there any more; an absent job may never have run."""
-        return self not in (RemoteState.QUEUED, RemoteState.RUNNING)
+        return self not in (RemoteState.QUEUED, RemoteState.RUNNING, RemoteState.OPEN)
 
 
 @dataclass(frozen=True)

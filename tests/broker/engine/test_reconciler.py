@@ -1,5 +1,7 @@
 """Where a job goes by what can be seen of it. The bucket is real; the provider is steered; the clock is ours."""
 
+from dataclasses import replace
+
 import httpx
 import pytest
 
@@ -8,7 +10,9 @@ from broker.clock import now_ms
 from broker.engine.core import make_core
 from broker.errors import ProviderError, StorageError
 from broker.jobs.model import Attempt, AttemptState, EventKind, JobChange
-from broker.providers.registry import open_providers
+from broker.jobs.observation import RemoteState
+from broker.providers.registry import Place, Providers, open_providers
+from broker.providers.runpod import RunPod
 from broker.store.uploads import UploadStore
 from schemas.jobs import ErrorCode, JobStatus, Phase
 from schemas.keys import object_key
@@ -703,6 +707,40 @@ async def test_a_draining_broker_sends_nothing_and_follows_what_runs(scene, subm
         core.drain.is_on = False
         await core.reconciler.reconcile(other.id)
     assert len(scene.provider.submits) == 2
+
+
+class Vague(RunPod):
+    """A provider that does not tell a queued job from a running one."""
+
+    async def status(self, target, provider_job_id):
+        remote = await super().status(target, provider_job_id)
+        return remote if remote.state.is_over else replace(remote, state=RemoteState.OPEN)
+
+
+async def test_a_provider_that_does_not_tell_queued_from_running_is_helped_by_the_worker(submitted):
+    """The job is queued until the worker has written `started.json`."""
+    scene = submitted
+    async with httpx.AsyncClient(transport=scene.provider) as http:
+        place = Place(RunPod.name, scene.settings.runpod_endpoint_url)
+        providers = Providers({RunPod.name: Vague(http, "runpod-key")}, [place])
+        core = make_core(
+            scene.settings,
+            scene.store,
+            UploadStore(scene.store._engine),
+            scene.bucket,
+            providers,
+            lambda: scene.now,
+        )
+        scene.provider.only()["status"] = "IN_PROGRESS"
+        await core.reconciler.reconcile(scene.id)
+        assert (scene.job.phase, scene.attempt.started_at) == (Phase.QUEUED, None)
+        scene.worker().start("rp-1")
+        await core.reconciler.reconcile(scene.id)
+        assert scene.job.phase is Phase.STARTING
+        assert scene.attempt.started_at is not None
+        scene.worker().finish()
+        await core.reconciler.reconcile(scene.id)
+    assert scene.job.status is JobStatus.COMPLETE
 
 
 class TestOrphans:
