@@ -1,4 +1,4 @@
-"""Wiring: every collaborator is made here, once, and handed on by constructor."""
+"""Wiring: creates every component once, and passes it on by constructor."""
 
 import asyncio
 import contextlib
@@ -54,7 +54,7 @@ def create_app(
     """Builds the broker.
 
     Args:
-        transport: what carries the calls to providers; tests put an ASGI app or a failing network here.
+        transport: carries the calls to providers; tests pass an ASGI app or a failing network.
     """
 
     metrics = Metrics(NAMES)
@@ -78,21 +78,20 @@ def create_app(
                     settings, store, uploads, bucket, providers, on_reconcile=metrics.reconciled
                 )
                 await core.drain.read()
-                looks = Scheduler(store, core, now_ms, metrics.reconcile_failed)
+                scheduler = Scheduler(store, core, now_ms, metrics.reconcile_failed)
                 path = sqlite_path(settings.database_url)
                 disk = DiskSpace(path.absolute().parent if path else None, settings.min_free_bytes)
                 service = JobService(
-                    settings, store, bucket, core.reconciler, core.drain, hub, disk, looks.wake
+                    settings, store, bucket, core.reconciler, core.drain, hub, disk, scheduler.wake
                 )
                 retention = Retention(settings, store, uploads, bucket)
                 webhooks = WebhookService(
                     settings, Outbox(engine), outgoing, on_call=metrics.webhook_called
                 )
-                loop = asyncio.create_task(looks.run())
+                loop = asyncio.create_task(scheduler.run())
                 others = [asyncio.create_task(part.run()) for part in (retention, webhooks)]
-                if (
-                    path is None
-                ):  # on SQLite this is the one process that moves jobs, and hears of each move by itself
+                # On SQLite, no other process changes jobs.
+                if path is None:
                     others.append(asyncio.create_task(hub.poll(store)))
                 yield {
                     "settings": settings,
@@ -109,11 +108,11 @@ def create_app(
                         "reconciler": partial(_is_running, loop),
                     },
                 }
-                looks.close()
+                scheduler.close()
                 retention.close()
                 webhooks.close()
                 hub.close()
-                # A provider that does not answer must not hold us up for long.
+                # A provider that does not answer must not delay the end for long.
                 await asyncio.wait([loop, *others], timeout=STOP_SECONDS)
         finally:
             store.close()
@@ -127,14 +126,14 @@ def create_app(
 
 
 def _prefix(settings: Settings) -> list[Middleware]:
-    """Serves the broker below a path, where the settings name one."""
+    """Serves the broker below the path of the settings."""
     if not settings.root_path:
         return []
     return [Middleware(UnderPrefix, root_path=settings.root_path)]
 
 
 def _cors(settings: Settings) -> list[Middleware]:
-    """Lets web pages of the settings' origins call the broker from a browser."""
+    """Allows web pages of the settings' origins to call the broker."""
     if not settings.cors_origins:
         return []
     allowed = [
@@ -146,7 +145,7 @@ def _cors(settings: Settings) -> list[Middleware]:
         "Prefer",
         "traceparent",
     ]
-    told = [
+    exposed = [
         "ETag",
         "Idempotent-Replayed",
         "Link",
@@ -161,14 +160,14 @@ def _cors(settings: Settings) -> list[Middleware]:
             allow_origins=settings.cors_origins,
             allow_methods=["GET", "POST", "PUT", "DELETE"],
             allow_headers=allowed,
-            expose_headers=told,
+            expose_headers=exposed,
             max_age=3600,
         )
     ]
 
 
 def _announce(hub: EventHub, metrics: Metrics, event: Event, job: Job) -> None:
-    """Hands a committed event to whoever watches its job, and counts the job's end."""
+    """Passes a committed event to the job's watchers, and counts the job's end."""
     hub.publish(event)
     if job.status.is_terminal:
         metrics.job_ended(job)
@@ -180,7 +179,7 @@ def _is_running(loop: asyncio.Task[None]) -> None:
 
 
 class RequestId:
-    """Gives each request an id, says it in the answer, and in each line that is logged meanwhile, with the trace; counts the answers."""
+    """Adds an id to each request, its answer and its log lines; counts the answers."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self._app = app

@@ -46,7 +46,8 @@ from broker.ops.overview import orphans
 from broker.ops.retention import Retention
 from broker.plain import plain_event
 from broker.settings import Settings
-from broker.store.engine import copy_database, open_engine, reading, restore_database
+from broker.store.backup import copy_database, restore_database
+from broker.store.engine import open_engine, reading
 from broker.store.jobs import JobStore
 from broker.store.uploads import UploadStore
 

@@ -17,7 +17,8 @@ from sqlmodel import SQLModel
 
 from broker.errors import DatabaseError, DatabaseInUse
 from broker.jobs.model import EventKind, JobChange
-from broker.store.engine import copy_database, open_engine, reading, restore_database
+from broker.store.backup import copy_database, restore_database
+from broker.store.engine import open_engine, reading
 from broker.store.jobs import JobStore
 
 
