@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import structlog
 from starlette.concurrency import run_in_threadpool
@@ -41,6 +42,7 @@ log = structlog.get_logger(__name__)
 BILL_SECONDS = 5.0
 
 
+@dataclass(eq=False)
 class Applier:
     """Carries decisions out. Where somebody else changed the job meanwhile, nothing happens.
 
@@ -48,27 +50,16 @@ class Applier:
         BrokerError: the bucket or the provider could not be reached; the job is unchanged.
     """
 
-    def __init__(
-        self,
-        store: JobStore,
-        bucket: Bucket,
-        providers: Providers,
-        observer: Observer,
-        dispatch: Dispatch,
-        rules: Rules,
-        prices: Mapping[str, float],
-        clock: Callable[[], int],
-    ) -> None:
-        self._store = store
-        self._bucket = bucket
-        self._providers = providers
-        self._observer = observer
-        self._dispatch = dispatch
-        self._rules = rules
-        self._prices = prices
-        self._clock = clock
-        #: How many jobs are open. The more there are, the rarer each is due.
-        self.open_jobs = 0
+    store: JobStore
+    bucket: Bucket
+    providers: Providers
+    observer: Observer
+    dispatch: Dispatch
+    rules: Rules
+    prices: Mapping[str, float]
+    clock: Callable[[], int]
+    #: How many jobs are open. The more there are, the rarer each is due.
+    open_jobs: int = 0
 
     async def apply(  # noqa: C901  # one case a decision
         self, job: Job, attempts: list[Attempt], decision: Decision
@@ -98,9 +89,9 @@ class Applier:
 
     async def _reschedule(self, job: Job, attempts: list[Attempt], decision: Reschedule) -> None:
         due, attempt = self._due(job, attempts, decision.wait), decision.attempt
-        touched = await run_in_threadpool(self._store.touch, job, due, decision.evidence, attempt)
+        touched = await run_in_threadpool(self.store.touch, job, due, decision.evidence, attempt)
         if touched is None and attempt is not None and decision.keep_attempt:
-            await run_in_threadpool(self._store.note, attempt)
+            await run_in_threadpool(self.store.note, attempt)
 
     async def _change(self, job: Job, attempts: list[Attempt], decision: Change) -> Job | None:
         attempt = decision.attempt
@@ -109,7 +100,7 @@ class Applier:
         change = decision.change.merged(JobChange(due_at=self._due(job, attempts, decision.wait)))
         changed = await self._transition(job, decision.kind, change, attempt, decision.evidence)
         if changed is None and attempt is not None and decision.keep_attempt:
-            await run_in_threadpool(self._store.note, attempt)
+            await run_in_threadpool(self.store.note, attempt)
         if changed is not None and decision.kind in (EventKind.SUBMITTED, EventKind.SUPERSEDED):
             log.info(decision.kind, attempt=job.attempt, code=attempt and attempt.error_code)
         return changed
@@ -117,7 +108,7 @@ class Applier:
     # ── submit ──────────────────────────────────────────────────────────────────────────────────
 
     async def _begin(self, job: Job, attempts: list[Attempt]) -> None:
-        attempt = self._dispatch.attempt(job)
+        attempt = self.dispatch.attempt(job)
         change = JobChange(
             attempt=attempt.number, phase=Phase.SUBMITTING, provider_job_id=None, progress=0
         )
@@ -126,16 +117,16 @@ class Applier:
             await self._submit(begun, [*attempts, attempt], attempt)
 
     async def _submit(self, job: Job, attempts: list[Attempt], attempt: Attempt) -> None:
-        prepared = await self._dispatch.prepare(job, attempt)
+        prepared = await self.dispatch.prepare(job, attempt)
         if isinstance(prepared, End):
             await self._end(job, attempts, prepared)
             return
         # Committed before the first byte leaves. After a crash from here on, the outcome is
         # unknown; the broker never assumes that nothing was sent.
-        due = self._clock() + 2000
-        sending = await run_in_threadpool(self._store.touch, job, due, None, prepared.attempt)
+        due = self.clock() + 2000
+        sending = await run_in_threadpool(self.store.touch, job, due, None, prepared.attempt)
         if sending is not None:
-            decision = await self._dispatch.send(sending, attempt, prepared)
+            decision = await self.dispatch.send(sending, attempt, prepared)
             await self.apply(sending, attempts, decision)
 
     # ── to the end ──────────────────────────────────────────────────────────────────────────────
@@ -146,13 +137,13 @@ class Applier:
         outcome: bool | ProviderError = False
         if attempt.provider_job_id is not None:
             try:
-                await self._providers.of(attempt).cancel(attempt.target, attempt.provider_job_id)
-                outcome = (await self._observer.remote(attempt)).state.is_over
+                await self.providers.of(attempt).cancel(attempt.target, attempt.provider_job_id)
+                outcome = (await self.observer.remote(attempt)).state.is_over
             except ProviderError as error:
                 log.warning("cancel_unanswered", error=str(error))
                 outcome = error
-        seen = Observation(committed=await self._observer.committed(job, attempt))
-        return decide_stopped(job, attempt, seen, outcome, self._clock(), self._rules)
+        seen = Observation(committed=await self.observer.committed(job, attempt))
+        return decide_stopped(job, attempt, seen, outcome, self.clock(), self.rules)
 
     async def _complete(
         self, job: Job, attempts: list[Attempt], attempt: Attempt, result: Result
@@ -168,7 +159,7 @@ class Applier:
             media_seconds=result.facts.duration_seconds,
         )
         billed = await self._billed(attempt, result)
-        change = change.merged(spent(attempts, billed, result.gpu, self._prices))
+        change = change.merged(spent(attempts, billed, result.gpu, self.prices))
         end = End(EventKind.COMPLETE, change, billed, EvidenceSource.RESULT)
         await self._finish(job, end)
         await self._drop_temporary(job)
@@ -176,16 +167,16 @@ class Applier:
     async def _end(self, job: Job, attempts: list[Attempt], end: End) -> None:
         if end.fence and end.attempt is not None:
             await self._fence(job, end.attempt)
-            late = await self._observer.committed(job, end.attempt)
+            late = await self.observer.committed(job, end.attempt)
             # The worker committed just before the fence.
             if late is not None and late.output_is_there:
                 await self._complete(job, attempts, late.attempt, late.result)
                 return
-        change = end.change.merged(spent(attempts, end.attempt, None, self._prices))
+        change = end.change.merged(spent(attempts, end.attempt, None, self.prices))
         await self._finish(job, End(end.kind, change, end.attempt, end.evidence, gone=end.gone))
 
     async def _finish(self, job: Job, end: End) -> None:
-        now, attempt = self._clock(), None
+        now, attempt = self.clock(), None
         if end.attempt is not None and end.attempt.state is not AttemptState.SUPERSEDED:
             attempt = over(end.attempt, AttemptState.ENDED, now, end.gone)
         change = end.change.merged(JobChange(completed_at=now, stalled_since=None, due_at=now))
@@ -198,10 +189,10 @@ class Applier:
         worked = took.fetch_seconds + took.edit_seconds + took.upload_seconds
         billed = attempt.gpu_seconds
         try:
-            since_end = seconds_since(attempt.submitted_at, self._clock()) - worked
-            if billed is None and since_end < self._providers.of(attempt).keeps_results_seconds:
+            since_end = seconds_since(attempt.submitted_at, self.clock()) - worked
+            if billed is None and since_end < self.providers.of(attempt).keeps_results_seconds:
                 async with asyncio.timeout(BILL_SECONDS):
-                    remote = await self._observer.remote(attempt)
+                    remote = await self.observer.remote(attempt)
                 billed = remote.execution_seconds if remote.state is RemoteState.FINISHED else None
         except (ProviderError, TimeoutError):
             # A bill is no reason to keep the user waiting.
@@ -213,7 +204,7 @@ class Applier:
         if job.input_key is None or not job.input_key.startswith(f"{TEMPORARY}/"):
             return
         try:
-            await run_in_threadpool(self._bucket.delete, object_key(job.user_id, job.input_key))
+            await run_in_threadpool(self.bucket.delete, object_key(job.user_id, job.input_key))
         except StorageError as error:
             # The daily sweep removes the file.
             log.warning("temporary_left", error=str(error))
@@ -223,7 +214,7 @@ class Applier:
     async def _fence(self, job: Job, attempt: Attempt) -> None:
         """Writes `stop.json`, on which the attempt's workers stop."""
         key = object_key(job.user_id, document_key(attempt, "stop.json"))
-        await run_in_threadpool(self._bucket.write, key, b"{}")
+        await run_in_threadpool(self.bucket.write, key, b"{}")
 
     async def _transition(
         self,
@@ -234,13 +225,13 @@ class Applier:
         evidence: EvidenceSource | None,
     ) -> Job | None:
         if evidence is not None:
-            seen = JobChange(evidence_source=evidence, evidence_at=self._clock())
+            seen = JobChange(evidence_source=evidence, evidence_at=self.clock())
             change = change.merged(seen)
-        return await run_in_threadpool(self._store.transition, job, kind, change, attempt)
+        return await run_in_threadpool(self.store.transition, job, kind, change, attempt)
 
     def _due(self, job: Job, attempts: list[Attempt], wait: float | None) -> int:
         """Returns when the job is due: after `wait` seconds, or by its newest attempt's age."""
-        now = self._clock()
+        now = self.clock()
         if wait is None:
             newest = attempts[-1] if attempts else None
             begun = job.created_at if newest is None else newest.submitted_at or newest.created_at

@@ -31,20 +31,18 @@ class Prepared:
     deadlines: Deadlines
 
 
+@dataclass(frozen=True, eq=False)
 class Dispatch:
     """Makes attempts and submits them; stores nothing."""
 
-    def __init__(
-        self, settings: Settings, sources: Sources, providers: Providers, clock: Callable[[], int]
-    ) -> None:
-        self._settings = settings
-        self._sources = sources
-        self._providers = providers
-        self._clock = clock
+    settings: Settings
+    sources: Sources
+    providers: Providers
+    clock: Callable[[], int]
 
     def attempt(self, job: Job) -> Attempt:
         """Returns the job's next attempt, with a token that cannot be guessed."""
-        place = self._providers.places[0]
+        place = self.providers.places[0]
         return Attempt(
             token=secrets.token_hex(16),
             job_id=job.id,
@@ -52,23 +50,23 @@ class Dispatch:
             state=AttemptState.READY,
             provider=place.provider,
             target=place.target,
-            created_at=self._clock(),
+            created_at=self.clock(),
         )
 
     async def prepare(self, job: Job, attempt: Attempt) -> Prepared | End:
         """Returns what to commit and submit, or the job's end where a source cannot be used."""
         worker_input = _worker_input(job, attempt)
-        size = await self._sources.bytes(job, attempt, worker_input.video_keys)
+        size = await self.sources.bytes(job, attempt, worker_input.video_keys)
         if isinstance(size, End):
             return size
         longest, queue = (
-            self._settings.execution_timeout_seconds,
-            self._settings.queue_timeout_seconds,
+            self.settings.execution_timeout_seconds,
+            self.settings.queue_timeout_seconds,
         )
         limits = deadlines(worker_input.params, size, longest, queue)
         sending = attempt.evolve(
             state=AttemptState.SUBMITTING,
-            submitted_at=self._clock(),
+            submitted_at=self.clock(),
             timeout_seconds=limits.execution,
             ttl_seconds=limits.ttl,
         )
@@ -78,7 +76,7 @@ class Dispatch:
         """Submits a committed attempt; returns what follows from the provider's answer."""
         outcome: str | ProviderError
         try:
-            provider = self._providers.of(ready)
+            provider = self.providers.of(ready)
             hook_url = self._hook_url(job, ready) if provider.calls_back else None
             outcome = await provider.submit(
                 ready.target, prepared.input, prepared.deadlines, hook_url
@@ -86,11 +84,11 @@ class Dispatch:
         except ProviderError as error:
             log.warning("submit_failed", outcome=type(error).__name__, error=str(error))
             outcome = error
-        return decide_sent(job, ready, prepared.attempt, outcome, self._clock())
+        return decide_sent(job, ready, prepared.attempt, outcome, self.clock())
 
     def _hook_url(self, job: Job, attempt: Attempt) -> str | None:
         """Returns the URL for the provider's webhook."""
-        base = self._settings.public_url
+        base = self.settings.public_url
         return None if base is None else f"{base}/hooks/{attempt.provider}/{job.id}/{attempt.token}"
 
 

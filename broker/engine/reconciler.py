@@ -4,6 +4,7 @@ Load, observe, decide, apply. jobs/decide.py holds the decisions.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from starlette.concurrency import run_in_threadpool
 
@@ -18,6 +19,7 @@ from broker.trace import bind_job
 POSTPONED_SECONDS = 5.0
 
 
+@dataclass(frozen=True, eq=False)
 class Reconciler:
     """Takes open jobs to their end.
 
@@ -26,27 +28,17 @@ class Reconciler:
         on_reconcile: called with how many seconds after its due time each job is reconciled.
     """
 
-    def __init__(
-        self,
-        store: JobStore,
-        observer: Observer,
-        applier: Applier,
-        drain: DrainSwitch,
-        rules: Rules,
-        clock: Callable[[], int],
-        on_reconcile: Callable[[float], None] = lambda late: None,
-    ) -> None:
-        self._store = store
-        self._observer = observer
-        self._applier = applier
-        self._drain = drain
-        self._rules = rules
-        self._clock = clock
-        self._on_reconcile = on_reconcile
+    store: JobStore
+    observer: Observer
+    applier: Applier
+    drain: DrainSwitch
+    rules: Rules
+    clock: Callable[[], int]
+    on_reconcile: Callable[[float], None] = lambda late: None
 
     async def reconcile(self, job_id: str) -> None:
         """Loads a job and takes it a step further."""
-        await self.advance(*await run_in_threadpool(self._store.load, job_id))
+        await self.advance(*await run_in_threadpool(self.store.load, job_id))
 
     async def advance(self, job: Job, attempts: list[Attempt]) -> None:
         """Takes a job a step further, by what the broker observes now.
@@ -54,25 +46,25 @@ class Reconciler:
         Raises:
             BrokerError: the bucket or the provider could not be reached; nothing was changed.
         """
-        await self._applier.apply(job, attempts, await self.decision(job, attempts))
+        await self.applier.apply(job, attempts, await self.decision(job, attempts))
 
     async def decision(self, job: Job, attempts: list[Attempt]) -> Decision:
         """Returns what to do with a job now; changes nothing."""
         bind_job(job)
         if not job.status.is_terminal:
-            self._on_reconcile((self._clock() - job.due_at) / 1000)
-        seen = await self._observer.observe(job, attempts, self._drain.is_on)
-        return decide(job, attempts, seen, self._clock(), self._rules)
+            self.on_reconcile((self.clock() - job.due_at) / 1000)
+        seen = await self.observer.observe(job, attempts, self.drain.is_on)
+        return decide(job, attempts, seen, self.clock(), self.rules)
 
     def set_open_jobs(self, count: int) -> None:
         """Sets how many jobs are open. The more there are, the rarer each is due."""
-        self._applier.open_jobs = count
+        self.applier.open_jobs = count
 
     async def postpone(self, job_id: str) -> None:
         """Makes an open job due again in a while, after an error."""
-        job = await run_in_threadpool(self._store.find, job_id)
+        job = await run_in_threadpool(self.store.find, job_id)
         if job is not None and not job.status.is_terminal:
-            await self._applier.postpone(job, POSTPONED_SECONDS)
+            await self.applier.postpone(job, POSTPONED_SECONDS)
 
     async def hint(self, job_id: str, token: str, provider_job_id: str | None) -> bool:
         """Makes a job due now, because the provider called; believes nothing else of the call.
@@ -83,11 +75,11 @@ class Reconciler:
         Returns:
             False where there is no such attempt.
         """
-        attempt = await run_in_threadpool(self._store.hint, job_id, token, self._clock())
+        attempt = await run_in_threadpool(self.store.hint, job_id, token, self.clock())
         if attempt is None:
             return False
         in_doubt = attempt.state is AttemptState.SUBMITTING and attempt.provider_job_id is None
         if in_doubt and provider_job_id:
             known = attempt.evolve(provider_job_id=provider_job_id)
-            await run_in_threadpool(self._store.note, known)
+            await run_in_threadpool(self.store.note, known)
         return True

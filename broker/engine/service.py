@@ -64,30 +64,19 @@ class JobPage:
     next_cursor: str | None
 
 
+@dataclass(frozen=True, eq=False)
 class JobService:
     """The jobs of all users, for one user at a time."""
 
-    def __init__(
-        self,
-        settings: Settings,
-        store: JobStore,
-        bucket: Bucket,
-        reconciler: Reconciler,
-        drain: DrainSwitch,
-        hub: EventHub,
-        disk: DiskSpace,
-        wake: Callable[[], None],
-        clock: Callable[[], int] = now_ms,
-    ) -> None:
-        self._settings = settings
-        self._store = store
-        self._bucket = bucket
-        self._reconciler = reconciler
-        self._drain = drain
-        self._hub = hub
-        self._disk = disk
-        self._wake = wake
-        self._clock = clock
+    settings: Settings
+    store: JobStore
+    bucket: Bucket
+    reconciler: Reconciler
+    drain_switch: DrainSwitch
+    hub: EventHub
+    disk: DiskSpace
+    wake: Callable[[], None]
+    clock: Callable[[], int] = now_ms
 
     # ── submit ──────────────────────────────────────────────────────────────────────────────────
 
@@ -115,7 +104,7 @@ class JobService:
             QuotaExceeded: the user has as many jobs as allowed.
             Unavailable: the broker accepts no jobs at the moment.
         """
-        now, content = self._clock(), request.model_dump_json(exclude_none=True)
+        now, content = self.clock(), request.model_dump_json(exclude_none=True)
         job = Job(
             id=job_id or str(uuid.uuid4()),
             user_id=user_id,
@@ -129,7 +118,7 @@ class JobService:
             media_seconds=output_seconds(request.params),
             fingerprint=hashlib.sha256(content.encode()).hexdigest(),
             traceparent=traceparent,
-            max_attempts=self._settings.max_attempts,
+            max_attempts=self.settings.max_attempts,
             created_at=now,
             due_at=now,
         )
@@ -150,7 +139,7 @@ class JobService:
             raise NotRetryable(
                 f"Only a job that failed or was cancelled is retried; this one is {failed.status}."
             )
-        now, request = self._clock(), _request_of(failed)
+        now, request = self.clock(), _request_of(failed)
         job = Job(
             **failed.model_dump(include=_KEPT),
             # Computed anew: the failed job may carry an upper bound.
@@ -159,29 +148,29 @@ class JobService:
             id=ids.derived("retry", failed.id),
             retry_of=failed.id,
             traceparent=traceparent,
-            max_attempts=self._settings.max_attempts,
+            max_attempts=self.settings.max_attempts,
             created_at=now,
             due_at=now,
         )
         return await self._add(job, request, None)
 
     async def _add(self, job: Job, request: JobRequest, key: str | None) -> tuple[Job, bool]:
-        settings = self._settings
+        settings = self.settings
         allowed, longest = settings.media_seconds_per_day, 0.0
         if allowed is not None and job.media_seconds is None:
             longest = longest_output(request, await self._sizes(job.user_id, request.video_keys))
         quota = Quota(settings.max_open_jobs, allowed, job.created_at - DAY_MS, longest)
         try:
             self.check_open()
-            stored = await run_in_threadpool(self._store.add, job, key, quota)
+            stored = await run_in_threadpool(self.store.add, job, key, quota)
         except Unavailable:
-            known = await run_in_threadpool(self._store.known, job, key)
+            known = await run_in_threadpool(self.store.known, job, key)
             if known is None:
                 raise
             stored = known
         if stored.fingerprint != job.fingerprint:
             raise KeyReused("This key or id was sent before, with another request.")
-        self._wake()
+        self.wake()
         if stored is job:
             log.info("accepted", job_id=job.id, type=job.type)
         return stored, stored is not job
@@ -192,7 +181,7 @@ class JobService:
         with suppress(StorageError), anyio.move_on_after(SIZES_SECONDS):
             for key in keys:
                 whole = object_key(user_id, key)
-                size = await to_thread.run_sync(self._bucket.size, whole, abandon_on_cancel=True)
+                size = await to_thread.run_sync(self.bucket.size, whole, abandon_on_cancel=True)
                 sizes[key] = size
         return sizes
 
@@ -200,41 +189,41 @@ class JobService:
         """Raises Unavailable while the broker accepts no jobs."""
         if self.draining:
             raise Unavailable("draining", "The broker is being drained, so it takes no new jobs.")
-        self._disk.check()
+        self.disk.check()
 
     async def quote(self, user_id: str, request: QuoteRequest) -> Quote:
         """Estimates a job; raises StorageError where the bucket fails."""
         keys = [object_key(user_id, key) for key in request.video_keys]
         size = 0
         if request.source_seconds is None and output_seconds(request.params) is None:
-            sizes = [await run_in_threadpool(self._bucket.size, key) for key in keys]
+            sizes = [await run_in_threadpool(self.bucket.size, key) for key in keys]
             size = sum(found for found in sizes if found is not None)
         only = JobFilter(status=(JobStatus.COMPLETE,), type=(request.type,))
-        done = await run_in_threadpool(self._store.page, user_id, only, ALIKE)
+        done = await run_in_threadpool(self.store.page, user_id, only, ALIKE)
         mode = request.params.export_mode
         alike = [job for job in done if json.loads(job.params).get("export_mode") == mode]
-        return quote(request.params, request.source_seconds, size, alike, self._settings.gpu_prices)
+        return quote(request.params, request.source_seconds, size, alike, self.settings.gpu_prices)
 
     # ── get, watch, list ────────────────────────────────────────────────────────────────────────
 
     async def job(self, user_id: str, job_id: str) -> Job:
         """Returns the job, or raises NotFound."""
-        job = await run_in_threadpool(self._store.get, job_id, user_id)
+        job = await run_in_threadpool(self.store.get, job_id, user_id)
         if job is None:
             raise NotFound(f"There is no job {job_id[:64]}.")
         return job
 
     async def version(self, user_id: str, job_id: str) -> int:
         """Returns the `seq` of the job's newest event, or raises NotFound."""
-        version = await run_in_threadpool(self._store.version, job_id, user_id)
+        version = await run_in_threadpool(self.store.version, job_id, user_id)
         if version is None:
             raise NotFound(f"There is no job {job_id[:64]}.")
         return version
 
     async def expected(self, user_id: str, job_id: str) -> None:
         """Waits until the user has a job of that id."""
-        with self._hub.subscribe(job_id) as feed:
-            while await run_in_threadpool(self._store.version, job_id, user_id) is None:
+        with self.hub.subscribe(job_id) as feed:
+            while await run_in_threadpool(self.store.version, job_id, user_id) is None:
                 await feed.next()
 
     async def wait(self, user_id: str, job_id: str, version: int | None, seconds: float) -> Job:
@@ -246,13 +235,13 @@ class JobService:
         Raises:
             NotFound: no such job.
         """
-        with self._hub.subscribe(job_id) as feed:
+        with self.hub.subscribe(job_id) as feed:
             job = await self.job(user_id, job_id)
             if job.status.is_terminal or (version is not None and job.version != version):
                 return job
             with suppress(TimeoutError):
                 async with asyncio.timeout(seconds):
-                    async for event in self._hub.follow(self._store, job_id, job.version, feed):
+                    async for event in self.hub.follow(self.store, job_id, job.version, feed):
                         if version is not None or ends(event):
                             break
             return await self.job(user_id, job_id)
@@ -268,14 +257,14 @@ class JobService:
         Raises:
             NotFound: no such job.
         """
-        with self._hub.subscribe(job_id) as feed:
+        with self.hub.subscribe(job_id) as feed:
             job = await self.job(user_id, job_id)
             if after is None or after > job.version:
                 after = job.version
                 yield job
             if job.status.is_terminal and after == job.version:
                 return
-            async for event in self._hub.follow(self._store, job_id, after, feed):
+            async for event in self.hub.follow(self.store, job_id, after, feed):
                 yield event
                 if ends(event):
                     return
@@ -284,7 +273,7 @@ class JobService:
         """Returns up to `limit` jobs, the newest first; raises InvalidRequest for a wrong cursor."""
         if cursor is not None:
             only = only.after(_decoded(cursor))
-        jobs = await run_in_threadpool(self._store.page, user_id, only, limit + 1)
+        jobs = await run_in_threadpool(self.store.page, user_id, only, limit + 1)
         more = len(jobs) > limit
         return JobPage(jobs[:limit], _encoded(jobs[limit - 1]) if more else None)
 
@@ -294,7 +283,7 @@ class JobService:
         if job.output_key is None:
             raise NotFound(f"The job has no output: it is {job.status}.")
         key, name = object_key(user_id, job.output_key), f"{job.type}_{job.id}.mp4"
-        return self._bucket.presigned_get(key, name, self._settings.url_lifetime_seconds)
+        return self.bucket.presigned_get(key, name, self.settings.url_lifetime_seconds)
 
     # ── cancel, webhook, drain ──────────────────────────────────────────────────────────────────
 
@@ -310,28 +299,28 @@ class JobService:
                 raise AlreadyFinished(f"The job has ended already: {job.status}.")
             if job.status is JobStatus.CANCELLED or job.cancel_requested_at is not None:
                 return job
-            now = self._clock()
+            now = self.clock()
             change = JobChange(cancel_requested_at=now, due_at=now, message="Cancelling")
             kind = EventKind.CANCEL_REQUESTED
-            requested = await run_in_threadpool(self._store.transition, job, kind, change)
+            requested = await run_in_threadpool(self.store.transition, job, kind, change)
             if requested is not None:
-                self._wake()
+                self.wake()
                 return requested
 
     async def hint(self, job_id: str, token: str, provider_job_id: str | None) -> None:
         """Takes a webhook call of the GPU provider, or raises NotFound."""
-        if not await self._reconciler.hint(job_id, token, provider_job_id):
+        if not await self.reconciler.hint(job_id, token, provider_job_id):
             raise NotFound("There is no such attempt.")
-        self._wake()
+        self.wake()
 
     async def drain(self, on: bool) -> None:
         """Stops or resumes accepting and submitting jobs; jobs that run go on."""
-        await self._drain.turn(on)
-        self._wake()
+        await self.drain_switch.turn(on)
+        self.wake()
 
     @property
     def draining(self) -> bool:
-        return self._drain.is_on
+        return self.drain_switch.is_on
 
 
 def _request_of(job: Job) -> JobRequest:

@@ -1,6 +1,7 @@
 """Checks the videos of a job: each must exist, and be no larger than an upload may be."""
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 import structlog
 from starlette.concurrency import run_in_threadpool
@@ -15,6 +16,7 @@ from schemas.keys import object_key
 log = structlog.get_logger(__name__)
 
 
+@dataclass(frozen=True, eq=False)
 class Sources:
     """Measures a job's sources before it is sent.
 
@@ -22,10 +24,9 @@ class Sources:
         most_bytes: how many bytes an upload may have.
     """
 
-    def __init__(self, uploads: UploadStore, bucket: Bucket, most_bytes: int) -> None:
-        self._uploads = uploads
-        self._bucket = bucket
-        self._most = most_bytes
+    uploads: UploadStore
+    bucket: Bucket
+    most_bytes: int
 
     async def bytes(self, job: Job, attempt: Attempt, keys: Iterable[str]) -> int | End:
         """Returns the size of all sources together, or the job's end where one cannot be used.
@@ -35,20 +36,22 @@ class Sources:
         """
         total = 0
         for key in keys:
-            size = await run_in_threadpool(self._bucket.size, object_key(job.user_id, key))
+            size = await run_in_threadpool(self.bucket.size, object_key(job.user_id, key))
             if size is None:
                 sentence = f"{key}: The file is not in the bucket."
                 return failed(attempt, ErrorCode.SOURCE_NOT_FOUND, sentence, EvidenceSource.SOURCE)
-            if size > self._most and await self._refuse(job, key, size):
-                sentence = f"{key}: The file has {size} bytes; an upload may have {self._most}."
+            if size > self.most_bytes and await self._refuse(job, key, size):
+                sentence = (
+                    f"{key}: The file has {size} bytes; an upload may have {self.most_bytes}."
+                )
                 return failed(attempt, ErrorCode.FILE_TOO_LARGE, sentence, EvidenceSource.SOURCE)
             total += size
         return total
 
     async def _refuse(self, job: Job, key: str, size: int) -> bool:
         """Removes an upload that is too large; False for a file that is no upload: it has no limit."""
-        if not await run_in_threadpool(self._uploads.refuse, job.user_id, key, size):
+        if not await run_in_threadpool(self.uploads.refuse, job.user_id, key, size):
             return False
-        await run_in_threadpool(self._bucket.delete, object_key(job.user_id, key))
+        await run_in_threadpool(self.bucket.delete, object_key(job.user_id, key))
         log.warning("upload_refused", bytes=size)
         return True
