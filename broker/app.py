@@ -33,6 +33,7 @@ from broker.ops.metrics import Metrics
 from broker.ops.overview import Overview
 from broker.ops.retention import Retention
 from broker.providers.registry import NAMES, open_providers
+from broker.services.quotes import QuoteService
 from broker.services.rate_limit import RequestLimit
 from broker.services.uploads import UploadService
 from broker.services.webhooks import WebhookService, open_caller
@@ -96,7 +97,8 @@ def create_app(
                 yield {
                     "settings": settings,
                     "service": service,
-                    "uploads": UploadService(settings, store, uploads, bucket),
+                    "quotes": QuoteService(store, bucket, settings.gpu_prices),
+                    "uploads": UploadService(settings, uploads, bucket),
                     "webhooks": webhooks,
                     "credentials": Credentials(engine),
                     "fleet": Overview(settings, Reports(engine), store, providers),

@@ -14,6 +14,7 @@ from broker.engine.service import JobPage
 from broker.errors import InvalidRequest
 from broker.jobs.model import Job
 from broker.providers.base import ProviderJobId
+from broker.services.quotes import QuoteService
 from broker.store.jobs import JobFilter
 from schemas.jobs import JobList, JobRequest, JobStatus, JobType, QuoteRequest
 
@@ -130,7 +131,8 @@ async def output(request: Request) -> Response:
 async def quote(request: Request) -> Response:
     """Estimate a job before sending it: GPU seconds and cost, by your own jobs like it where there are enough."""
     asked = await requests.body(request, QuoteRequest)
-    return requests.json(await requests.service(request).quote(requests.user(request), asked))
+    quotes: QuoteService = request.state.quotes
+    return requests.json(await quotes.quote(requests.user(request), asked))
 
 
 async def provider_hook(request: Request) -> Response:

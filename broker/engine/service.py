@@ -39,17 +39,14 @@ from broker.errors import (
 )
 from broker.jobs.model import Event, EventKind, Job, JobChange
 from broker.jobs.policy import longest_output, output_seconds
-from broker.jobs.pricing import quote
 from broker.jobs.views import ends
 from broker.settings import Settings
 from broker.store.jobs import JobFilter, JobStore, Quota
-from schemas.jobs import JobRequest, JobStatus, Quote, QuoteRequest
+from schemas.jobs import JobRequest, JobStatus
 from schemas.keys import object_key
 
 log = structlog.get_logger(__name__)
 
-#: How many similar jobs an estimate rests on, at most.
-ALIKE = 50
 #: How long a submit may wait for the sizes of its sources.
 SIZES_SECONDS = 2.0
 #: What a retry keeps of the failed job.
@@ -190,19 +187,6 @@ class JobService:
         if self.draining:
             raise Unavailable("draining", "The broker is being drained, so it takes no new jobs.")
         self.disk.check()
-
-    async def quote(self, user_id: str, request: QuoteRequest) -> Quote:
-        """Estimates a job; raises StorageError where the bucket fails."""
-        keys = [object_key(user_id, key) for key in request.video_keys]
-        size = 0
-        if request.source_seconds is None and output_seconds(request.params) is None:
-            sizes = [await run_in_threadpool(self.bucket.size, key) for key in keys]
-            size = sum(found for found in sizes if found is not None)
-        only = JobFilter(status=(JobStatus.COMPLETE,), type=(request.type,))
-        done = await run_in_threadpool(self.store.page, user_id, only, ALIKE)
-        mode = request.params.export_mode
-        alike = [job for job in done if json.loads(job.params).get("export_mode") == mode]
-        return quote(request.params, request.source_seconds, size, alike, self.settings.gpu_prices)
 
     # ── get, watch, list ────────────────────────────────────────────────────────────────────────
 

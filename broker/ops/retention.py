@@ -59,7 +59,7 @@ class Retention:
 
     def removable(self) -> Iterator[Found]:
         """Yields what a sweep would remove now."""
-        for user_id in self._users():
+        for user_id in self._uploads.users():
             yield from self._left_by_jobs(user_id, "jobs", _DOCUMENT)
             yield from self._left_by_jobs(user_id, "final_videos", _OUTPUT)
             yield from self._abandoned_uploads(user_id)
@@ -85,14 +85,11 @@ class Retention:
     def unfinished(self) -> Iterator[Unfinished]:
         """Yields the uploads of which a sweep would remove the parts now; the bucket's own rule may have done so before."""
         before = self._clock() - self._uploads_ms
-        for user_id in self._users():
+        for user_id in self._uploads.users():
             for folder in ("uploads", TEMPORARY):
                 for left in self._bucket.unfinished(object_key(user_id, f"{folder}/")):
                     if left.begun_at < before:
                         yield left
-
-    def _users(self) -> list[str]:
-        return sorted(self._store.users() | self._uploads.users())
 
     def close(self) -> None:
         """Has `run` return, with a sweep that was begun cut short."""
@@ -128,7 +125,7 @@ class Retention:
         known = self._uploads.sizes(user_id)
         old = list(self._old(user_id, "uploads", self._uploads_ms))
         # Asked for last: a job that came in meanwhile counts.
-        in_use = self._store.keys_in_use(user_id)
+        in_use = self._uploads.keys_in_use(user_id)
         for found in old:
             key = found.key.removeprefix(object_key(user_id, ""))
             is_refused = found.bytes > self._most_bytes and found.bytes != known.get(key)
@@ -138,7 +135,7 @@ class Retention:
     def _left_over(self, user_id: str) -> Iterator[Found]:
         since = self._clock() - self._documents_ms
         for found in self._old(user_id, TEMPORARY, self._documents_ms):
-            if not self._store.needs(
+            if not self._uploads.is_needed(
                 user_id, found.key.removeprefix(object_key(user_id, "")), since
             ):
                 yield found

@@ -14,7 +14,6 @@ from broker.bucket import ArrivedPart, Bucket
 from broker.clock import DAY_MS, now_ms
 from broker.errors import BodyTooLarge, FileTooLarge, InvalidRequest, NotFound, UploadIncomplete
 from broker.settings import Settings
-from broker.store.jobs import JobStore
 from broker.store.tables import UploadRow
 from broker.store.uploads import UploadStore
 from schemas.keys import MAX_NAME_BYTES, TEMPORARY, object_key
@@ -93,13 +92,11 @@ class UploadService:
     def __init__(
         self,
         settings: Settings,
-        store: JobStore,
         uploads: UploadStore,
         bucket: Bucket,
         clock: Callable[[], int] = now_ms,
     ) -> None:
         self._settings = settings
-        self._store = store
         self._uploads = uploads
         self._bucket = bucket
         self._clock = clock
@@ -214,7 +211,7 @@ class UploadService:
         key = object_key(user_id, upload.key)
         if upload.multipart_id is not None:
             self._bucket.drop_parts(key, upload.multipart_id)
-        elif upload.key not in self._store.keys_in_use(user_id):
+        elif upload.key not in self._uploads.keys_in_use(user_id):
             self._bucket.delete(key)
         self._uploads.drop(upload_id)
 

@@ -10,7 +10,7 @@ All methods block; callers run them in a thread. store/engine.py opens the datab
 
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -351,25 +351,6 @@ class JobStore:
         query = select(JOBS.c.id).where(JOBS.c.status.in_(OPEN)).order_by(JOBS.c.created_at)
         return [row["id"] for row in self._rows(query)]
 
-    def users(self) -> set[str]:
-        """Returns the ids of all users who have jobs."""
-        return {row["user_id"] for row in self._rows(select(JOBS.c.user_id).distinct())}
-
-    def keys_in_use(self, user_id: str) -> set[str]:
-        """Returns the keys of all objects that any of the user's jobs names."""
-        named = select(JOBS.c.input_key, JOBS.c.output_key, JOBS.c.params)
-        keys: set[str] = set()
-        for row in self._rows(named.where(JOBS.c.user_id == user_id)):
-            keys.update(filter(None, (row["input_key"], row["output_key"])))
-            keys.update(_keys_in(json.loads(row["params"])))
-        return keys
-
-    def needs(self, user_id: str, key: str, since: int) -> bool:
-        """Whether one of the user's jobs works on that object, or ended since a moment."""
-        lately = or_(JOBS.c.completed_at.is_(None), JOBS.c.completed_at >= since)
-        query = select(JOBS.c.id).where(JOBS.c.user_id == user_id, JOBS.c.input_key == key, lately)
-        return bool(self._rows(query.limit(1)))
-
     def flag(self, name: str) -> bool:
         """Whether an operator's flag is on."""
         return bool(self._rows(select(FLAGS.c.name).where(FLAGS.c.name == name)))
@@ -398,19 +379,6 @@ def as_job(row: RowMapping) -> Job:
 
 def _attempt(row: RowMapping) -> Attempt:
     return Attempt.model_validate(dict(row))
-
-
-def _keys_in(params: Any) -> Iterator[str]:
-    """Yields the value of each `…_key` in a job's params, at any depth."""
-    if isinstance(params, list):
-        for item in params:
-            yield from _keys_in(item)
-    elif isinstance(params, dict):
-        for name, value in params.items():
-            if name.endswith("_key") and isinstance(value, str):
-                yield value
-            else:
-                yield from _keys_in(value)
 
 
 def _write_attempt(connection: Connection, attempt: Attempt) -> None:

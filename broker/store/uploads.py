@@ -1,9 +1,17 @@
-"""Every SQL statement about uploads. All methods block; callers run them in a thread."""
+"""Every SQL statement about uploads, and about the objects that jobs name.
 
-from sqlalchemy import Engine, and_, case, delete, insert, select, update
+All methods block; callers run them in a thread.
+"""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from sqlalchemy import Engine, and_, case, delete, insert, or_, select, union, update
 
 from broker.store.tables import UploadRow, table
 
+JOBS = table("export_jobs")
 UPLOADS = table("uploads")
 #: The size of an upload that its user dropped. The row stays, because its URL may still be valid:
 #: the sweep removes what arrives.
@@ -64,10 +72,28 @@ class UploadStore:
         with self._engine.begin() as connection:
             return {row[0]: row[1] for row in connection.execute(query)}
 
-    def users(self) -> set[str]:
-        """Returns the ids of all users who have uploads."""
+    def users(self) -> list[str]:
+        """Returns the ids of all users who have jobs or uploads."""
+        query = union(select(JOBS.c.user_id), select(UPLOADS.c.user_id))
         with self._engine.begin() as connection:
-            return set(connection.execute(select(UPLOADS.c.user_id).distinct()).scalars())
+            return list(connection.execute(query).scalars())
+
+    def keys_in_use(self, user_id: str) -> set[str]:
+        """Returns the keys of all objects that any of the user's jobs names."""
+        named = select(JOBS.c.input_key, JOBS.c.output_key, JOBS.c.params)
+        keys: set[str] = set()
+        with self._engine.begin() as connection:
+            for row in connection.execute(named.where(JOBS.c.user_id == user_id)):
+                keys.update(filter(None, row[:2]))
+                keys.update(_keys_in(json.loads(row[2])))
+        return keys
+
+    def is_needed(self, user_id: str, key: str, since: int) -> bool:
+        """Whether a job with that input is open, or ended since a moment."""
+        lately = or_(JOBS.c.completed_at.is_(None), JOBS.c.completed_at >= since)
+        query = select(JOBS.c.id).where(JOBS.c.user_id == user_id, JOBS.c.input_key == key, lately)
+        with self._engine.begin() as connection:
+            return connection.execute(query.limit(1)).first() is not None
 
     def forget(self, before: int) -> None:
         """Deletes the rows of uploads that were begun before a moment."""
@@ -77,3 +103,16 @@ class UploadStore:
     def _set(self, upload_id: str, **values: str | int) -> None:
         with self._engine.begin() as connection:
             connection.execute(update(UPLOADS).where(UPLOADS.c.id == upload_id).values(**values))
+
+
+def _keys_in(params: Any) -> Iterator[str]:
+    """Yields the value of each `…_key` in a job's params, at any depth."""
+    if isinstance(params, list):
+        for item in params:
+            yield from _keys_in(item)
+    elif isinstance(params, dict):
+        for name, value in params.items():
+            if name.endswith("_key") and isinstance(value, str):
+                yield value
+            else:
+                yield from _keys_in(value)
