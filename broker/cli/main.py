@@ -38,6 +38,7 @@ from broker.cli.output import (
 )
 from broker.clock import now_ms
 from broker.connection import Connection
+from broker.embedded.endpoint import WORKER_PACKAGES, WORKER_VARIABLES
 from broker.embedded.stack import Guest, Stack, run_until_signalled
 from broker.errors import BrokerError
 from broker.ops import repair
@@ -63,15 +64,6 @@ terminal.add_to(cli, jobs)
 STOP_SECONDS, MAX_SOCKET_BYTES = 5, 65_536
 #: How many open files suffice for all connections, and how many of them are for other uses.
 MOST_FILES, OWN_FILES = 10_240, 256
-#: A worker cannot start without these. RunPod sets the last one; without it, the SDK runs
-#: `test_input.json` and ends.
-WORKER_NEEDS = (
-    "R2_ENDPOINT",
-    "R2_ACCESS_KEY_ID",
-    "R2_SECRET_ACCESS_KEY",
-    "R2_BUCKET_NAME",
-    "RUNPOD_WEBHOOK_GET_JOB",
-)
 #: How long a stopping broker waits for the requests of the last connections.
 LAST_REQUESTS_SECONDS = 0.3
 #: The first file descriptor after the standard ones.
@@ -165,14 +157,14 @@ def worker(
         Path | None, typer.Option(help="Join the stack that `reelbroker up` runs from this folder.")
     ] = None,
 ) -> None:
-    """Run one GPU worker until Ctrl-C, in a container of RunPod or for a stack on this machine."""
-    if not all(importlib.util.find_spec(package) for package in ("gpu_worker", "runpod", "torch")):
+    """Run one GPU worker until Ctrl-C, in a provider's container or for a stack on this machine."""
+    if not all(importlib.util.find_spec(package) for package in WORKER_PACKAGES):
         exit_with("the worker is not installed: pip install 'reelbroker[worker]'")
     if folder is not None:
         log_to_stderr()
         with exit_on_error("The worker could not join:"):
             asyncio.run(run_until_signalled(_join(folder)))
-    elif missing := [name for name in WORKER_NEEDS if not os.environ.get(name)]:
+    elif missing := [name for name in WORKER_VARIABLES if not os.environ.get(name)]:
         hint = "(--folder joins a stack on this machine)"
         exit_with(f"not in the environment: {', '.join(missing)} {hint}")
     else:

@@ -265,6 +265,13 @@ def create_endpoint(config: EndpointConfig) -> Starlette:
     return Starlette(routes=[endpoint.routes()], lifespan=endpoint.lifespan)
 
 
+#: A worker does not start without these. RunPod sets the last variable; without it, the SDK runs
+#: `test_input.json` and ends.
+WORKER_PACKAGES = ("gpu_worker", "runpod", "torch")
+_R2_VARIABLES = ("R2_ENDPOINT", "R2_ACCESS_KEY_ID", "R2_SECRET_ACCESS_KEY", "R2_BUCKET_NAME")
+WORKER_VARIABLES = (*_R2_VARIABLES, "RUNPOD_WEBHOOK_GET_JOB")
+
+
 def worker_environment(
     base_url: str, endpoint_id: str, api_key: str, worker_id: str
 ) -> dict[str, str]:

@@ -53,7 +53,7 @@ def timeout_code(started: bool, ran_seconds: float, limit_seconds: int | None) -
     """Returns what "timed out" means for an attempt; providers use one name for three things.
 
     A job that no worker took expired in the queue. A job that ended before its limit was lost with
-    its worker. (providers/runpod.py names the source.)
+    its worker. (The providers' modules name the sources.)
 
     Args:
         started: a worker took the attempt.

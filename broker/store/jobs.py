@@ -44,7 +44,7 @@ from broker.jobs.model import (
     Job,
     JobChange,
 )
-from broker.store.tables import table
+from broker.store.tables import JOB_FIELDS, table
 from broker.store.webhooks import enqueue
 from schemas.jobs import JobStatus, JobType
 
@@ -372,9 +372,7 @@ class JobStore:
 
 def as_job(row: RowMapping) -> Job:
     """Returns the job of a row of `export_jobs`."""
-    fields = dict(row)
-    fields["provider_job_id"] = fields.pop("runpod_job_id")
-    return Job.model_validate(fields)
+    return Job.model_validate({JOB_FIELDS.get(name, name): row[name] for name in row})
 
 
 def _attempt(row: RowMapping) -> Attempt:

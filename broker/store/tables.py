@@ -43,6 +43,8 @@ _SMALL = {"progress", "attempt", "max_attempts", "version", "number", "seq", "pa
 _SMALL |= {"timeout_seconds", "ttl_seconds"}
 #: Fields whose columns have another name: the source documents fixed this one.
 _COLUMNS: dict[tuple[type[BaseModel], str], str] = {(Job, "provider_job_id"): "runpod_job_id"}
+#: The fields of a job whose columns have another name, by column.
+JOB_FIELDS = {column: field for (model, field), column in _COLUMNS.items() if model is Job}
 
 
 def _columns(model: type[BaseModel], primary_key: set[str]) -> Iterator[Column[Any]]:

@@ -7,8 +7,9 @@ import structlog
 from typer.testing import CliRunner
 
 from broker.bucket import open_bucket
-from broker.cli.main import WORKER_NEEDS, cli
+from broker.cli.main import cli
 from broker.clock import now_ms
+from broker.embedded.endpoint import WORKER_VARIABLES
 from broker.jobs.model import Attempt, AttemptState, EventKind, JobChange
 from broker.store.engine import open_engine
 from broker.store.jobs import JobStore
@@ -208,7 +209,7 @@ def test_the_bucket_gets_its_rules_and_keeps_its_others(desk, monkeypatch):
 
 def test_a_worker_needs_an_environment_or_a_stack(monkeypatch, tmp_path):
     """The command names missing settings. Without a queue, the SDK runs a test job."""
-    for name in WORKER_NEEDS:
+    for name in WORKER_VARIABLES:
         monkeypatch.setenv(name, "set")
     monkeypatch.delenv("R2_BUCKET_NAME")
     monkeypatch.setenv("RUNPOD_WEBHOOK_GET_JOB", "")
