@@ -101,7 +101,7 @@ def create_app(
                     "uploads": UploadService(settings, uploads, bucket),
                     "webhooks": webhooks,
                     "credentials": Credentials(engine),
-                    "fleet": Overview(settings, Reports(engine), store, providers),
+                    "overview": Overview(settings, Reports(engine), store, providers),
                     "metrics": metrics,
                     "limit": RequestLimit(settings.requests_per_minute),
                     "checks": {

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from pydantic.json_schema import models_json_schema
 
 from broker.api.requests import MAX_KEY
-from broker.api.route import Access, Answer, Operation
+from broker.api.route import Access, Answer, RouteSpec
 from schemas.jobs import JobRequest, JobType, QuoteRequest
 
 _REF = "#/components/schemas/{model}"
@@ -131,7 +131,7 @@ class Problem(BaseModel):
     errors: list[FieldProblem] = []
 
 
-def document(operations: Sequence[Operation], root_path: str = "") -> dict[str, Any]:
+def document(operations: Sequence[RouteSpec], root_path: str = "") -> dict[str, Any]:
     """Returns the whole document, for a broker that is served below `root_path`."""
     taken: dict[tuple[type[BaseModel], Any], None] = {(Problem, "serialization"): None}
     for operation in operations:
@@ -175,7 +175,7 @@ def document(operations: Sequence[Operation], root_path: str = "") -> dict[str, 
     }
 
 
-def _operation(operation: Operation, names: Any) -> dict[str, Any]:
+def _operation(operation: RouteSpec, names: Any) -> dict[str, Any]:
     summary, _, rest = inspect.cleandoc(operation.endpoint.__doc__ or "").partition("\n\n")
     described: dict[str, Any] = {
         "operationId": _id(operation),
@@ -221,13 +221,13 @@ def _tell_defaults(schema: dict[str, Any]) -> None:
             field["description"] = " ".join(filter(None, (field.get("description"), told)))
 
 
-def _id(operation: Operation) -> str:
+def _id(operation: RouteSpec) -> str:
     return operation.method.lower() + re.sub(
         "[^a-z]+", "_", operation.path.removeprefix("/api")
     ).rstrip("_")
 
 
-def _link(operations: Sequence[Operation], paths: dict[str, dict[str, Any]]) -> None:
+def _link(operations: Sequence[RouteSpec], paths: dict[str, dict[str, Any]]) -> None:
     """Says what may be done next with what an operation answers: wherever its id is asked for."""
     for operation in operations:
         for status, answer in operation.answers.items():
@@ -244,7 +244,7 @@ def _link(operations: Sequence[Operation], paths: dict[str, dict[str, Any]]) -> 
                 }
 
 
-def _ids_in(operation: Operation, answer: Answer) -> Iterable[tuple[str, str]]:
+def _ids_in(operation: RouteSpec, answer: Answer) -> Iterable[tuple[str, str]]:
     """Yields (name in paths, where it is) for the id of what an operation makes."""
     if operation.method != "POST" or not isinstance(answer, type):
         return
@@ -256,7 +256,7 @@ def _ids_in(operation: Operation, answer: Answer) -> Iterable[tuple[str, str]]:
             yield name, source
 
 
-def _parameters(operation: Operation) -> Iterable[dict[str, Any]]:
+def _parameters(operation: RouteSpec) -> Iterable[dict[str, Any]]:
     for name in re.findall(r"\{(\w+)\}", operation.path):
         schema: dict[str, Any] = {"type": "string", "minLength": 1}
         if name == "type":
@@ -285,7 +285,7 @@ def _parameters(operation: Operation) -> Iterable[dict[str, Any]]:
         yield {"name": name, "in": "header", "schema": schema, "description": _HEADERS[name]}
 
 
-def _responses(operation: Operation, names: Any) -> Iterable[tuple[int, dict[str, Any]]]:
+def _responses(operation: RouteSpec, names: Any) -> Iterable[tuple[int, dict[str, Any]]]:
     for status, answer in operation.answers.items():
         told: dict[str, Any] = {"description": http.HTTPStatus(status).phrase}
         if isinstance(answer, str):

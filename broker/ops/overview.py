@@ -1,4 +1,4 @@
-"""How all is going, for an operator: the jobs of all users as SQL counts them, and the provider's workers as it tells of them."""
+"""The operator's overview: the jobs of all users, and the provider's queue and workers."""
 
 import asyncio
 from collections import Counter
@@ -19,13 +19,13 @@ from schemas.fleet import Fleet, Hour, Orphan, Provider, StalledJob, Tally, Work
 from schemas.jobs import ErrorCode, JobStatus
 
 HOURS = 24
-#: How old the provider's word may be: any number of operators who look cost it one call in so long.
+#: How old the provider's report may be; any number of requests cost one call in this time.
 HEALTH_SECONDS = 5.0
 MOST_STALLED = 50
 
 
 class Overview:
-    """Looks at everything at once; changes nothing."""
+    """Reads everything; changes nothing."""
 
     def __init__(
         self,
@@ -40,28 +40,28 @@ class Overview:
         self._store = store
         self._providers = providers
         self._clock = clock
-        self._asking = asyncio.Lock()
-        self._asked_at = 0
-        self._answer: tuple[Provider | None, str | None] = (None, None)
+        self._lock = asyncio.Lock()
+        self._reported_at = 0
+        self._report: tuple[Provider | None, str | None] = (None, None)
 
-    async def look(self, draining: bool) -> Fleet:
-        """Returns how all is going now; a provider that does not answer is a part of that."""
+    async def fleet(self, draining: bool) -> Fleet:
+        """Returns the overview; a provider that does not answer is reported in it."""
         provider, error = await self.provider()
         return await run_in_threadpool(self._count, draining, provider, error)
 
     def backlog(self) -> Backlog:
-        """Returns what is under way; blocks."""
+        """Returns the open jobs' figures; blocks."""
         return self._reports.backlog(self._clock())
 
     async def provider(self) -> tuple[Provider | None, str | None]:
-        """Returns what the provider says, as it was a few seconds ago; or None, and why."""
-        async with self._asking:
-            if self._clock() - self._asked_at >= HEALTH_SECONDS * 1000:
-                self._answer = await self._ask()
-                self._asked_at = self._clock()
-            return self._answer
+        """Returns the provider's report, a few seconds old; or None, and the reason."""
+        async with self._lock:
+            if self._clock() - self._reported_at >= HEALTH_SECONDS * 1000:
+                self._report = await self._request()
+                self._reported_at = self._clock()
+            return self._report
 
-    async def _ask(self) -> tuple[Provider | None, str | None]:
+    async def _request(self) -> tuple[Provider | None, str | None]:
         try:
             async with asyncio.timeout(HEALTH_SECONDS):
                 place = self._providers.places[0]
@@ -99,7 +99,7 @@ class Overview:
 
 
 def orphans(store: JobStore, prices: Mapping[str, float], now: int) -> list[Orphan]:
-    """Returns the runs that nobody wants any more, with the most that they may have cost."""
+    """Returns the orphaned runs, with the most that each may have cost."""
     found = []
     for job, attempt in store.orphans():
         seconds = (now - (attempt.submitted_at or now)) / 1000

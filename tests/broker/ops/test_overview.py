@@ -39,7 +39,7 @@ class Board:
         return self.store.add(self.make_job(user_id=f"u{hours_ago}", **given))
 
     async def look(self):
-        return await self.service.look(draining=False)
+        return await self.service.fleet(draining=False)
 
 
 @pytest.fixture
