@@ -270,6 +270,13 @@ def _resident(pid: int) -> int:
     return total
 
 
+def install_upstream() -> None:
+    """Installs what upstream's own way needs and nothing of ours does."""
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet", "install"]
+    packages = ["opencv-python-headless", "requests", "tqdm"]
+    subprocess.run([*pip, "--constraint", "constraints.txt", *packages], check=True)
+
+
 def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--edit", action="store_true", help="compare the edits with ffmpeg's")
@@ -281,6 +288,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--one", type=Path, help=argparse.SUPPRESS)
     asked = parser.parse_args(arguments)
     if asked.upscale:
+        install_upstream()
         import bench_upscale
 
         return bench_upscale.main(sample_clip())

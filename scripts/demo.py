@@ -1,7 +1,9 @@
-"""One export through the whole system: upload, submit, watch, download. Run by scripts/demo [--quality] [video]."""
+"""Exports a clip through the whole system on this machine: upload, submit, watch, download."""
 
+import argparse
 import asyncio
 import json
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -26,10 +28,16 @@ console = Console(highlight=False, soft_wrap=True)
 
 
 def main() -> int:
-    """Returns the exit code: 0 done, 1 the export or the stack failed, 2 unusable video, 130 interrupted."""
-    words = [word for word in sys.argv[1:] if word != "--quality"]
-    quality = len(words) < len(sys.argv) - 1
-    video = Path(words[0]) if words else sample_clip()
+    """Returns the exit code.
+
+    0: done. 1: the export or the stack failed. 2: the video is not usable. 130: interrupted.
+    """
+    parser = argparse.ArgumentParser(prog="scripts/demo", description=__doc__)
+    parser.add_argument("--quality", action="store_true", help="one second, through Real-ESRGAN")
+    parser.add_argument("video", nargs="?", type=Path, help="yours; without it, a sample clip")
+    chosen = parser.parse_args()
+    quality = chosen.quality
+    video = _from_where_it_was_called(chosen.video) if chosen.video else sample_clip()
     try:
         source = probe(video)
     except WorkerError as error:
@@ -46,6 +54,11 @@ def main() -> int:
         console.print(f"[red]{error}[/red]")
         return 1
     return outcome[0] if outcome else 130
+
+
+def _from_where_it_was_called(video: Path) -> Path:
+    """scripts/launch goes to the repository's root; a relative path is meant from the folder before."""
+    return (Path(os.environ.get("CALLED_FROM", ".")) / video).resolve()
 
 
 async def _demo(video: Path, source: SourceFacts, quality: bool, outcome: list[int]) -> None:
