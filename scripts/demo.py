@@ -57,7 +57,7 @@ def main() -> int:
 
 
 def _from_where_it_was_called(video: Path) -> Path:
-    """scripts/launch goes to the repository's root; a relative path is meant from the folder before."""
+    """Returns a path as the caller meant it: scripts/launch has gone to the repository's root."""
     return (Path(os.environ.get("CALLED_FROM", ".")) / video).resolve()
 
 
@@ -83,12 +83,12 @@ async def _demo(video: Path, source: SourceFacts, quality: bool, outcome: list[i
             outcome.append(0)
         else:
             console.print(f"[red]The export failed:[/red] {job.error} ({job.error_code})")
-            console.print(f"What the parts said is in {stack.folder / 'logs'}")
+            console.print(f"The logs of all parts are in {stack.folder / 'logs'}")
             outcome.append(1)
 
 
 def _sweep(source: SourceFacts) -> dict[str, Any]:
-    """A crop at the output's ratio that goes from one side of the picture to the other and half the way back."""
+    """Returns a crop at the output's ratio that goes from one side to the other and half back."""
     ratio = OUTPUT_WIDTH / OUTPUT_HEIGHT
     width = min(float(source.width), source.height * ratio)
     height = width / ratio
@@ -132,7 +132,8 @@ def _tell(path: Path, job: JobView) -> None:
     """Prints what is in the downloaded file, measured on the file itself."""
     facts = output_facts(path)
     console.print(
-        f"[green]Done[/green]    {path}: {path.stat().st_size:,} bytes, {facts.width}x{facts.height}, "
+        f"[green]Done[/green]    {path}: {path.stat().st_size:,} bytes, "
+        f"{facts.width}x{facts.height}, "
         f"{facts.duration_seconds:.2f} s, {facts.frames} frames, {facts.fps:g} fps, "
         f"{facts.video_codec} + {facts.audio_codec or 'no audio'}"
     )
