@@ -40,7 +40,7 @@ def main() -> int:
     video = _from_where_it_was_called(chosen.video) if chosen.video else sample_clip()
     try:
         source = probe(video)
-    except WorkerError as error:
+    except (WorkerError, OSError) as error:
         console.print(f"[red]{video}: {error}[/red]")
         return 2
     outcome: list[int] = []

@@ -34,6 +34,7 @@ ELSEWHERE = {
     "docker": "scripts/try-deploy",
     "scripts/check": ".ci/run",
     "scripts/demo": "tests/test_demo.py",
+    "scripts/fix": "tests/test_scripts.py",
     "scripts/setup": "scripts/test",
     "scripts/smoke": "scripts/try-deploy",
     "scripts/test": ".ci/run",
