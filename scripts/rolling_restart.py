@@ -67,7 +67,8 @@ class Load:
         self._headers = {"Authorization": f"Bearer {KEY}", "Connection": "close"}
         self.requests, self.failed, self.longest, self.cut = 0, list[str](), 0.0, 0
         self.jobs: list[str] = []
-        self.heard: dict[str, list[int]] = {}  #: by each watcher, the numbers of a job's events
+        #: By each watcher, the numbers of a job's events.
+        self.heard: dict[str, list[int]] = {}
 
     async def run(self, http: httpx.AsyncClient, meanwhile: Any) -> None:
         """Submits, polls and watches until `meanwhile` is done."""
