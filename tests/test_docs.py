@@ -35,7 +35,7 @@ ELSEWHERE = {
     "scripts/check": ".ci/run",
     "scripts/demo": "tests/test_demo.py",
     "scripts/fix": "tests/test_scripts.py",
-    "scripts/setup": "scripts/test",
+    "scripts/setup": "scripts/test-tools",
     "scripts/smoke": "scripts/try-deploy",
     "scripts/test": ".ci/run",
     "scripts/up": "tests/test_demo.py",
