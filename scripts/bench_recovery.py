@@ -1,8 +1,9 @@
-"""A broker that was down for a day comes back to thousands of open jobs: how long until each is where it belongs?
+"""How long a broker that was down for a day takes to settle thousands of open jobs.
 
-Seven in ten were finished meanwhile and forgotten by the provider (their results are in the bucket), one in ten is still
-running, one in ten was lost, and one in ten was never sent. SQLite on disk, the real object store, and a provider in this
-process that counts its calls; the broker's clock runs three times as fast as ours. The last line is one JSON object.
+Seven in ten were finished meanwhile and forgotten by the provider (their results are in the
+bucket), one in ten is still running, one in ten was lost, and one in ten was never sent. SQLite on
+disk, the real object store, and a provider in this process that counts its calls; the broker's
+clock runs three times as fast as ours. The last line is one JSON object.
 """
 
 import argparse
@@ -69,22 +70,41 @@ class Provider(httpx.MockTransport):
 
 
 def prepare(store: JobStore, bucket: Bucket, provider: Provider, count: int) -> None:
-    """Stores the jobs as the broker left them a day ago, each with its fate as metadata, and what happened since."""
+    """Stores the jobs as the broker left them a day ago, and what happened since.
+
+    Each job has its fate as metadata.
+    """
     began = now_ms() - DAY_MS
     finished: list[tuple[Job, Attempt]] = []
     bucket.write(object_key(USER, "a.mp4"), b"a video")
     for number in range(count):
         fate = FATES[number % len(FATES)]
         job = Job(
-            id=f"job-{number}", user_id=USER, type=JobType.FRAMING, input_key="a.mp4", params="{}", meta=fate, max_attempts=3, created_at=began, due_at=began,
-        )  # fmt: skip
+            id=f"job-{number}",
+            user_id=USER,
+            type=JobType.FRAMING,
+            input_key="a.mp4",
+            params="{}",
+            meta=fate,
+            max_attempts=3,
+            created_at=began,
+            due_at=began,
+        )
         store.add(job)
         if fate == "new":
             continue
         attempt = Attempt(
-            token=secrets.token_hex(16), job_id=job.id, number=1, state=AttemptState.SUBMITTED, provider="runpod", target=ENDPOINT, provider_job_id=f"rp-{number}",
-            created_at=began, submitted_at=began, ttl_seconds=90_000,
-        )  # fmt: skip
+            token=secrets.token_hex(16),
+            job_id=job.id,
+            number=1,
+            state=AttemptState.SUBMITTED,
+            provider="runpod",
+            target=ENDPOINT,
+            provider_job_id=f"rp-{number}",
+            created_at=began,
+            submitted_at=began,
+            ttl_seconds=90_000,
+        )
         changes = {
             "status": JobStatus.PROCESSING,
             "attempt": 1,
@@ -106,8 +126,16 @@ def _finish(bucket: Bucket, job: Job, attempt: Attempt) -> None:
     """What its worker wrote."""
     key = f"final_videos/framing_{job.id}_00000000.mp4"
     facts = OutputFacts(
-        bytes=len(FILM), sha256="0" * 64, width=64, height=96, fps=25, frames=10, duration_seconds=0.4, video_codec="h264", audio_codec=None,
-    )  # fmt: skip
+        bytes=len(FILM),
+        sha256="0" * 64,
+        width=64,
+        height=96,
+        fps=25,
+        frames=10,
+        duration_seconds=0.4,
+        video_codec="h264",
+        audio_codec=None,
+    )
     timings = Timings(fetch_seconds=1, edit_seconds=1, upload_seconds=1)
     result = Result(
         output_key=key, runpod_job_id=attempt.provider_job_id or "", facts=facts, timings=timings
@@ -118,8 +146,10 @@ def _finish(bucket: Bucket, job: Job, attempt: Attempt) -> None:
     )
 
 
-#: Open jobs that are not yet where they belong: at their end, at what their worker tells, or at the provider (again).
-LEFT = """SELECT count(*) FROM export_jobs WHERE NOT CASE meta WHEN 'finished' THEN status = 'complete'
+#: Open jobs that are not yet settled: at their end, at what their worker reports, or at the
+#: provider (again).
+LEFT = """SELECT count(*) FROM export_jobs WHERE NOT CASE meta
+          WHEN 'finished' THEN status = 'complete'
           WHEN 'running' THEN progress = 50 ELSE coalesce(runpod_job_id, '') LIKE 'again%' END"""
 
 
