@@ -244,9 +244,9 @@ def doctor(as_json: AsJson = False) -> None:
         findings.append(found)
         if not as_json:
             mark = "[green]ok[/green]" if found.ok else "[red]no[/red]"
-            console.print(f"{mark}  [bold]{found.what:24}[/bold] {safe_text(found.told)}")
+            console.print(f"{mark}  [bold]{found.what:24}[/bold] {safe_text(found.report)}")
             if not found.ok:
-                console.print(f"    {'':24} [yellow]{safe_text(found.mend)}[/yellow]")
+                console.print(f"    {'':24} [yellow]{safe_text(found.remedy)}[/yellow]")
     if as_json:
         print_json([asdict(found) for found in findings])
     if not all(found.ok for found in findings):

@@ -24,6 +24,8 @@ class Provider(Protocol):
     name: ClassVar[str]
     #: How long after a job's end the provider returns its output and execution time.
     keeps_results_seconds: ClassVar[float]
+    #: What an operator checks where the endpoint cannot be reached.
+    remedy: ClassVar[str]
     #: Whether the provider calls a URL when a job is over.
     calls_back: ClassVar[bool]
 

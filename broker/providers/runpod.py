@@ -120,6 +120,7 @@ class RunPod:
     name: ClassVar = "runpod"
     keeps_results_seconds: ClassVar = 1800.0
     calls_back: ClassVar = True
+    remedy: ClassVar = "check RUNPOD_API_KEY, and RUNPOD_ENDPOINT_URL (without /run)"
 
     def __init__(
         self,
