@@ -275,7 +275,7 @@ def cors_rule(origins: Sequence[str]) -> "CORSRuleTypeDef":
 
 
 def _moment(text: str) -> datetime:
-    """Parses a time of a listing (ISO 8601) or of a header (RFC 9110), as botocore's parser does."""
+    """Parses a time of a listing (ISO 8601) or of a header (RFC 9110)."""
     return datetime.fromisoformat(text) if text[:1].isdigit() else parsedate_to_datetime(text)
 
 

@@ -19,7 +19,7 @@ _VALID = re.compile(
 
 
 def received(headers: Sequence[str]) -> str:
-    """Returns the request's traceparent in version 00; a new one, not sampled, without a valid one."""
+    """Returns the request's traceparent in version 00, or a new one that is not sampled."""
     found = _VALID.fullmatch(headers[0]) if len(headers) == 1 else None
     if found is None or (found[2] is not None and headers[0].startswith("00")):
         return f"00-{secrets.token_hex(16)}-{secrets.token_hex(8)}-00"

@@ -1,4 +1,4 @@
-"""`/openapi.json`, and `/docs`: Swagger UI, whose files a package brings, so that it works offline."""
+"""`/openapi.json`, and `/docs`: Swagger UI from a package's files, so that it works offline."""
 
 import json
 from collections.abc import Sequence
@@ -35,8 +35,8 @@ _SCRIPT = """SwaggerUIBundle({
   defaultModelsExpandDepth: 0, displayRequestDuration: true, validatorUrl: null,
 });
 """
-#: The page can load and send nothing elsewhere, whatever a document contains. Swagger UI sets styles
-#: inline.
+#: The page can load and send nothing elsewhere, whatever a document contains. Swagger UI sets
+#: styles inline.
 _POLICY = (
     f"{CLOSED}; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
     "connect-src 'self'"

@@ -98,7 +98,7 @@ async def get(request: Request) -> Response:
 
 
 async def page(request: Request) -> Response:
-    """List your jobs, the newest first. `next_cursor` and the `Link` header lead to the next page."""
+    """List your jobs, the newest first. `next_cursor` and the `Link` header name the next page."""
     query, user = requests.query(request, ListQuery), requests.user(request)
     only = JobFilter(query.status, query.type, query.project_id, query.search)
     found = await requests.service(request).page(user, only, query.cursor, query.limit)

@@ -62,11 +62,11 @@ class ClientMessage(BaseModel):
 async def events(request: Request) -> Response:
     """Watch a job by server-sent events until it has ended.
 
-    The first frame is a `snapshot` of the whole job; an `update` follows for each event. The `id` of
-    a frame is its `seq`, so a browser that lost the connection resumes by itself (`Last-Event-ID`)
-    and misses nothing. `?after=0` starts with the first event. A comment every 15 s keeps the
-    connection open. After the end, the answer is 204, on which an EventSource stops. Authenticate
-    by `?ticket=` where the client cannot send headers.
+    The first frame is a `snapshot` of the whole job; an `update` follows for each event. The `id`
+    of a frame is its `seq`, so a browser that lost the connection resumes by itself
+    (`Last-Event-ID`) and misses nothing. `?after=0` starts with the first event. A comment every
+    15 s keeps the connection open. After the end, the answer is 204, on which an EventSource
+    stops. Authenticate by `?ticket=` where the client cannot send headers.
     """
     service, user = requests.service(request), requests.user(request)
     job_id = request.path_params["job_id"]

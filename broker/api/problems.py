@@ -1,4 +1,4 @@
-"""Errors as RFC 9457 `application/problem+json`, every one with `code`, `retryable` and `request_id`."""
+"""Errors as RFC 9457 `application/problem+json`, each with `code`, `retryable` and `request_id`."""
 
 import http
 import math

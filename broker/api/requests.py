@@ -103,7 +103,7 @@ def query(request: Request, model: type[Model]) -> Model:
 
 
 def as_uuid(text: str, pointer: str = "/job_id") -> str:
-    """Returns a UUID that a client chose for a job, in its usual spelling; raises InvalidRequest."""
+    """Returns a client's UUID for a job in its usual spelling; raises InvalidRequest."""
     try:
         return ids.chosen(text)
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""Carries out decisions: fences, transitions and ends; each is one compare-and-set with its event."""
+"""Carries out decisions; each transition is one compare-and-set together with its event."""
 
 import asyncio
 from collections.abc import Callable, Mapping
@@ -184,7 +184,7 @@ class Applier:
             log.info("ended", status=change.status, error_code=change.error_code)
 
     async def _billed(self, attempt: Attempt, result: Result) -> Attempt:
-        """Adds the GPU seconds: those that the provider bills, else those that the worker measured."""
+        """Adds the GPU seconds: as the provider bills them, else as the worker measured them."""
         took = result.timings
         worked = took.fetch_seconds + took.edit_seconds + took.upload_seconds
         billed = attempt.gpu_seconds
@@ -200,7 +200,7 @@ class Applier:
         return attempt.evolve(gpu_seconds=round(worked if billed is None else billed, 3))
 
     async def _drop_temporary(self, job: Job) -> None:
-        """Removes a file that came with the job; a failed job keeps it for a retry (retention.py)."""
+        """Removes a file that came with the job; a failed job keeps it (see retention.py)."""
         if job.input_key is None or not job.input_key.startswith(f"{TEMPORARY}/"):
             return
         try:

@@ -154,7 +154,7 @@ class Observer:
         try:
             return model.model_validate_json(body)
         except ValidationError as error:
-            # A worker of another release wrote it. The document does not count, and the log says so.
+            # A worker of another release wrote the document. It does not count; the log has it.
             log.error("document_unreadable", error=str(error))
             return None
 

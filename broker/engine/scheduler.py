@@ -108,7 +108,7 @@ class Scheduler:
         try:
             await work()
         except Exception as error:
-            # The log line names the job, which is bound by then. An orphan's name is a secret token.
+            # The log line names the job, which is bound by then. An orphan's name is a secret.
             if isinstance(error, BrokerError):
                 log.warning("look_failed", error=str(error))
             else:

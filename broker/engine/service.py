@@ -254,7 +254,7 @@ class JobService:
                     return
 
     async def page(self, user_id: str, only: JobFilter, cursor: str | None, limit: int) -> JobPage:
-        """Returns up to `limit` jobs, the newest first; raises InvalidRequest for a wrong cursor."""
+        """Returns up to `limit` jobs, the newest first; raises InvalidRequest for a bad cursor."""
         if cursor is not None:
             only = only.after(_decoded(cursor))
         jobs = await run_in_threadpool(self.store.page, user_id, only, limit + 1)

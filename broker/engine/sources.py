@@ -49,7 +49,7 @@ class Sources:
         return total
 
     async def _refuse(self, job: Job, key: str, size: int) -> bool:
-        """Removes an upload that is too large; False for a file that is no upload: it has no limit."""
+        """Removes an upload that is too large; False for a file that is no upload."""
         if not await run_in_threadpool(self.uploads.refuse, job.user_id, key, size):
             return False
         await run_in_threadpool(self.bucket.delete, object_key(job.user_id, key))

@@ -64,7 +64,7 @@ class EventHub:
 
     @contextlib.contextmanager
     def subscribe(self, job_id: str) -> Iterator[Feed]:
-        """Collects a job's events from now on. Read the log after this call, so that none is missed."""
+        """Collects a job's events from now on. Read the log after this call: none is missed."""
         feed = Feed()
         self._feeds[job_id].add(feed)
         try:

@@ -46,7 +46,9 @@ MESSAGES = {
 TIMED_OUT = {
     ErrorCode.QUEUE_TIMEOUT: "No GPU worker took the job in time.",
     ErrorCode.WORKER_LOST: "The GPU worker was lost.",
-    ErrorCode.EXECUTION_TIMEOUT: "The job ran longer than such an export may take, and was stopped.",
+    ErrorCode.EXECUTION_TIMEOUT: (
+        "The job ran longer than such an export may take, and was stopped."
+    ),
 }
 _AWAY = "The GPU provider cannot be reached; the job goes as soon as it is back"
 _PACED = "The GPU provider takes no more jobs for the moment; the job goes in its turn"

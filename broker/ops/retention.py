@@ -86,7 +86,7 @@ class Retention:
         return count
 
     def unfinished(self) -> Iterator[Unfinished]:
-        """Yields the uploads whose parts a sweep would remove; the bucket's own rule may be faster."""
+        """Yields the uploads whose parts a sweep would remove."""
         before = self._clock() - self._uploads_ms
         for user_id in self._uploads.users():
             for folder in ("uploads", TEMPORARY):

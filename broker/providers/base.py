@@ -36,7 +36,7 @@ class Provider(Protocol):
     async def submit(
         self, target: str, job: WorkerInput, deadlines: Deadlines, hook_url: str | None = None
     ) -> str:
-        """Queues a job; returns the provider's id for it. The provider calls `hook_url` at its end."""
+        """Queues a job; returns the provider's id. The provider calls `hook_url` at its end."""
 
     async def status(self, target: str, provider_job_id: str) -> RemoteJob:
         """Returns the provider's report about a job; an unknown job is ABSENT."""

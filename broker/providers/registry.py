@@ -35,7 +35,7 @@ class Providers:
         self.places = tuple(places)
 
     def named(self, name: str) -> Provider:
-        """Returns a provider; raises ProviderUnreachable where the settings have none of that name."""
+        """Returns a provider; raises ProviderUnreachable where the settings do not name it."""
         try:
             return self._providers[name]
         except KeyError:

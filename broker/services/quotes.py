@@ -1,4 +1,4 @@
-"""Estimates a job before it is submitted, by the user's complete jobs like it where there are enough."""
+"""Estimates a job before it is submitted, by the user's complete jobs like it."""
 
 import json
 import statistics

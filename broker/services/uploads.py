@@ -297,7 +297,7 @@ def _shortened(filename: str) -> str:
 
 
 def _plan(upload: UploadRow) -> list[tuple[int, int, int]]:
-    """Returns (number, offset, bytes) of each part: all of one size but the last, as R2 wants them."""
+    """Returns (number, offset, bytes) of each part; R2 wants one size for all but the last."""
     total = upload.bytes or 0
     size = max(PART_BYTES, -(-total // MAX_PARTS // 2**20) * 2**20)
     return [

@@ -222,7 +222,7 @@ class JobStore:
             _write_attempt(connection, attempt)
 
     def hint(self, job_id: str, token: str, now: int) -> Attempt | None:
-        """Makes an open job due now; returns the attempt with that token, None where there is none."""
+        """Makes an open job due now; returns the attempt with that token, or None."""
         named = select(ATTEMPTS).where(ATTEMPTS.c.token == token, ATTEMPTS.c.job_id == job_id)
         # A job that is due changes too: a reconcile under way may have observed less than the hint
         # is about, and must not put the next one off.

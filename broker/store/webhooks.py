@@ -81,7 +81,7 @@ class Outbox:
             connection.execute(update(WEBHOOKS).where(WEBHOOKS.c.id == webhook_id).values(**values))
 
     def due(self, now: int, limit: int, but: Sequence[str] = ()) -> list[DeliveryRow]:
-        """Returns the messages that are due, the longest overdue first; none to webhooks in `but`."""
+        """Returns the messages that are due, the longest overdue first; skips webhooks in `but`."""
         query = select(DELIVERIES).where(
             DELIVERIES.c.due_at <= now, DELIVERIES.c.webhook_id.not_in(but)
         )
