@@ -1,4 +1,4 @@
-"""Wiring: every collaborator is made here, once, and handed on by constructor."""
+"""Wiring: creates every component once, and passes it on by constructor."""
 
 import asyncio
 import contextlib
@@ -24,15 +24,16 @@ from broker.bucket import open_bucket
 from broker.clock import now_ms
 from broker.engine.admission import DiskSpace
 from broker.engine.core import make_core
-from broker.engine.scheduler import ReconcileLoop
+from broker.engine.scheduler import Scheduler
 from broker.engine.service import JobService
 from broker.engine.watch import EventHub
 from broker.errors import BrokerError
 from broker.jobs.model import Event, Job
 from broker.ops.metrics import Metrics
-from broker.ops.overview import FleetService
+from broker.ops.overview import Overview
 from broker.ops.retention import Retention
 from broker.providers.registry import NAMES, open_providers
+from broker.services.quotes import QuoteService
 from broker.services.rate_limit import RequestLimit
 from broker.services.uploads import UploadService
 from broker.services.webhooks import WebhookService, open_caller
@@ -40,6 +41,8 @@ from broker.settings import Settings
 from broker.store.engine import open_engine, sqlite_path
 from broker.store.jobs import JobStore
 from broker.store.keys import Credentials
+from broker.store.reports import Reports
+from broker.store.uploads import UploadStore
 from broker.store.webhooks import Outbox
 from broker.trace import received, trace_id
 
@@ -52,7 +55,7 @@ def create_app(
     """Builds the broker.
 
     Args:
-        transport: what carries the calls to providers; tests put an ASGI app or a failing network here.
+        transport: carries the calls to providers; tests pass an ASGI app or a failing network.
     """
 
     metrics = Metrics(NAMES)
@@ -62,6 +65,7 @@ def create_app(
         engine = await run_in_threadpool(open_engine, settings.database_url)
         hub = EventHub()
         store = JobStore(engine, partial(_announce, hub, metrics))
+        uploads = UploadStore(engine)
         timeout = httpx.Timeout(30.0, connect=5.0)
         try:
             async with (
@@ -71,31 +75,33 @@ def create_app(
                 providers = open_providers(settings, http, metrics.provider_called)
                 bucket = await run_in_threadpool(open_bucket, settings, metrics.storage_failed)
                 metrics.breaker_open.set_function(lambda: providers.breaker_open)
-                core = make_core(settings, store, bucket, providers, on_look=metrics.looked)
+                core = make_core(
+                    settings, store, uploads, bucket, providers, on_reconcile=metrics.reconciled
+                )
                 await core.drain.read()
-                looks = ReconcileLoop(store, core, now_ms, metrics.look_failed)
+                scheduler = Scheduler(store, core, now_ms, metrics.reconcile_failed)
                 path = sqlite_path(settings.database_url)
                 disk = DiskSpace(path.absolute().parent if path else None, settings.min_free_bytes)
                 service = JobService(
-                    settings, store, bucket, core.reconciler, core.drain, hub, disk, looks.wake
+                    settings, store, bucket, core.reconciler, core.drain, hub, disk, scheduler.wake
                 )
-                retention = Retention(settings, store, bucket)
+                retention = Retention(settings, store, uploads, bucket)
                 webhooks = WebhookService(
                     settings, Outbox(engine), outgoing, on_call=metrics.webhook_called
                 )
-                loop = asyncio.create_task(looks.run())
+                loop = asyncio.create_task(scheduler.run())
                 others = [asyncio.create_task(part.run()) for part in (retention, webhooks)]
-                if (
-                    path is None
-                ):  # on SQLite this is the one process that moves jobs, and hears of each move by itself
+                # On SQLite, no other process changes jobs.
+                if path is None:
                     others.append(asyncio.create_task(hub.poll(store)))
                 yield {
                     "settings": settings,
                     "service": service,
-                    "uploads": UploadService(settings, engine, store, bucket),
+                    "quotes": QuoteService(store, bucket, settings.gpu_prices),
+                    "uploads": UploadService(settings, uploads, bucket),
                     "webhooks": webhooks,
                     "credentials": Credentials(engine),
-                    "fleet": FleetService(settings, engine, store, providers),
+                    "overview": Overview(settings, Reports(engine), store, providers),
                     "metrics": metrics,
                     "limit": RequestLimit(settings.requests_per_minute),
                     "checks": {
@@ -104,11 +110,11 @@ def create_app(
                         "reconciler": partial(_is_running, loop),
                     },
                 }
-                looks.close()
+                scheduler.close()
                 retention.close()
                 webhooks.close()
                 hub.close()
-                # A provider that does not answer must not hold us up for long.
+                # A provider that does not answer must not delay the end for long.
                 await asyncio.wait([loop, *others], timeout=STOP_SECONDS)
         finally:
             store.close()
@@ -122,14 +128,14 @@ def create_app(
 
 
 def _prefix(settings: Settings) -> list[Middleware]:
-    """Serves the broker below a path, where the settings name one."""
+    """Serves the broker below the path of the settings."""
     if not settings.root_path:
         return []
     return [Middleware(UnderPrefix, root_path=settings.root_path)]
 
 
 def _cors(settings: Settings) -> list[Middleware]:
-    """Lets web pages of the settings' origins call the broker from a browser."""
+    """Allows web pages of the settings' origins to call the broker."""
     if not settings.cors_origins:
         return []
     allowed = [
@@ -141,7 +147,7 @@ def _cors(settings: Settings) -> list[Middleware]:
         "Prefer",
         "traceparent",
     ]
-    told = [
+    exposed = [
         "ETag",
         "Idempotent-Replayed",
         "Link",
@@ -156,14 +162,14 @@ def _cors(settings: Settings) -> list[Middleware]:
             allow_origins=settings.cors_origins,
             allow_methods=["GET", "POST", "PUT", "DELETE"],
             allow_headers=allowed,
-            expose_headers=told,
+            expose_headers=exposed,
             max_age=3600,
         )
     ]
 
 
 def _announce(hub: EventHub, metrics: Metrics, event: Event, job: Job) -> None:
-    """Hands a committed event to whoever watches its job, and counts the job's end."""
+    """Passes a committed event to the job's watchers, and counts the job's end."""
     hub.publish(event)
     if job.status.is_terminal:
         metrics.job_ended(job)
@@ -175,7 +181,7 @@ def _is_running(loop: asyncio.Task[None]) -> None:
 
 
 class RequestId:
-    """Gives each request an id, says it in the answer, and in each line that is logged meanwhile, with the trace; counts the answers."""
+    """Adds an id to each request, its answer and its log lines; counts the answers."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self._app = app

@@ -1,6 +1,6 @@
-"""HTTP/1.1 connections of uvicorn, with bounds on what a client may send without end and on how long it may take.
+"""uvicorn's HTTP/1.1 connections, with bounds on the size and time of headers and trailers.
 
-uvicorn's protocol on httptools keeps all that comes before the end of the headers, and waits for it for ever.
+uvicorn's protocol on httptools buffers headers without a limit, and waits for them for ever.
 """
 
 import asyncio
@@ -9,16 +9,16 @@ from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
-#: Of a request's line and headers together, and of anything else that is no body: trailers, what stands between chunks.
+#: Of a request's line and headers together, and of trailers and chunk extensions.
 MAX_HEADER_BYTES = 65_536
-#: How long headers may take to arrive, and the rest of a body that was answered before its end.
+#: How long headers may take, and the rest of a body after an early answer.
 HEADER_SECONDS = 10.0
 
 
 class Reading(enum.Enum):
-    """What of a request comes next."""
+    """The part of a request that comes next."""
 
-    NOTHING = "nothing"  #: a new one, whenever the client likes
+    NOTHING = "nothing"  #: the client may begin a request at any time
     HEADERS = "headers"
     BODY = "body"
 
@@ -28,23 +28,26 @@ class TooLarge(Exception):
 
 
 class Connection(HttpToolsProtocol):
-    """One client's connection: headers over the limit are answered with 431, late ones with 408, and one too many with 503."""
+    """A connection that answers large headers with 431 and late ones with 408.
+
+    One connection over the limit is answered with 503.
+    """
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self._reading = Reading.NOTHING
         self._header_bytes = 0
-        # What has come since the parser last found anything: it keeps an unfinished header to itself.
+        # The bytes since the parser's last callback: it has none for an unfinished header.
         self._unfinished_bytes = 0
         self._refusal = 400
         self._awaited: tuple[Reading, bool] | None = None
-        # When to hang up. The timer is set once and looks again if that moment has moved: setting one for
-        # each request would cost more than the request's headers.
+        # When to close. The timer checks this moment and may wait on: a timer for each request
+        # would cost more than its headers.
         self._late_at: float | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._is_websocket = False
 
-    # ── from the transport ──────────────────────────────────────────────────────────────────────────────────────
+    # ── from the transport ───────────────────────────────────────────────────────────────────────
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -67,7 +70,7 @@ class Connection(HttpToolsProtocol):
         else:
             self._watch()
 
-    # ── from the parser ─────────────────────────────────────────────────────────────────────────────────────────
+    # ── from the parser ──────────────────────────────────────────────────────────────────────────
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
@@ -80,7 +83,7 @@ class Connection(HttpToolsProtocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         self._count(len(name) + len(value) + 4)
-        # A trailer is counted, and means nothing to us.
+        # A trailer is counted and ignored.
         if self._reading is Reading.HEADERS:
             super().on_header(name, value)
 
@@ -104,13 +107,13 @@ class Connection(HttpToolsProtocol):
     def send_400_response(self, msg: str) -> None:
         self._refuse(self._refusal)
 
-    # ── from the application ────────────────────────────────────────────────────────────────────────────────────
+    # ── from the application ─────────────────────────────────────────────────────────────────────
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
         self._watch()
 
-    # ── small steps ─────────────────────────────────────────────────────────────────────────────────────────────
+    # ── small steps ──────────────────────────────────────────────────────────────────────────────
 
     @property
     def _is_answering(self) -> bool:
@@ -118,7 +121,7 @@ class Connection(HttpToolsProtocol):
 
     @property
     def _has_answered(self) -> bool:
-        """Whether anything was sent in answer to the request that is being read, or is being sent to one before it."""
+        """Whether an answer to this request, or to an earlier one, has begun."""
         begun = bool(self.cycle) and self.cycle.response_started
         return begun and (self._is_answering or self._reading is Reading.BODY)
 
@@ -134,7 +137,7 @@ class Connection(HttpToolsProtocol):
             raise TooLarge
 
     def _watch(self) -> None:
-        """Sets the deadline anew when it is another thing that the client is to send; while it is to send nothing, there is none."""
+        """Sets a new deadline where the client must send another part; none while it must not."""
         awaited = (self._reading, self._is_answering)
         if awaited == self._awaited:
             return
@@ -148,19 +151,19 @@ class Connection(HttpToolsProtocol):
             self._set_timer(self._late_at)
 
     def _set_timer(self, moment: float) -> None:
-        """Has the deadline looked at by that moment; an earlier look sets the next one."""
+        """Checks the deadline at that moment, unless an earlier check is set."""
         if self._timer is None or self._timer.when() > moment:
             self._unset_timer()
-            self._timer = self.loop.call_at(moment, self._look_at_deadline)
+            self._timer = self.loop.call_at(moment, self._check_deadline)
 
-    def _look_at_deadline(self) -> None:
+    def _check_deadline(self) -> None:
         self._timer = None
         if self._late_at is None:
             return
         if self._late_at > self.loop.time():
             self._set_timer(self._late_at)
         elif self.flow.read_paused:
-            # We stopped reading ourselves: until answers to earlier requests are sent, no more are taken.
+            # The server has paused reading until earlier answers are sent.
             self._set_timer(self.loop.time() + HEADER_SECONDS)
         elif self._reading is Reading.HEADERS:
             self._refuse(408)
@@ -173,7 +176,7 @@ class Connection(HttpToolsProtocol):
             self._timer = None
 
     def _refuse(self, status: int) -> None:
-        """Answers and hangs up; hangs up only, where another answer has begun or this request has had one."""
+        """Answers and closes; only closes where an answer has begun."""
         if not self.pipeline and not self._has_answered:
             self.transport.write(
                 STATUS_LINE[status] + b"content-length: 0\r\nconnection: close\r\n\r\n"

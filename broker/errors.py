@@ -1,43 +1,43 @@
-"""What can go wrong in the broker, as one tree.
+"""The broker's errors, as one tree.
 
 BrokerError
-├── RequestError             the caller's: answered as a 4xx problem by broker/api/problems.py
-│   ├── InvalidRequest       a field is wrong; carries one (pointer, detail) per field
+├── RequestError             the caller's; broker/api/problems.py answers a 4xx problem
+│   ├── InvalidRequest       fields are wrong; has one (pointer, detail) for each
 │   ├── BodyTooLarge
 │   ├── NotFound             no such job, or another user's
 │   ├── AlreadyFinished      a cancel came after the end
 │   ├── NotRetryable         a retry of a job that did not fail
-│   ├── IdTaken              the id that the client chose is in use elsewhere
+│   ├── IdTaken              the id that the client chose is in use
 │   ├── KeyReused            an id or idempotency key came again with another request
 │   ├── FileTooLarge         an upload that is over the limit
-│   ├── UploadIncomplete     the file is not in the bucket, or not of the size announced
+│   ├── UploadIncomplete     the file is not in the bucket, or has another size
 │   ├── TooSlow              the body did not arrive in time
 │   ├── QuotaExceeded        one job more than the user may have
-│   └── RateLimited          too many requests; carries when to come again
-├── Unavailable              no new job is taken at the moment, from nobody; carries the code
-├── ProviderError            the provider's; none of these alone ever moves a job to `error`, but ProviderRefused
+│   └── RateLimited          too many requests; has the seconds to wait
+├── Unavailable              the broker accepts no new jobs from anybody; has the code
+├── ProviderError            the provider's; only ProviderRefused alone ends a job in `error`
 │   ├── ProviderUnreachable  nothing was accepted: the same request may be sent again
-│   │   ├── ProviderHeld     it was not even sent: the breaker is open
-│   │   └── ProviderPaced    too many calls of one kind: a 429, or not sent so as not to get one
-│   ├── ProviderUncertain    the request may have been carried out: look for evidence before repeating it
-│   └── ProviderRefused      this request will never be accepted as it is
-├── StorageError             the bucket did not answer as it should
+│   │   ├── ProviderHeld     nothing was sent: the breaker is open
+│   │   └── ProviderPaced    too many calls of one kind: a 429, or not sent to avoid one
+│   ├── ProviderUncertain    the request may have been carried out: do not repeat it blindly
+│   └── ProviderRefused      the provider will never accept this request
+├── StorageError             the bucket failed
 ├── DatabaseError            the database cannot be opened, copied or restored
 │   └── DatabaseInUse        another process has it
-├── IllegalMove              a transition that the table in models.py does not have: a bug of ours
+├── IllegalTransition        a transition that jobs/model.py does not allow: a bug
 └── StackError               a part of the embedded stack could not start or stay up
 """
 
-#: How many wrong fields the sentence of an InvalidRequest names; `fields` has all.
-TOLD_FIELDS = 10
+#: How many wrong fields the message of an InvalidRequest names; `fields` has all.
+NAMED_FIELDS = 10
 
 
 class BrokerError(Exception):
-    """Base of all errors raised by the broker itself."""
+    """Base of all errors that the broker raises."""
 
 
 class RequestError(BrokerError):
-    """The caller asked for something that cannot be done as asked."""
+    """The request cannot be carried out as it is."""
 
 
 class InvalidRequest(RequestError):
@@ -45,14 +45,14 @@ class InvalidRequest(RequestError):
 
     Args:
         fields: one (JSON pointer, sentence) for each wrong field.
-        status: what older clients expect instead of 422.
+        status: for older clients, another one than 422.
     """
 
     def __init__(self, fields: list[tuple[str, str]], status: int = 422) -> None:
-        told = [f"{pointer or '/'}: {detail}" for pointer, detail in fields[:TOLD_FIELDS]]
-        if len(fields) > TOLD_FIELDS:
-            told.append(f"and {len(fields) - TOLD_FIELDS} more")
-        super().__init__("; ".join(told))
+        named = [f"{pointer or '/'}: {detail}" for pointer, detail in fields[:NAMED_FIELDS]]
+        if len(fields) > NAMED_FIELDS:
+            named.append(f"and {len(fields) - NAMED_FIELDS} more")
+        super().__init__("; ".join(named))
         self.fields = fields
         self.status = status
 
@@ -62,11 +62,11 @@ class BodyTooLarge(RequestError):
 
 
 class NotFound(RequestError):
-    """There is nothing here for this user."""
+    """The user has no such job or object."""
 
 
 class AlreadyFinished(RequestError):
-    """The job has ended, so it cannot be cancelled any more."""
+    """The job has ended, so it cannot be cancelled."""
 
 
 class NotRetryable(RequestError):
@@ -74,11 +74,11 @@ class NotRetryable(RequestError):
 
 
 class FileTooLarge(RequestError):
-    """The file that a client uploaded is over the limit."""
+    """The uploaded file is over the limit."""
 
 
 class UploadIncomplete(RequestError):
-    """The file has not arrived as it was announced."""
+    """The file is not in the bucket, or has another size than announced."""
 
 
 class TooSlow(RequestError):
@@ -86,14 +86,14 @@ class TooSlow(RequestError):
 
 
 class QuotaExceeded(RequestError):
-    """The user has as much as one may have."""
+    """The user has used up the quota."""
 
 
 class RateLimited(RequestError):
-    """The user asks too often.
+    """The user sends too many requests.
 
     Args:
-        seconds: when the next request is welcome.
+        seconds: until the next request is allowed.
     """
 
     def __init__(self, seconds: float) -> None:
@@ -102,10 +102,10 @@ class RateLimited(RequestError):
 
 
 class Unavailable(BrokerError):
-    """No new job is taken at the moment.
+    """The broker accepts no new jobs at the moment.
 
     Args:
-        code: what the problem document says.
+        code: of the problem document.
     """
 
     def __init__(self, code: str, sentence: str) -> None:
@@ -118,7 +118,7 @@ class IdTaken(RequestError):
 
 
 class KeyReused(RequestError):
-    """The id or idempotency key was sent before, with another request."""
+    """The id or idempotency key came before with another request."""
 
 
 class DatabaseError(BrokerError):
@@ -130,35 +130,35 @@ class DatabaseInUse(DatabaseError):
 
 
 class ProviderError(BrokerError):
-    """The GPU provider did not do what was asked."""
+    """A call to the GPU provider failed."""
 
 
 class ProviderUnreachable(ProviderError):
-    """The provider accepted nothing: refused connection, or an account or endpoint that needs mending."""
+    """The provider accepted nothing: no connection, or a wrong account or endpoint."""
 
 
 class ProviderHeld(ProviderUnreachable):
-    """Nothing was sent, since the provider is down."""
+    """Nothing was sent, because the provider is down."""
 
 
 class ProviderPaced(ProviderUnreachable):
-    """The provider is there, and takes no more calls of this kind for the moment."""
+    """The provider is up, and takes no more calls of this kind for the moment."""
 
 
 class ProviderUncertain(ProviderError):
-    """The provider may or may not have carried out the request: read timeout, 5xx, or an answer without sense."""
+    """The provider may have carried out the request: read timeout, 5xx, or a malformed answer."""
 
 
 class ProviderRefused(ProviderError):
-    """The provider says that this very request is wrong."""
+    """The provider will never accept this request."""
 
 
 class StorageError(BrokerError):
     """The object store failed or could not be reached."""
 
 
-class IllegalMove(BrokerError):
-    """A job was asked to make a transition that it must never make."""
+class IllegalTransition(BrokerError):
+    """A transition that a job must never make."""
 
 
 class StackError(BrokerError):

@@ -1,10 +1,10 @@
-"""Text of others, as a terminal may show it: characters that would steer the terminal, or turn the text around, are spelled out."""
+"""Foreign text for a terminal: control characters and text direction marks are escaped."""
 
 import re
 from collections.abc import MutableMapping
 from typing import Any
 
-#: All control characters but tab and line feed, and those that set the direction of what follows.
+#: All control characters but tab and line feed, and the marks of text direction.
 _STEERING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
@@ -16,7 +16,7 @@ def plain(text: str) -> str:
 def plain_event(
     _logger: Any, _name: str, event: MutableMapping[str, Any]
 ) -> MutableMapping[str, Any]:
-    """A structlog processor: so that no name or message of others steers the terminal that shows a log."""
+    """A structlog processor that escapes foreign text, so that a log cannot control a terminal."""
     return {
         name: plain(value) if isinstance(value, str) else value for name, value in event.items()
     }

@@ -1,6 +1,7 @@
-"""The only reader of the environment: every setting of the broker, read and checked once.
+"""The settings of the broker. Only this module reads the environment, once, and validates it.
 
-The first six names are those of the source documents; ours begin with `REELBROKER_`. See `.env.example`.
+RunPod's and R2's settings keep their usual names. The others begin with `REELBROKER_`. See
+`.env.example`.
 """
 
 import ipaddress
@@ -19,7 +20,7 @@ HttpUrl = Annotated[
 Price = Annotated[float, Field(ge=0)]
 
 
-def _listed(value: Any) -> Any:
+def _split(value: Any) -> Any:
     return (
         [word.strip() for word in value.split(",") if word.strip()]
         if isinstance(value, str)
@@ -27,7 +28,7 @@ def _listed(value: Any) -> Any:
     )
 
 
-#: What the broker's own paths begin with (api/routes.py).
+#: The first segments of the broker's own paths (api/routes.py).
 OWN_PATHS = {"api", "docs", "healthz", "hooks", "metrics", "openapi.json", "readyz", "web", "ws"}
 
 
@@ -36,7 +37,7 @@ def _root_path(value: str) -> str:
     if not re.fullmatch(r"(/[A-Za-z0-9_~-][A-Za-z0-9._~-]*)*", path):
         raise ValueError("a path like /reelbroker, or nothing")
     if path.split("/")[1:2] and path.split("/")[1] in OWN_PATHS:
-        raise ValueError(f"{path} begins as a path of the broker's own does: choose another")
+        raise ValueError(f"{path} begins like one of the broker's own paths: choose another")
     return path
 
 
@@ -65,9 +66,9 @@ class Settings(BaseSettings):
     r2_secret_access_key: SecretStr = Field(validation_alias="R2_SECRET_ACCESS_KEY")
     r2_bucket_name: str = Field(validation_alias="R2_BUCKET_NAME")
 
-    #: The operator's own key: an admin, and the user `user_id`. Further keys: `reelbroker keys create`.
+    #: The operator's key, for the user `user_id` as an admin. `reelbroker keys create` adds keys.
     api_key: SecretStr | None = Field(None, validation_alias="REELBROKER_API_KEY", min_length=16)
-    #: Opens `GET /metrics` and nothing else: for a Prometheus, which needs no admin's key.
+    #: A key for `GET /metrics` alone, for Prometheus.
     metrics_key: SecretStr | None = Field(
         None, validation_alias="REELBROKER_METRICS_KEY", min_length=16
     )
@@ -79,10 +80,10 @@ class Settings(BaseSettings):
     )
     host: str = Field("127.0.0.1", validation_alias="REELBROKER_HOST")
     port: int = Field(8000, validation_alias="REELBROKER_PORT", ge=0, le=65535)
-    #: The path below which a proxy serves the broker, as `/reelbroker`; empty: none.
+    #: The path under which a proxy serves the broker, such as `/reelbroker`. Empty for none.
     root_path: RootPath = Field("", validation_alias="REELBROKER_ROOT_PATH")
 
-    #: Bearer tokens of an identity provider: HS256 by a secret, RS256 and ES256 by the keys at a URL.
+    #: Tokens of an identity provider: HS256 with a secret, RS256 and ES256 with the keys at a URL.
     jwt_secret: SecretStr | None = Field(
         None, validation_alias="REELBROKER_JWT_SECRET", min_length=32
     )
@@ -90,8 +91,8 @@ class Settings(BaseSettings):
     jwt_audience: str | None = Field(None, validation_alias="REELBROKER_JWT_AUDIENCE")
     jwt_issuer: str | None = Field(None, validation_alias="REELBROKER_JWT_ISSUER")
     jwt_user_claim: str = Field("sub", validation_alias="REELBROKER_JWT_USER_CLAIM")
-    #: Web pages of which origins may call the broker from a browser, and the bucket for uploads (`storage setup`).
-    cors_origins: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_listed)] = Field(
+    #: Web pages of these origins may call the broker and, after `storage setup`, the bucket.
+    cors_origins: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)] = Field(
         (), validation_alias="REELBROKER_CORS_ORIGINS"
     )
 
@@ -103,82 +104,82 @@ class Settings(BaseSettings):
         None, validation_alias="REELBROKER_MEDIA_SECONDS_PER_DAY", gt=0
     )
     max_upload_bytes: int = Field(32 * 2**30, validation_alias="REELBROKER_MAX_UPLOAD_BYTES", ge=1)
-    #: Within how long the body of a request must have arrived; a form's file may take as long as it flows.
+    #: The deadline for a request's body. A file in a form may take longer as long as data arrives.
     body_seconds: float = Field(30, validation_alias="REELBROKER_BODY_SECONDS", gt=0)
     min_free_bytes: int = Field(256 * 2**20, validation_alias="REELBROKER_MIN_FREE_BYTES", ge=0)
-    #: For tests and closed networks only: otherwise webhooks go to https and public addresses alone.
+    #: For tests and closed networks only. By default, webhooks need https and a public address.
     webhooks_to_private: bool = Field(
         False, validation_alias="REELBROKER_WEBHOOKS_TO_PRIVATE_ADDRESSES"
     )
 
-    #: Where the provider reaches the broker, for its webhook; without it, jobs are only polled.
+    #: The broker's address for the provider's webhook. Without one, the broker only polls.
     public_url: HttpUrl | None = Field(None, validation_alias="REELBROKER_PUBLIC_URL")
-    #: The pace of `/run`, of `/status` and of `/health`, each; `/cancel` goes at 0.18 of it. RunPod takes 100, 200 and
-    #: 10 cancels a second, and more of an endpoint with many workers.
+    #: The calls to each of `/run`, `/status` and `/health`; `/cancel` gets 0.18 of them. RunPod
+    #: accepts 100, 200 and 10 cancels a second, and more for an endpoint with many workers.
     calls_per_second: float = Field(
         50, validation_alias="REELBROKER_RUNPOD_CALLS_PER_SECOND", gt=0, le=1000
     )
-    #: USD for a second, by the GPU's name as CUDA gives it; `*` for any other: `{"NVIDIA L4": 0.00019, "*": 0.0003}`.
+    #: USD a second by the GPU's CUDA name; `*` for others: `{"NVIDIA L4": 0.00019, "*": 0.0003}`.
     gpu_prices: dict[str, Price] = Field({}, validation_alias="REELBROKER_GPU_PRICES")
 
     max_attempts: int = Field(3, validation_alias="REELBROKER_MAX_ATTEMPTS", ge=1, le=10)
     body_limit_bytes: int = Field(
         1_048_576, validation_alias="REELBROKER_BODY_LIMIT_BYTES", ge=1024
     )
-    #: The longest that any job may run once a worker has it; how long one may is computed (policy.py).
+    #: The longest run of any job on a worker. policy.py computes the limit of each job.
     execution_timeout_seconds: int = Field(
         7200, validation_alias="REELBROKER_EXECUTION_TIMEOUT_SECONDS", ge=5, le=604_800
     )
-    #: How long a job may wait for a worker. RunPod counts its ttl from the submit, so ttl = this + execution.
+    #: How long a job may wait for a worker. The ttl for RunPod is this plus the execution timeout.
     queue_timeout_seconds: int = Field(
         86_400, validation_alias="REELBROKER_QUEUE_TIMEOUT_SECONDS", ge=10
     )
-    #: After a submit with an unknown end, how long to look for signs of it before it is superseded.
+    #: How long the broker waits for signs of a submit with an unknown result before a new attempt.
     submit_grace_seconds: float = Field(
         600, validation_alias="REELBROKER_SUBMIT_GRACE_SECONDS", gt=0
     )
-    #: How long the provider must keep saying "no such job" before the attempt counts as lost.
+    #: How long the provider must answer "no such job" before the attempt counts as lost.
     lost_after_seconds: float = Field(30, validation_alias="REELBROKER_LOST_AFTER_SECONDS", gt=0)
-    #: How long a cancel waits for the provider's word before the job ends as cancelled on `stop.json` alone.
+    #: How long a cancel waits for the provider's answer. Then the job ends on `stop.json` alone.
     cancel_grace_seconds: float = Field(
         60, validation_alias="REELBROKER_CANCEL_GRACE_SECONDS", gt=0
     )
-    #: A worker that tells nothing new for so long may be stuck; the job says so and goes on.
+    #: After this time without progress a job is marked as stalled. The job goes on.
     stalled_after_seconds: float = Field(
         300, validation_alias="REELBROKER_STALLED_AFTER_SECONDS", gt=0
     )
-    #: How long control documents and unpublished outputs of ended jobs stay in the bucket.
+    #: How long the bucket keeps control documents and unpublished outputs of ended jobs.
     keep_documents_days: float = Field(7, validation_alias="REELBROKER_KEEP_DOCUMENTS_DAYS", gt=0)
-    #: How long an upload may lie there without any job that names it.
+    #: How long the bucket keeps an upload that no job uses.
     keep_uploads_days: float = Field(7, validation_alias="REELBROKER_KEEP_UPLOADS_DAYS", gt=0)
     url_lifetime_seconds: int = Field(
         3600, validation_alias="REELBROKER_URL_LIFETIME_SECONDS", ge=60, le=604_800
     )
 
     @model_validator(mode="after")
-    def _is_not_open_to_the_world(self) -> Self:
+    def _check_exposure(self) -> Self:
         if not self.has_auth and not self.is_local:
             raise ValueError(
-                f"REELBROKER_HOST={self.host} is reached from outside, so REELBROKER_API_KEY, REELBROKER_JWT_SECRET or "
-                "REELBROKER_JWT_JWKS_URL must say who may ask"
+                f"REELBROKER_HOST={self.host} is reachable from other machines: set"
+                " REELBROKER_API_KEY, REELBROKER_JWT_SECRET or REELBROKER_JWT_JWKS_URL"
             )
         return self
 
     @property
     def has_auth(self) -> bool:
-        """Whether anything says who may ask; otherwise everybody on this machine may."""
+        """Whether requests need a key or a token. Without, every local user may send requests."""
         return bool(self.api_key or self.jwt_secret or self.jwt_jwks_url)
 
     @property
     def page_origins(self) -> tuple[str, ...]:
-        """The origins of the web pages that may put into the bucket and get from it: the settings', and our own page's."""
+        """The origins whose pages may use the bucket: the settings' and the broker's own."""
         here = [f"http://{name}:{self.port}" for name in dict.fromkeys((self.host, "localhost"))]
         own = [urlsplit(url) for url in ([self.public_url] if self.public_url else here)]
         return (*self.cors_origins, *(f"{url.scheme}://{url.netloc}" for url in own))
 
     @property
     def is_local(self) -> bool:
-        """Whether the broker listens to this machine alone."""
+        """Whether the broker listens only on this machine's loopback."""
         try:
             return ipaddress.ip_address(self.host).is_loopback
         except ValueError:

@@ -1,9 +1,11 @@
-"""Attacks a running broker as a stranger and as a user would, and tells what held.
+"""Attacks a running broker as a stranger and as a user would, and reports what held.
 
-It takes about a minute. The target gets some 200 MB of requests, 200 connections that stay half-open for up to 15 s, a burst of 300
-requests (which count towards the user's limit), and a file of a few bytes under `uploads/`. It registers no webhook and submits no job
-unless the target takes what it should refuse: then the webhook is removed and the job is cancelled at once. Meanwhile other users may wait.
-Attack only what is yours. The last line is one JSON object; the exit status is 1 if anything fell.
+It takes about a minute. The target gets some 200 MB of requests, 200 connections that stay
+half-open for up to 15 s, a burst of 300 requests (which count towards the user's limit), and a file
+of a few bytes under `uploads/`. It registers no webhook and submits no job unless the target takes
+what it should refuse: then the webhook is removed and the job is cancelled at once. Meanwhile other
+users may wait. Attack only what is yours. The last line is one JSON object; the exit status is 1 if
+anything fell.
 """
 
 import argparse
@@ -66,9 +68,8 @@ Attack = Callable[[Target], Awaitable[None]]
 def refused(reply: httpx.Response, *statuses: int) -> None:
     """Checks that an answer is a short 4xx, of those statuses if any are given."""
     if not (reply.status_code in statuses if statuses else 400 <= reply.status_code < 500):
-        raise Fell(
-            f"{reply.request.method} {str(reply.request.url)[:80]} was answered with {reply.status_code}"
-        )
+        asked = f"{reply.request.method} {str(reply.request.url)[:80]}"
+        raise Fell(f"{asked} was answered with {reply.status_code}")
     if len(reply.content) > ANSWER_BYTES:
         raise Fell(f"the answer has {len(reply.content):,} bytes")
 
@@ -77,11 +78,11 @@ def framing(**params: Any) -> dict[str, Any]:
     return {"type": "framing", "input_key": "abuse/none.mp4", "params": params}
 
 
-# ── what has no end ─────────────────────────────────────────────────────────────────────────────────────────────────
+# ── what has no end ─────────────────────────────────────────────────────────────────────────────
 
 
 async def _flood(target: Target, first: bytes, piece: bytes, most: int = 20 * MIB) -> None:
-    """Sends a piece again and again, and checks that the target hangs up long before `most` bytes."""
+    """Sends a piece again and again; the target must hang up long before `most` bytes."""
     reader, writer = await target.connect()
     sent = 0
     try:
@@ -118,7 +119,10 @@ async def endless_path(target: Target) -> None:
 
 async def endless_trailers(target: Target) -> None:
     """Trailers of a chunked body without end are cut off"""
-    first = b"POST %s HTTP/1.1\r\nHost: %s\r\nAuthorization: Bearer %s\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n"
+    first = (
+        b"POST %s HTTP/1.1\r\nHost: %s\r\nAuthorization: Bearer %s\r\n"
+        b"Transfer-Encoding: chunked\r\n\r\n0\r\n"
+    )
     line = first % (target.path("/api/jobs/quote"), target.host, target.key.encode())
     await _flood(target, line, b"X-A: aaaaaaaa\r\n" * 4000)
 
@@ -170,7 +174,7 @@ async def slow_body(target: Target) -> None:
         return
 
 
-# ── what costs ──────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── what costs ──────────────────────────────────────────────────────────────────────────────────
 
 
 async def _refuses_body(target: Target, *bodies: str) -> None:
@@ -249,13 +253,13 @@ async def wide_text(target: Target) -> None:
 
 
 async def burst(target: Target) -> None:
-    """A burst of requests is answered, or told when to come again"""
+    """A burst of requests is answered, or gets a time to come again"""
     replies = await asyncio.gather(*(target.user.get("/api/me") for _ in range(BURST)))
     if wrong := {reply.status_code for reply in replies} - {200, 429}:
         raise Fell(f"answers were {sorted(wrong)}")
 
 
-# ── what is another's ───────────────────────────────────────────────────────────────────────────────────────────────
+# ── what is another's ───────────────────────────────────────────────────────────────────────────
 
 
 async def no_key(target: Target) -> None:
@@ -376,10 +380,29 @@ async def framed(target: Target) -> None:
 #: Those that wait, all at once; and the others, one after the other.
 PATIENT: tuple[Attack, ...] = (half_sent, slow_body)
 ATTACKS: tuple[Attack, ...] = (
-    endless_header, endless_headers, endless_path, endless_trailers, large_header, million_errors, many_names, long_name, deep_json,
-    deep_json_by_websocket, many_query_names, deep_token, large_body, wide_text, no_key, traversal, control_characters, derived_id,
-    private_webhooks, overwriting, framed, burst,
-)  # fmt: skip
+    endless_header,
+    endless_headers,
+    endless_path,
+    endless_trailers,
+    large_header,
+    million_errors,
+    many_names,
+    long_name,
+    deep_json,
+    deep_json_by_websocket,
+    many_query_names,
+    deep_token,
+    large_body,
+    wide_text,
+    no_key,
+    traversal,
+    control_characters,
+    derived_id,
+    private_webhooks,
+    overwriting,
+    framed,
+    burst,
+)
 
 
 @contextlib.asynccontextmanager
@@ -411,15 +434,15 @@ async def healthy(target: Target) -> AsyncIterator[None]:
 
 async def outcome(target: Target, attack: Attack) -> tuple[str, str]:
     """Runs one attack; returns what should hold, and how it fell, or nothing."""
-    told = (attack.__doc__ or "").strip()
+    name = (attack.__doc__ or "").strip()
     try:
         async with healthy(target):
             await attack(target)
     except Fell as error:
-        return told, str(error)
+        return name, str(error)
     except (httpx.HTTPError, OSError, KeyError, ValueError) as error:
-        return told, f"no sense in the answer: {error!r}"[:120]
-    return told, ""
+        return name, f"no sense in the answer: {error!r}"[:120]
+    return name, ""
 
 
 async def attacked(url: str, key: str, body_seconds: float) -> list[tuple[str, str]]:
@@ -432,8 +455,8 @@ async def attacked(url: str, key: str, body_seconds: float) -> list[tuple[str, s
     ):
         (await user.get("/api/me")).raise_for_status()
         target = Target(url, key, body_seconds, user, stranger)
-        told = list(await asyncio.gather(*(outcome(target, attack) for attack in PATIENT)))
-        return told + [await outcome(target, attack) for attack in ATTACKS]
+        first = list(await asyncio.gather(*(outcome(target, attack) for attack in PATIENT)))
+        return first + [await outcome(target, attack) for attack in ATTACKS]
 
 
 def main() -> None:
@@ -454,8 +477,8 @@ def main() -> None:
     except httpx.HTTPError as error:
         sys.exit(f"{chosen.url} cannot be attacked: {error}")
     table = Table("held", "what", "how it fell", box=None, pad_edge=False)
-    for told, fell in outcomes:
-        table.add_row("[red]no[/red]" if fell else "[green]yes[/green]", told, fell)
+    for name, fell in outcomes:
+        table.add_row("[red]no[/red]" if fell else "[green]yes[/green]", name, fell)
     Console().print(table)
     fallen = sum(bool(fell) for _, fell in outcomes)
     print(json.dumps({"tried": len(outcomes), "fell": fallen}))

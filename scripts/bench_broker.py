@@ -1,7 +1,8 @@
-"""The broker side by side with a plain one (bench_peer.py), in one run, on one machine: submits, polls, streams, calls to RunPod.
+"""The broker side by side with a plain one (bench_peer.py), in one run, on one machine.
 
-All over real HTTP on loopback, each broker a process of its own on SQLite; the provider, the object store and the load, which is this
-process, share the machine with them. The last line is one JSON object.
+It measures submits, polls, streams and calls to RunPod. All over real HTTP on loopback, each broker
+a process of its own on SQLite; the provider, the object store and the load, which is this process,
+share the machine with them. The last line is one JSON object.
 """
 
 import argparse
@@ -44,13 +45,14 @@ PATHS = {
 }
 
 
-# ── the provider, a process of its own ──────────────────────────────────────────────────────────────────────────────────────────────
+# ── the provider, a process of its own ──────────────────────────────────────────────────────────
 
 
 def provider() -> Starlette:
     """RunPod's API: takes every job, has each always at work, and counts what it is asked."""
     calls: Counter[str] = Counter()
-    moving = 0.0  #: since when jobs move; 0: they stand still
+    #: Since when jobs move; 0: they stand still.
+    moving = 0.0
 
     async def answer(request: Request) -> JSONResponse:
         action = request.path_params["action"].split("/")[0]
@@ -60,12 +62,13 @@ def provider() -> Starlette:
         if action == "health":
             return JSONResponse({"jobs": {}, "workers": {"running": 1}})
         progress = min(99, 50 + int(time.time() - moving)) if moving else 50
-        told = {
+        output = {
             "phase": "processing",
             "progress": progress,
             "message": "at work",
         }
-        return JSONResponse({"id": request.path_params["action"].split("/")[-1], "status": "IN_PROGRESS", "output": told})  # fmt: skip
+        job_id = request.path_params["action"].split("/")[-1]
+        return JSONResponse({"id": job_id, "status": "IN_PROGRESS", "output": output})
 
     async def count(_: Request) -> JSONResponse:
         return JSONResponse(sum(calls.values()))
@@ -110,11 +113,14 @@ def running(command: list[str], environment: dict[str, str], url: str, log: Path
             process.wait()
 
 
-# ── the load ────────────────────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── the load ────────────────────────────────────────────────────────────────────────────────────
 
 
 class Connection:
-    """One kept-alive HTTP/1.1 connection; a client that costs little, so that the server is what is measured."""
+    """One kept-alive HTTP/1.1 connection.
+
+    The client costs little, so that the server is what is measured.
+    """
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader, self._writer = reader, writer
@@ -144,15 +150,15 @@ class Connection:
 
 def request(method: str, path: str, body: Any = None, **headers: str) -> bytes:
     content = b"" if body is None else json.dumps(body).encode()
-    told = {
+    fields = {
         "Host": "127.0.0.1",
         "Authorization": f"Bearer {KEY}",
         "Content-Length": str(len(content)),
         **headers,
     }
     if content:
-        told["Content-Type"] = "application/json"
-    head = "".join(f"{name.replace('_', '-')}: {value}\r\n" for name, value in told.items())
+        fields["Content-Type"] = "application/json"
+    head = "".join(f"{name.replace('_', '-')}: {value}\r\n" for name, value in fields.items())
     return f"{method} {path} HTTP/1.1\r\n{head}\r\n".encode() + content
 
 
@@ -192,9 +198,10 @@ async def submitted(url: str, path: str, count: int) -> list[str]:
 async def streams(
     url: str, ids: list[str], count: int, seconds: float
 ) -> tuple[int, float, float, int]:
-    """Holds event streams, half of them on one job and half on all; returns (streams, p50 ms, p99 ms, events heard).
+    """Holds event streams, half of them on one job and half on all.
 
-    A delay is the time from the commit of an event to its arrival here.
+    Returns (streams, p50 ms, p99 ms, events heard). A delay is the time from the commit of an event
+    to its arrival here.
     """
     delays: list[float] = []
     held = 0
@@ -230,7 +237,7 @@ async def streams(
     return still, cuts[49] * 1000, cuts[98] * 1000, heard
 
 
-# ── the run ─────────────────────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── the run ─────────────────────────────────────────────────────────────────────────────────────
 
 
 class Bench:
@@ -245,11 +252,19 @@ class Bench:
         )
         self.provider, self.url = (f"http://127.0.0.1:{port}" for port in ports[-2:])
         self.environment = {
-            "PYTHONPATH": str(Path(__file__).parent), "RUNPOD_API_KEY": RUNPOD_KEY, "RUNPOD_ENDPOINT_URL": f"{self.provider}/v2/bench",
-            "R2_ENDPOINT": self.store.url, "R2_ACCESS_KEY_ID": self.store.access_key, "R2_SECRET_ACCESS_KEY": self.store.secret_key,
-            "R2_BUCKET_NAME": "bench", "REELBROKER_API_KEY": KEY, "REELBROKER_USER_ID": USER, "REELBROKER_PORT": self.url[17:],
-            "REELBROKER_REQUESTS_PER_MINUTE": "100000000", "REELBROKER_MAX_OPEN_JOBS": "10000000",
-        }  # fmt: skip
+            "PYTHONPATH": str(Path(__file__).parent),
+            "RUNPOD_API_KEY": RUNPOD_KEY,
+            "RUNPOD_ENDPOINT_URL": f"{self.provider}/v2/bench",
+            "R2_ENDPOINT": self.store.url,
+            "R2_ACCESS_KEY_ID": self.store.access_key,
+            "R2_SECRET_ACCESS_KEY": self.store.secret_key,
+            "R2_BUCKET_NAME": "bench",
+            "REELBROKER_API_KEY": KEY,
+            "REELBROKER_USER_ID": USER,
+            "REELBROKER_PORT": self.url[17:],
+            "REELBROKER_REQUESTS_PER_MINUTE": "100000000",
+            "REELBROKER_MAX_OPEN_JOBS": "10000000",
+        }
 
     @contextlib.asynccontextmanager
     async def surroundings(self) -> AsyncIterator[None]:
@@ -261,7 +276,8 @@ class Bench:
             while not self.store.prepare():
                 assert weed.poll() is None, "the object store ended"
                 await asyncio.sleep(0.1)
-            bucket = open_bucket(Settings(_env_file=None, **self.environment))  # type: ignore[arg-type]
+            settings = Settings(_env_file=None, **self.environment)  # type: ignore[arg-type]
+            bucket = open_bucket(settings)
             bucket.write(f"{USER}/a.mp4", b"a video")
             with running(
                 [*UVICORN, self.provider[17:], "--factory", "bench_broker:provider"],
@@ -295,32 +311,33 @@ class Bench:
         return int(httpx.get(f"{self.provider}/healthz").json())
 
     def moving(self, on: bool) -> None:
-        """Whether the provider tells progress."""
+        """Sets whether the provider reports progress."""
         httpx.post(f"{self.provider}/moving/{int(on)}").raise_for_status()
 
     async def compare(self, plain: bool, seconds: float) -> dict[str, float]:
         """Measures polls and submits of one broker."""
         submit, status = PATHS[plain]
-        told: dict[str, float] = {}
+        figures: dict[str, float] = {}
         with self.broker(plain):
             ids = await submitted(self.url, submit, CONNECTIONS)
-            await asyncio.sleep(4)  # until each is at the provider, and at work
+            # Until each is at the provider, and at work.
+            await asyncio.sleep(4)
             if not plain:
                 known = [await self._known(status.format(job_id)) for job_id in ids]
-                told |= named(
+                figures |= named(
                     "polls", await load(self.url, lambda number: known[number], seconds, 304)
                 )
             polls = [request("GET", status.format(job_id)) for job_id in ids]
-            told |= named(
+            figures |= named(
                 "full_polls", await load(self.url, lambda number: polls[number], seconds, 200)
             )
             body = request("POST", submit, JOB)
-            told |= named(
+            figures |= named(
                 "submits", await load(self.url, lambda _: body, seconds, 200 if plain else 202)
             )
         return {
             ("peer_" + name).replace("full_", "") if plain else name: value
-            for name, value in told.items()
+            for name, value in figures.items()
         }
 
     async def _known(self, path: str) -> bytes:
@@ -340,16 +357,19 @@ class Bench:
             self.moving(True)
             still, middle, high, heard = await streams(self.url, ids, count, seconds)
             self.moving(False)
-            told = {
+            figures = {
                 "sse_streams": still,
                 "sse_p50_ms": middle,
                 "sse_p99_ms": high,
                 "sse_events": heard,
             }
-            return told | {"sse_kib_each": (resident_kib(pid) - before) / count}
+            return figures | {"sse_kib_each": (resident_kib(pid) - before) / count}
 
     async def calls_of_a_job(self, plain: bool, pollers: int, seconds: float) -> int:
-        """Returns how often RunPod was asked in the first seconds of a job that so many poll, each twice a second."""
+        """Returns how often RunPod was asked in the first seconds of a job.
+
+        So many clients poll it, each twice a second.
+        """
         submit, status = PATHS[plain]
         with self.broker(plain):
             before, ends = self.calls(), time.monotonic() + seconds
@@ -379,13 +399,13 @@ def resident_kib(pid: int) -> int:
 async def measure(seconds: float, count: int, folder: Path) -> dict[str, float]:
     bench = Bench(folder)
     async with bench.surroundings():
-        told = await bench.compare(plain=False, seconds=seconds)
-        told |= await bench.compare(plain=True, seconds=seconds)
-        told |= await bench.hold(count, 3 * seconds)
-        told["runpod_calls_by_one_poller"] = await bench.calls_of_a_job(False, 1, 2 * seconds)
-        told["runpod_calls_per_job"] = await bench.calls_of_a_job(False, 200, 2 * seconds)
-        told["peer_runpod_calls_per_job"] = await bench.calls_of_a_job(True, 200, 2 * seconds)
-    return told
+        figures = await bench.compare(plain=False, seconds=seconds)
+        figures |= await bench.compare(plain=True, seconds=seconds)
+        figures |= await bench.hold(count, 3 * seconds)
+        figures["runpod_calls_by_one_poller"] = await bench.calls_of_a_job(False, 1, 2 * seconds)
+        figures["runpod_calls_per_job"] = await bench.calls_of_a_job(False, 200, 2 * seconds)
+        figures["peer_runpod_calls_per_job"] = await bench.calls_of_a_job(True, 200, 2 * seconds)
+    return figures
 
 
 def main() -> None:
@@ -396,7 +416,7 @@ def main() -> None:
     parser.add_argument("--streams", type=int, default=2000, help="how many event streams to hold")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        told = uvloop.run(measure(options.seconds, options.streams, Path(folder)))
+        figures = uvloop.run(measure(options.seconds, options.streams, Path(folder)))
     row = "{:34} {:>14} {:>14} {:>8}".format
     print(row(f"{os.cpu_count()} cores, {CONNECTIONS} connections", "ours", "plain", "ratio"))
     for name, ours, plain in (
@@ -405,13 +425,17 @@ def main() -> None:
         ("polls/s (ours: the whole job)", "full_polls_per_s", "peer_polls_per_s"),
     ):
         print(
-            row(name, f"{told[ours]:.0f}", f"{told[plain]:.0f}", f"{told[ours] / told[plain]:.1f}x")
+            row(
+                name,
+                *(f"{figures[one]:.0f}" for one in (ours, plain)),
+                f"{figures[ours] / figures[plain]:.1f}x",
+            )
         )
         for cut in ("p50_ms", "p99_ms"):
             names = ours.replace("per_s", cut), plain.replace("per_s", cut)
-            print(row(f"  {cut}", *(f"{told[name]:.1f}" for name in names), ""))
+            print(row(f"  {cut}", *(f"{figures[name]:.1f}" for name in names), ""))
     lone, crowd, peer = (
-        told[name]
+        figures[name]
         for name in (
             "runpod_calls_by_one_poller",
             "runpod_calls_per_job",
@@ -427,11 +451,12 @@ def main() -> None:
         )
     )
     print(row("  by one poller", f"{lone:.0f}", "", ""))
-    print(row("event streams held", f"{told['sse_streams']:.0f}", "none", ""))
+    print(row("event streams held", f"{figures['sse_streams']:.0f}", "none", ""))
     print(
-        f"  delay p50 {told['sse_p50_ms']:.0f} ms, p99 {told['sse_p99_ms']:.0f} ms, {told['sse_events']:.0f} events heard, {told['sse_kib_each']:.0f} KiB each"
+        f"  delay p50 {figures['sse_p50_ms']:.0f} ms, p99 {figures['sse_p99_ms']:.0f} ms, "
+        f"{figures['sse_events']:.0f} events heard, {figures['sse_kib_each']:.0f} KiB each"
     )
-    print(json.dumps({name: round(value, 1) for name, value in told.items()}))
+    print(json.dumps({name: round(value, 1) for name, value in figures.items()}))
 
 
 if __name__ == "__main__":

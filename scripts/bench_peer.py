@@ -1,7 +1,8 @@
-"""The peer of scripts/bench-broker: a broker as source document 001 describes it, in FastAPI and sqlite3. Run by bench_broker.py.
+"""The peer of scripts/bench-broker: a plain broker in FastAPI and sqlite3.
 
-It submits to RunPod within the request, asks RunPod within each poll, opens the database for each request and an HTTP client for
-each call, as written there.
+bench_broker.py runs it. It is written as source document 001 describes it: it submits to RunPod
+within the request, asks RunPod within each poll, opens the database for each request and an HTTP
+client for each call, as written there.
 """
 
 import contextlib
@@ -39,8 +40,9 @@ def database() -> Iterator[sqlite3.Connection]:
 
 with database() as first:
     first.execute(
-        "CREATE TABLE IF NOT EXISTS export_jobs (id TEXT PRIMARY KEY, project_id INTEGER, type TEXT NOT NULL, status TEXT NOT NULL "
-        "DEFAULT 'pending', progress INTEGER DEFAULT 0, input_key TEXT, output_key TEXT, runpod_job_id TEXT, error TEXT, params TEXT, "
+        "CREATE TABLE IF NOT EXISTS export_jobs (id TEXT PRIMARY KEY, project_id INTEGER, "
+        "type TEXT NOT NULL, status TEXT NOT NULL DEFAULT 'pending', progress INTEGER DEFAULT 0, "
+        "input_key TEXT, output_key TEXT, runpod_job_id TEXT, error TEXT, params TEXT, "
         "created_at TEXT DEFAULT (datetime('now')), completed_at TEXT)"
     )
     first.commit()
@@ -57,11 +59,19 @@ async def start(request: ExportRequest) -> dict[str, str]:
     output_key = f"final_videos/framing_{job_id}.mp4"
     with database() as connection:
         connection.execute(
-            "INSERT INTO export_jobs (id, project_id, type, status, input_key, output_key, params) VALUES (?, ?, 'framing', 'pending', ?, ?, ?)",
+            "INSERT INTO export_jobs (id, project_id, type, status, input_key, output_key, params) "
+            "VALUES (?, ?, 'framing', 'pending', ?, ?, ?)",
             (job_id, request.project_id, request.input_key, output_key, json.dumps(request.params)),
         )
         connection.commit()
-    job = {"job_id": job_id, "user_id": "bench", "type": "framing", "input_key": request.input_key, "output_key": output_key, "params": request.params}  # fmt: skip
+    job = {
+        "job_id": job_id,
+        "user_id": "bench",
+        "type": "framing",
+        "input_key": request.input_key,
+        "output_key": output_key,
+        "params": request.params,
+    }
     async with httpx.AsyncClient() as client:
         reply = await client.post(
             f"{ENDPOINT}/run", headers=HEADERS, json={"input": job}, timeout=30.0
@@ -85,9 +95,12 @@ async def status(job_id: str) -> dict[str, Any]:
         if job["status"] == "processing" and job["runpod_job_id"]:
             async with httpx.AsyncClient() as client:
                 url = f"{ENDPOINT}/status/{job['runpod_job_id']}"
-                told = (await client.get(url, headers=HEADERS, timeout=10.0)).json()
-            if told["status"] == "COMPLETED":
-                done = "UPDATE export_jobs SET status = 'complete', completed_at = datetime('now') WHERE id = ?"
+                reply = (await client.get(url, headers=HEADERS, timeout=10.0)).json()
+            if reply["status"] == "COMPLETED":
+                done = (
+                    "UPDATE export_jobs SET status = 'complete', completed_at = datetime('now') "
+                    "WHERE id = ?"
+                )
                 connection.execute(done, (job_id,))
                 connection.commit()
                 return {"job_id": job_id, "status": "complete", "output_key": job["output_key"]}

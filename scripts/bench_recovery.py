@@ -1,8 +1,9 @@
-"""A broker that was down for a day comes back to thousands of open jobs: how long until each is where it belongs?
+"""How long a broker that was down for a day takes to settle thousands of open jobs.
 
-Seven in ten were finished meanwhile and forgotten by the provider (their results are in the bucket), one in ten is still
-running, one in ten was lost, and one in ten was never sent. SQLite on disk, the real object store, and a provider in this
-process that counts its calls; the broker's clock runs three times as fast as ours. The last line is one JSON object.
+Seven in ten were finished meanwhile and forgotten by the provider (their results are in the
+bucket), one in ten is still running, one in ten was lost, and one in ten was never sent. SQLite on
+disk, the real object store, and a provider in this process that counts its calls; the broker's
+clock runs three times as fast as ours. The last line is one JSON object.
 """
 
 import argparse
@@ -29,12 +30,13 @@ from broker.embedded.object_store import PORT_NAMES, ObjectStore
 from broker.embedded.ports import free_ports
 from broker.engine.core import make_core
 from broker.engine.observe import document_key
-from broker.engine.scheduler import ReconcileLoop
+from broker.engine.scheduler import Scheduler
 from broker.jobs.model import Attempt, AttemptState, EventKind, Job, JobChange
 from broker.providers.registry import open_providers
 from broker.settings import Settings
 from broker.store.engine import open_engine, reading
 from broker.store.jobs import JobStore
+from broker.store.uploads import UploadStore
 from schemas.jobs import JobStatus, JobType, OutputFacts
 from schemas.keys import object_key
 from schemas.worker import Result, Timings
@@ -68,28 +70,49 @@ class Provider(httpx.MockTransport):
 
 
 def prepare(store: JobStore, bucket: Bucket, provider: Provider, count: int) -> None:
-    """Stores the jobs as the broker left them a day ago, each with its fate as metadata, and what happened since."""
+    """Stores the jobs as the broker left them a day ago, and what happened since.
+
+    Each job has its fate as metadata.
+    """
     began = now_ms() - DAY_MS
     finished: list[tuple[Job, Attempt]] = []
     bucket.write(object_key(USER, "a.mp4"), b"a video")
     for number in range(count):
         fate = FATES[number % len(FATES)]
         job = Job(
-            id=f"job-{number}", user_id=USER, type=JobType.FRAMING, input_key="a.mp4", params="{}", meta=fate, max_attempts=3, created_at=began, due_at=began,
-        )  # fmt: skip
+            id=f"job-{number}",
+            user_id=USER,
+            type=JobType.FRAMING,
+            input_key="a.mp4",
+            params="{}",
+            meta=fate,
+            max_attempts=3,
+            created_at=began,
+            due_at=began,
+        )
         store.add(job)
         if fate == "new":
             continue
         attempt = Attempt(
-            token=secrets.token_hex(16), job_id=job.id, number=1, state=AttemptState.SUBMITTED, provider="runpod", target=ENDPOINT, provider_job_id=f"rp-{number}",
-            created_at=began, submitted_at=began, ttl_seconds=90_000,
-        )  # fmt: skip
+            token=secrets.token_hex(16),
+            job_id=job.id,
+            number=1,
+            state=AttemptState.SUBMITTED,
+            provider="runpod",
+            target=ENDPOINT,
+            provider_job_id=f"rp-{number}",
+            created_at=began,
+            submitted_at=began,
+            ttl_seconds=90_000,
+        )
         changes = {
             "status": JobStatus.PROCESSING,
             "attempt": 1,
             "provider_job_id": attempt.provider_job_id,
         }
-        moved = store.move(job, EventKind.SUBMITTED, JobChange.model_validate(changes), attempt)
+        moved = store.transition(
+            job, EventKind.SUBMITTED, JobChange.model_validate(changes), attempt
+        )
         assert moved is not None
         if fate == "finished":
             finished.append((moved, attempt))
@@ -103,18 +126,30 @@ def _finish(bucket: Bucket, job: Job, attempt: Attempt) -> None:
     """What its worker wrote."""
     key = f"final_videos/framing_{job.id}_00000000.mp4"
     facts = OutputFacts(
-        bytes=len(FILM), sha256="0" * 64, width=64, height=96, fps=25, frames=10, duration_seconds=0.4, video_codec="h264", audio_codec=None,
-    )  # fmt: skip
+        bytes=len(FILM),
+        sha256="0" * 64,
+        width=64,
+        height=96,
+        fps=25,
+        frames=10,
+        duration_seconds=0.4,
+        video_codec="h264",
+        audio_codec=None,
+    )
     timings = Timings(fetch_seconds=1, edit_seconds=1, upload_seconds=1)
     result = Result(
         output_key=key, runpod_job_id=attempt.provider_job_id or "", facts=facts, timings=timings
     )
     bucket.write(object_key(USER, key), FILM)
-    bucket.write(document_key(job, attempt, "result.json"), result.model_dump_json().encode())
+    bucket.write(
+        object_key(USER, document_key(attempt, "result.json")), result.model_dump_json().encode()
+    )
 
 
-#: Open jobs that are not yet where they belong: at their end, at what their worker tells, or at the provider (again).
-LEFT = """SELECT count(*) FROM export_jobs WHERE NOT CASE meta WHEN 'finished' THEN status = 'complete'
+#: Open jobs that are not yet settled: at their end, at what their worker reports, or at the
+#: provider (again).
+LEFT = """SELECT count(*) FROM export_jobs WHERE NOT CASE meta
+          WHEN 'finished' THEN status = 'complete'
           WHEN 'running' THEN progress = 50 ELSE coalesce(runpod_job_id, '') LIKE 'again%' END"""
 
 
@@ -127,8 +162,12 @@ async def recover(settings: Settings, store: JobStore, provider: Provider) -> fl
 
     async with httpx.AsyncClient(transport=provider) as http:
         providers = open_providers(settings, http)
-        loop = ReconcileLoop(
-            store, make_core(settings, store, open_bucket(settings), providers, clock), clock
+        loop = Scheduler(
+            store,
+            make_core(
+                settings, store, UploadStore(store._engine), open_bucket(settings), providers, clock
+            ),
+            clock,
         )
         running = asyncio.create_task(loop.run())
         with reading(settings.database_url) as engine:

@@ -1,8 +1,9 @@
 """Our engine beside upstream's own way, on the same real frames: `scripts/bench-worker --upscale`.
 
-Upstream: `RealESRGANer.enhance`, frame by frame, as its video script calls it. Ours: `Upscaler`, uint8 planes in and out.
-The ceiling is what the device reaches in this very run: a matrix product's rate for the network's operations, a copy's
-rate for the bytes that its layers must read and write; the larger of the two times. The last line is one JSON object.
+Upstream: `RealESRGANer.enhance`, frame by frame, as its video script calls it. Ours: `Upscaler`,
+uint8 planes in and out. The ceiling is what the device reaches in this very run: a matrix product's
+rate for the network's operations, a copy's rate for the bytes that its layers must read and write;
+the larger of the two times. The last line is one JSON object.
 """
 
 import json
@@ -56,7 +57,10 @@ def _one(name: str, frames: list[Frame], box: Box, device: torch.device) -> dict
     theirs: list[np.ndarray] = []
 
     def run_ours(frames: Sequence[Frame]) -> None:
-        """Frames from the host and back to it, as `render.Stage` does it: one batch lands while the next is made."""
+        """Takes frames from the host and back to it, as `render.Stage` does it.
+
+        One batch lands while the next is made.
+        """
         landing: Landing | None = None
         for start in range(0, len(frames), ours.batch):
             batch = frames[start : start + ours.batch]
@@ -69,7 +73,8 @@ def _one(name: str, frames: list[Frame], box: Box, device: torch.device) -> dict
         theirs.extend(enhance(picture) for picture in pictures)
 
     run_ours(frames[:1] + frames[-ours.batch :])
-    run_theirs(cut[:1])  # both warm
+    # Both are warm after this.
+    run_theirs(cut[:1])
     made.clear()
     theirs.clear()
     count = len(frames) - 1
@@ -78,8 +83,10 @@ def _one(name: str, frames: list[Frame], box: Box, device: torch.device) -> dict
     share = _ceiling_seconds(ours, box, device) * our_fps
     same = float(np.mean([_psnr(a.y, _luma(b)) for a, b in zip(made, theirs, strict=True)]))
     print(
-        f"{name:22} {size[0]}x{size[1]} in {ours.dtype}: upstream {upstream_fps:.3f}/s  ours {our_fps:.3f}/s  ratio "
-        f"{our_fps / upstream_fps:.2f}  {same:.1f} dB between them  {100 * share:.0f} % of the ceiling",
+        f"{name:22} {size[0]}x{size[1]} in {ours.dtype}: "
+        f"upstream {upstream_fps:.3f}/s  ours {our_fps:.3f}/s  "
+        f"ratio {our_fps / upstream_fps:.2f}  {same:.1f} dB between them  "
+        f"{100 * share:.0f} % of the ceiling",
         flush=True,
     )
     return {

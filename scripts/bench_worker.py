@@ -1,7 +1,10 @@
-"""How fast the worker is: `scripts/bench-worker --edit [--rounds N] [--memory-minutes M]`, or `--upscale`.
+"""Measures the worker beside ffmpeg alone, or beside upstream's Real-ESRGAN.
 
-Each job type runs beside the same edit as one ffmpeg filter graph, with the same encoder settings, in turns on the same
-machine. A ratio is ffmpeg's seconds by ours: 1 means as fast, above it faster. The last line is one JSON object.
+`scripts/bench-worker --edit [--rounds N] [--memory-minutes M]`, or `--upscale`.
+
+Each job type runs beside the same edit as one ffmpeg filter graph, with the same encoder settings,
+in turns on the same machine. A ratio is ffmpeg's seconds by ours: 1 means as fast, above it faster.
+The last line is one JSON object.
 """
 
 import argparse
@@ -92,7 +95,8 @@ def pairs(clip: Path, folder: Path) -> list[Pair]:
             f"[0:v]trim=0:3,{moving}[x];[1:v]trim=2:5,setpts=PTS-STARTPTS,crop=405:720,"
             "scale=1080:1920:flags=bicubic,setsar=1[y];[x]settb=1/25[x1];[y]settb=1/25[y1];"
             "[x1][y1]xfade=duration=0.5:offset=2.5[v];"
-            f"[0:a]{stereo},atrim=0:3[s];[1:a]{stereo},atrim=2:5,asetpts=PTS-STARTPTS[t];[s][t]acrossfade=d=0.5[a]",
+            f"[0:a]{stereo},atrim=0:3[s];[1:a]{stereo},atrim=2:5,asetpts=PTS-STARTPTS[t];"
+            "[s][t]acrossfade=d=0.5[a]",
         ),
     ]
 
@@ -105,19 +109,26 @@ def _overlay(source: tuple[str, ...], stereo: str) -> Pair:
     ]
     region = {"start_time": 0.0, "end_time": 5.28, "keyframes": keys}
     title = {"text": "Big Buck Bunny", "x": 60.0, "y": 60.0, "font_size": 48.0, "bold": True}
-    # A veil of twice the size with a hole, drawn once and moved.
+    # A veil of twice the size with a hole, made once and moved.
     distance = "(hypot((X-1280)/120,(Y-720)/160)-1)*138"
     veil = (
         "color=black:s=2560x1440:r=25:d=0.04,format=yuva444p,"
         f"geq=lum='if(lt(abs({distance}),1.5),235,16)':cb=128:cr=128:"
-        f"a='if(lt(abs({distance}),1.5),217,76*clip(0.5+{distance}/12,0,1))',format=yuva420p,loop=-1:1,setpts=N/25/TB[veil]"
+        f"a='if(lt(abs({distance}),1.5),217,76*clip(0.5+{distance}/12,0,1))',"
+        "format=yuva420p,loop=-1:1,setpts=N/25/TB[veil]"
     )
     spec = importlib.util.find_spec("ttf_opensans")
     assert spec is not None
     assert spec.origin is not None
     font = Path(spec.origin).parents[1] / FONT
-    text = f"drawtext=fontfile={font}:text='Big Buck Bunny':x=60:y=60:fontsize=48:fontcolor=white:alpha='min(1,t/0.25)'"
-    graph = f"{veil};[0:v][veil]overlay=x='300-1280+120*min(t,5)':y='360-720':shortest=1,{text}[v];[0:a]{stereo}[a]"
+    text = (
+        f"drawtext=fontfile={font}:text='Big Buck Bunny':x=60:y=60:fontsize=48:fontcolor=white:"
+        "alpha='min(1,t/0.25)'"
+    )
+    graph = (
+        f"{veil};[0:v][veil]overlay=x='300-1280+120*min(t,5)':y='360-720':shortest=1,{text}[v];"
+        f"[0:a]{stereo}[a]"
+    )
     params = {"effect_type": "dark_overlay", "highlight_regions": [region], "text_layers": [title]}
     return Pair(JobType.OVERLAY, params, source, graph)
 
@@ -144,7 +155,8 @@ def _annotate(clip: Path, folder: Path, stereo: str) -> Pair:
         inputs += ["-ss", str(one["start_time"]), "-t", "1.5", "-i", str(clip)]
         inputs += ["-loop", "1", "-framerate", "25", "-t", "1.5", "-i", str(path)]
         video.append(
-            f"[{2 * n + 1}:v]format=yuva420p,fade=in:d=0.25:alpha=1,fade=out:st=1.25:d=0.25:alpha=1[k{n}];"
+            f"[{2 * n + 1}:v]format=yuva420p,fade=in:d=0.25:alpha=1,"
+            f"fade=out:st=1.25:d=0.25:alpha=1[k{n}];"
             f"[{2 * n}:v][k{n}]overlay=0:H-h,setpts=PTS-STARTPTS[v{n}];[{2 * n}:a]{stereo}[a{n}]"
         )
         sound.append(f"[v{n}][a{n}]")
@@ -197,7 +209,8 @@ def compare(pair: Pair, clip: Path, folder: Path, rounds: int) -> float:
     mine, other = (statistics.median(column) for column in zip(*seconds, strict=True))
     frames = [output_facts(path).frames for path in (a, b)]
     print(
-        f"{pair.job_type:11} {frames[0]:4} frames  ours {frames[0] / mine:5.1f}/s  ffmpeg {frames[1] / other:5.1f}/s"
+        f"{pair.job_type:11} {frames[0]:4} frames  "
+        f"ours {frames[0] / mine:5.1f}/s  ffmpeg {frames[1] / other:5.1f}/s"
         f"  ratio {other / mine * frames[0] / frames[1]:.3f}",
         flush=True,
     )
@@ -205,7 +218,7 @@ def compare(pair: Pair, clip: Path, folder: Path, rounds: int) -> float:
 
 
 def peak_memory_ratio(folder: Path, minutes: float) -> float:
-    """Returns the worker's peak resident memory on a long 1080p clip by that on ten seconds of the same."""
+    """Returns the worker's peak resident memory on a long 1080p clip, by that on ten seconds."""
     peaks = []
     for seconds in (10.0, minutes * 60):
         clip = folder / f"{seconds:g}.mp4"
@@ -230,7 +243,8 @@ def peak_memory_ratio(folder: Path, minutes: float) -> float:
         )
         peaks.append(int(done.stdout.split()[-1]))
         print(
-            f"memory      {seconds:g} s of 1080p: peak {peaks[-1] / 1024:.0f} MiB, ffmpegs included",
+            f"memory      {seconds:g} s of 1080p: "
+            f"peak {peaks[-1] / 1024:.0f} MiB, ffmpegs included",
             flush=True,
         )
         clip.unlink()
@@ -238,7 +252,10 @@ def peak_memory_ratio(folder: Path, minutes: float) -> float:
 
 
 def one(clip: Path) -> None:
-    """Frames one clip and prints the peak of the resident memory of this process and its children, in KiB, sampled."""
+    """Frames one clip and prints the peak of the resident memory, in KiB, sampled.
+
+    It counts this process and its children.
+    """
     peak, done = 0, threading.Event()
 
     def sample() -> None:
@@ -266,8 +283,16 @@ def _resident(pid: int) -> int:
         for task in Path(f"/proc/{pid}/task").iterdir():
             total += sum(_resident(int(child)) for child in (task / "children").read_text().split())
     except (FileNotFoundError, ProcessLookupError):
-        pass  # it has ended meanwhile
+        # It has ended meanwhile.
+        pass
     return total
+
+
+def install_upstream() -> None:
+    """Installs what upstream's own way needs and nothing of ours does."""
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet", "install"]
+    packages = ["opencv-python-headless", "requests", "tqdm"]
+    subprocess.run([*pip, "--constraint", "constraints.txt", *packages], check=True)
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -281,6 +306,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--one", type=Path, help=argparse.SUPPRESS)
     asked = parser.parse_args(arguments)
     if asked.upscale:
+        install_upstream()
         import bench_upscale
 
         return bench_upscale.main(sample_clip())

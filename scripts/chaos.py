@@ -1,8 +1,9 @@
-"""Real jobs on the real stack, while its parts die by kill -9: are any lost, published twice, or run for nothing?
+"""Counts jobs that are lost, published twice or run for nothing while parts die by kill -9.
 
-First one job is watched, to learn every commit and call that broker and worker make for it. Half of the kills then fall on
-these boundaries, one after the other, the other half on all parts at random moments. A client that hears nothing sends its
-job again under the id that it drew. The last line is one JSON object; the exit code is 1 unless all is well.
+The jobs and the stack are real. First one job is watched, to learn every commit and call that
+broker and worker make for it. Half of the kills then fall on these boundaries, one after the other,
+the other half on all parts at random moments. A client that hears nothing sends its job again under
+the id that it chose. The last line is one JSON object; the exit code is 1 unless all is well.
 """
 
 import argparse
@@ -35,10 +36,10 @@ HERE = Path(__file__).parent
 
 
 class ChaosStack(Stack):
-    """The stack, with broker and workers that can be told where to die."""
+    """The stack, with a broker and workers that die where a file names a boundary."""
 
     def armed(self, part: str) -> Path:
-        """Returns the file that tells a part at which boundary to die."""
+        """Returns the file that names the boundary at which a part dies."""
         return self.folder / f"chaos-{part}"
 
     def _broker_command(self) -> tuple[list[str], dict[str, str]]:
@@ -105,7 +106,7 @@ class Client:
         return job_id
 
     async def job(self, job_id: str) -> dict[str, object] | None:
-        """Returns a job; None where the broker does not answer, an empty one where it does not know it."""
+        """Returns a job; None where the broker does not answer, an empty one where it has none."""
         reply = await self._call("GET", f"/api/jobs/{job_id}")
         if reply is None or reply.is_server_error:
             return None
@@ -136,7 +137,8 @@ class Client:
 async def chaos(folder: Path, kills: int, dice: random.Random) -> dict[str, object]:
     """Runs it all; returns the figures."""
     tally = Tally()
-    stack_module.BACKOFF_SECONDS = (0.2,) * 6  # dying is nothing unusual here
+    # Dying is nothing unusual here.
+    stack_module.BACKOFF_SECONDS = (0.2,) * 6
     async with ChaosStack(folder, WORKERS) as stack:
         client = Client(stack)
         await client.upload(sample_clip())
@@ -180,14 +182,16 @@ def _boundaries(stack: ChaosStack, part: str) -> int:
 async def _kill_at(stack: ChaosStack, client: Client, part: str, number: int) -> int:
     """Has a part die at a boundary of the next job; returns whether it did."""
     names = [part] if part == "broker" else [f"worker-{n}" for n in range(1, WORKERS + 1)]
-    for name in names:  # whichever worker takes it
+    # Whichever worker takes it.
+    for name in names:
         stack.armed(name).write_text(str(number))
     pids = {name: stack.pid(name) for name in names}
     job_id = await client.submit()
     deadline = time.monotonic() + 20
     while all(stack.pid(name) == pid for name, pid in pids.items()) and time.monotonic() < deadline:
         if await client.is_over(job_id) and all(stack.armed(name).read_text() for name in names):
-            break  # it needed fewer this time
+            # It needed fewer this time.
+            break
         await asyncio.sleep(0.1)
     for name in names:
         stack.armed(name).write_text("")
@@ -207,7 +211,8 @@ async def _kill_at_random(
         await asyncio.sleep(dice.uniform(0.1, 2.5))
         try:
             os.kill(stack.pid(dice.choice(parts)), signal.SIGKILL)
-        except ProcessLookupError:  # down already
+        except ProcessLookupError:
+            # Down already.
             continue
         tally.kills += 1
 
@@ -239,7 +244,8 @@ def _integrity(database: Path) -> str:
 
 def _published_twice(database: Path) -> int:
     """Counts jobs with more than one event that names an output."""
-    query = """SELECT count(*) FROM (SELECT job_id FROM job_events WHERE json_extract(data, '$.output_key') IS NOT NULL
+    query = """SELECT count(*) FROM (SELECT job_id FROM job_events
+               WHERE json_extract(data, '$.output_key') IS NOT NULL
                GROUP BY job_id HAVING count(*) > 1)"""
     with sqlite3.connect(database) as connection:
         return int(connection.execute(query).fetchone()[0])
@@ -257,20 +263,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--kills", type=int, default=40)
     parser.add_argument(
-        "--seed", type=int, default=None, help="of the random kills; drawn and told by default"
+        "--seed", type=int, default=None, help="of the random kills; chosen and printed by default"
     )
     chosen = parser.parse_args()
-    # What the supervisor says of dead parts is no news here.
+    # What the supervisor reports about dead parts is no news here.
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger("CRITICAL"))
     seed = chosen.seed if chosen.seed is not None else random.SystemRandom().randrange(1 << 32)
     print(f"seed {seed}", flush=True)
     with tempfile.TemporaryDirectory(
         prefix="reelbroker-chaos-", ignore_cleanup_errors=True
     ) as folder:
-        told = asyncio.run(chaos(Path(folder), chosen.kills, random.Random(seed)))  # noqa: S311
-    print(json.dumps(told))
-    enough = int(str(told["complete"])) >= 0.8 * int(str(told["accepted"]))
-    well = (told["lost"], told["published_twice"], told["integrity"]) == (0, 0, "ok")
+        counts = asyncio.run(chaos(Path(folder), chosen.kills, random.Random(seed)))  # noqa: S311
+    print(json.dumps(counts))
+    enough = int(str(counts["complete"])) >= 0.8 * int(str(counts["accepted"]))
+    well = (counts["lost"], counts["published_twice"], counts["integrity"]) == (0, 0, "ok")
     sys.exit(0 if well and enough else 1)
 
 

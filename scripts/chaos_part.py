@@ -1,7 +1,8 @@
-"""Broker or worker as they are, but with boundaries around every commit and every call, at one of which they die.
+"""Broker or worker as they are, but they die at a commit or a call that a file names.
 
-Started by scripts/chaos.py in place of the real command. The file in CHAOS_FILE says at which boundary from now on to die
-by kill -9; while it is empty, or not there, nothing happens. Each boundary's name is appended to `CHAOS_FILE.trace`.
+scripts/chaos.py starts it in place of the real command. A boundary is before or after a commit or a
+call. The file in CHAOS_FILE names the boundary, counted from now, at which to die by kill -9; while
+it is empty, or not there, nothing happens. Each boundary's name is appended to `CHAOS_FILE.trace`.
 """
 
 import functools
@@ -73,7 +74,7 @@ def main(part: str) -> None:
         from broker.providers import runpod
         from broker.store import jobs as store
 
-        bound(store.JobStore, ("add", "move", "touch", "note", "hint"))
+        bound(store.JobStore, ("add", "transition", "touch", "note", "hint"))
         bound(storage.Bucket, ("size", "read", "write"))
         bound(runpod.RunPod, ("_send",))
         sys.argv = ["reelbroker", "serve"]

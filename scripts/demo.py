@@ -1,7 +1,9 @@
-"""One export through the whole system: upload, submit, watch, download. Run by scripts/demo [--quality] [video]."""
+"""Exports a clip through the whole system on this machine: upload, submit, watch, download."""
 
+import argparse
 import asyncio
 import json
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -26,13 +28,19 @@ console = Console(highlight=False, soft_wrap=True)
 
 
 def main() -> int:
-    """Returns the exit code: 0 done, 1 the export or the stack failed, 2 unusable video, 130 interrupted."""
-    words = [word for word in sys.argv[1:] if word != "--quality"]
-    quality = len(words) < len(sys.argv) - 1
-    video = Path(words[0]) if words else sample_clip()
+    """Returns the exit code.
+
+    0: done. 1: the export or the stack failed. 2: the video is not usable. 130: interrupted.
+    """
+    parser = argparse.ArgumentParser(prog="scripts/demo", description=__doc__)
+    parser.add_argument("--quality", action="store_true", help="one second, through Real-ESRGAN")
+    parser.add_argument("video", nargs="?", type=Path, help="yours; without it, a sample clip")
+    chosen = parser.parse_args()
+    quality = chosen.quality
+    video = _from_where_it_was_called(chosen.video) if chosen.video else sample_clip()
     try:
         source = probe(video)
-    except WorkerError as error:
+    except (WorkerError, OSError) as error:
         console.print(f"[red]{video}: {error}[/red]")
         return 2
     outcome: list[int] = []
@@ -46,6 +54,11 @@ def main() -> int:
         console.print(f"[red]{error}[/red]")
         return 1
     return outcome[0] if outcome else 130
+
+
+def _from_where_it_was_called(video: Path) -> Path:
+    """Returns a path as the caller meant it: scripts/launch has gone to the repository's root."""
+    return (Path(os.environ.get("CALLED_FROM", ".")) / video).resolve()
 
 
 async def _demo(video: Path, source: SourceFacts, quality: bool, outcome: list[int]) -> None:
@@ -70,12 +83,12 @@ async def _demo(video: Path, source: SourceFacts, quality: bool, outcome: list[i
             outcome.append(0)
         else:
             console.print(f"[red]The export failed:[/red] {job.error} ({job.error_code})")
-            console.print(f"What the parts said is in {stack.folder / 'logs'}")
+            console.print(f"The logs of all parts are in {stack.folder / 'logs'}")
             outcome.append(1)
 
 
 def _sweep(source: SourceFacts) -> dict[str, Any]:
-    """A crop at the output's ratio that goes from one side of the picture to the other and half the way back."""
+    """Returns a crop at the output's ratio that goes from one side to the other and half back."""
     ratio = OUTPUT_WIDTH / OUTPUT_HEIGHT
     width = min(float(source.width), source.height * ratio)
     height = width / ratio
@@ -119,7 +132,8 @@ def _tell(path: Path, job: JobView) -> None:
     """Prints what is in the downloaded file, measured on the file itself."""
     facts = output_facts(path)
     console.print(
-        f"[green]Done[/green]    {path}: {path.stat().st_size:,} bytes, {facts.width}x{facts.height}, "
+        f"[green]Done[/green]    {path}: {path.stat().st_size:,} bytes, "
+        f"{facts.width}x{facts.height}, "
         f"{facts.duration_seconds:.2f} s, {facts.frames} frames, {facts.fps:g} fps, "
         f"{facts.video_codec} + {facts.audio_codec or 'no audio'}"
     )

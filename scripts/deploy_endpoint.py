@@ -1,7 +1,8 @@
-"""Makes a RunPod serverless endpoint for the worker's image, or brings the one of that name up to date.
+"""Makes or updates the RunPod serverless endpoint for the worker's image.
 
-It speaks RunPod's REST API v2, which refuses fields that it does not know (https://docs.runpod.io/api-reference-v2/overview);
-v1 is retired in 2026. Nothing is made twice: an endpoint of the name is looked for first. A dry run prints the calls.
+It speaks RunPod's REST API v2, which refuses fields that it does not know
+(https://docs.runpod.io/api-reference-v2/overview); v1 is retired in 2026. Nothing is made twice: it
+asks for an endpoint of the name first. A dry run prints the calls.
 """
 
 import argparse
@@ -21,23 +22,29 @@ BUCKET = ("R2_ENDPOINT", "R2_ACCESS_KEY_ID", "R2_SECRET_ACCESS_KEY", "R2_BUCKET_
 POOLS = ("AMPERE_24", "ADA_24")
 #: That of PyPI's torch (Dockerfile.gpu): what a host's driver must know at least.
 CUDA = "13.0"
-#: What says, in a name, that the value is nobody's to read.
+#: Parts of a name that mark its value as a secret.
 _SECRET = re.compile("KEY|SECRET|TOKEN|PASSWORD", re.IGNORECASE)
 #: RunPod has marked the names of endpoints with FlashBoot so, and lists them so.
 _FLASHBOOT = " -fb"
 HELP = """
-idle timeout      for so long a worker without a job stays, and is paid, before it is stopped. Short is cheap where jobs come
-                  seldom; where they come in a row, longer than the pause between two saves a cold start each.
-max workers       the most that RunPod starts, so the most that an hour can cost. It starts one more when a job has waited 4 s.
-execution timeout for jobs that bring none. The broker sends one with each job, computed from what is to be made.
-FlashBoot         RunPod keeps a stopped worker's state for a while, so that the next start is shorter than a cold one. It costs
-                  nothing, and helps the more, the more often jobs come.
+idle timeout      for so long a worker without a job stays, and is paid, before it is stopped.
+                  Short is cheap where jobs come seldom; where they come in a row, longer than the
+                  pause between two saves a cold start each.
+max workers       the most that RunPod starts, so the most that an hour can cost. It starts one
+                  more when a job has waited 4 s.
+execution timeout for jobs that bring none. The broker sends one with each job, computed from what
+                  is to be made.
+FlashBoot         RunPod keeps a stopped worker's state for a while, so that the next start is
+                  shorter than a cold one. It costs nothing, and helps the more, the more often
+                  jobs come.
 
-The trap: RunPod cuts an endpoint without any job for 3 days to 2 workers at most, and after 7 days to 0, FOR GOOD. Jobs are
-then taken and wait for ever. The broker shows such jobs as `stalled`, `reelbroker doctor` names the cause, and running this
-again sets the number right. A small job every other day, by cron (scripts/smoke), keeps it from happening.
+The trap: RunPod cuts an endpoint without any job for 3 days to 2 workers at most, and after 7 days
+to 0, FOR GOOD. Jobs are then taken and wait for ever. The broker shows such jobs as `stalled`,
+`reelbroker doctor` names the cause, and running this again sets the number right. A small job every
+other day, by cron (scripts/smoke), keeps it from happening.
 
-RUNPOD_API_KEY and the four R2_* are read from the environment or from .env, as the broker reads them.
+RUNPOD_API_KEY and the four R2_* are read from the environment or from .env, as the broker reads
+them.
 """
 
 
@@ -47,21 +54,23 @@ def deploy(http: httpx.Client, wanted: dict[str, Any]) -> str:
     found = [one for one in _ask(http, "GET", "/serverless")["endpoints"] if one["name"] in names]
     if len(found) > 1:
         raise SystemExit(
-            f"RunPod has {len(found)} endpoints named {wanted['name']}; delete all but one, or choose another --name"
+            f"RunPod has {len(found)} endpoints named {wanted['name']}; "
+            "delete all but one, or choose another --name"
         )
     if not found:
         return str(_ask(http, "POST", "/serverless", wanted)["id"])
     had, most = found[0]["workers"]["max"], wanted["workers"]["max"]
     if had < most:
         _tell(
-            f"It had {had} workers at most: set that low, or idle for days (see --help). Now {most}."
+            f"It had {had} workers at most: set that low, or idle for days (see --help). "
+            f"Now {most}."
         )
     _ask(http, "PATCH", f"/serverless/{found[0]['id']}", changes(wanted))
     return str(found[0]["id"])
 
 
 def changes(wanted: dict[str, Any]) -> dict[str, Any]:
-    """What an endpoint that is there is told: all but its type, which never changes."""
+    """Returns what changes an endpoint that is there: all but its type, which never changes."""
     return {name: value for name, value in wanted.items() if name != "type"}
 
 
@@ -73,11 +82,14 @@ def _ask(http: httpx.Client, method: str, path: str, body: dict[str, Any] | None
         why = f"{reply.status_code} {reply.text[:500]}"
     except (httpx.HTTPError, ValueError) as error:
         why = repr(error)
-    raise SystemExit(f"{method} {path}: {why}\nNothing is made twice: mend it and run this again.")
+    raise SystemExit(f"{method} {path}: {why}\nNothing is made twice: fix it and run this again.")
 
 
 def show(wanted: dict[str, Any]) -> None:
-    """Prints what would be asked, without secrets, as one JSON document a line: the look, and what makes or changes it."""
+    """Prints the calls, without secrets, as one JSON document a line.
+
+    The first asks for endpoints, the second makes or changes one.
+    """
     shown = _masked(wanted)
     for method, path, body in (
         ("GET", "/serverless", None),
@@ -101,11 +113,12 @@ def _endpoint(chosen: argparse.Namespace, known: Mapping[str, str | None]) -> di
         "type": "QUEUE",
         "image": chosen.image,
         "disk": chosen.disk,
-        # Where its driver is too old, a worker must end, and not go on with the CPU at the price of a GPU.
+        # Where its driver is too old, a worker must end, and not go on with the CPU at the price of
+        # a GPU.
         "env": {name: known.get(name) or "" for name in BUCKET}
         | {"REELBROKER_DEVICE": "cuda"}
         | dict(chosen.env),
-        # The empty set is said, too: an endpoint that had one would refuse the floor.
+        # The empty set is sent, too: an endpoint that had a set would refuse the floor.
         "gpu": {
             "pools": chosen.gpu or list(POOLS),
             "count": 1,
@@ -139,14 +152,15 @@ def _idle(text: str) -> int:
 def _parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="scripts/deploy-endpoint",
-        description="Make the RunPod endpoint for the worker's image, or bring the one of that name up to date.",
+        description="Make or update the RunPod endpoint for the worker's image.",
         epilog=HELP,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
     add(
         "image",
-        help="the image that Dockerfile.gpu makes, where RunPod can pull it: you/reelbroker-worker:0.1.0",
+        help="the image that Dockerfile.gpu makes, where RunPod can pull it: "
+        "you/reelbroker-worker:0.1.0",
     )
     add(
         "--dry-run",
@@ -158,7 +172,8 @@ def _parsed() -> argparse.Namespace:
         "--gpu",
         action="append",
         metavar="POOL",
-        help=f"RunPod's name of a pool of GPUs; may be given several times ({', '.join(POOLS)}: 24 GB, with NVENC)",
+        help="RunPod's name of a pool of GPUs; may be given several times "
+        f"({', '.join(POOLS)}: 24 GB, with NVENC)",
     )
     add(
         "--cuda",

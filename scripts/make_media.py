@@ -1,7 +1,8 @@
 """Makes files of every kind that people upload: `scripts/make-media FOLDER`.
 
-All show one picture: four coloured corners, so that a turn, a mirror, a wrong matrix or a stretch shows, and a white
-bar along the lower edge that grows with time, so that a wrong moment shows. Nothing of it is committed.
+All show one picture: four coloured corners, so that a turn, a mirror, a wrong matrix or a stretch
+shows, and a white bar along the lower edge that grows with time, so that a wrong moment shows.
+Nothing of it is committed.
 """
 
 import subprocess
@@ -31,7 +32,8 @@ class Case:
         error: the code that every job with it ends in; None where it is to be exported.
         shift: which moment of the film is at the file's beginning, in seconds.
         seconds: how long its picture is.
-        tolerance: how far off a colour may be, of 255; wider where light is tone-mapped or a codec is coarse.
+        tolerance: how far off a colour may be, of 255; wider where light is tone-mapped or a codec
+            is coarse.
         slack: how far off the moment shown may be, in seconds.
     """
 
@@ -56,7 +58,10 @@ def film(
     before_sound: tuple[str, ...] = (),
     alpha: bool = False,
 ) -> None:
-    """Encodes the film with ffmpeg's options; `filters` come before the conversion that the codec needs."""
+    """Encodes the film with ffmpeg's options.
+
+    `filters` come before the conversion that the codec needs.
+    """
     width, height = size
     rate = float(eval_rate(fps))
     count = max(1, round(seconds * rate))
@@ -77,7 +82,10 @@ def film(
 
 
 def picture(moment: float, width: int, height: int, alpha: bool = False) -> np.ndarray:
-    """Draws the film at a moment: (height, width, 3 or 4) uint8 R, G, B (and alpha: the right half is half there)."""
+    """Draws the film at a moment: (height, width, 3 or 4) uint8 R, G, B.
+
+    With alpha, the right half is half transparent.
+    """
     rgb = np.empty((height, width, 3), np.uint8)
     rgb[:] = MIDDLE
     for (row, column), colour in zip(((0, 0), (0, 1), (1, 0), (1, 1)), CORNERS, strict=True):
@@ -114,14 +122,16 @@ def _tagged(matrix: str, spread: str = "limited", size: str = "") -> str:
     primaries = {"bt709": "bt709", "bt601": "smpte170m", "bt2020": "bt709"}[matrix]
     return (
         f"scale={size}out_color_matrix={matrix}:out_range={spread},format=yuv420p,"
-        f"setparams=colorspace={tags}:color_primaries={primaries}:color_trc=bt709:range={'pc' if spread == 'full' else 'tv'}"
+        f"setparams=colorspace={tags}:color_primaries={primaries}:color_trc=bt709:"
+        f"range={'pc' if spread == 'full' else 'tv'}"
     )
 
 
 def _hdr(transfer: str) -> str:
     return (
         "format=gbrpf32le,setparams=colorspace=gbr:color_primaries=bt709:color_trc=bt709:range=pc,"
-        f"zscale=t=linear:npl=203,zscale=p=bt2020:t={transfer}:m=bt2020nc:r=limited:npl=203,format=yuv420p10le"
+        f"zscale=t=linear:npl=203,zscale=p=bt2020:t={transfer}:m=bt2020nc:r=limited:npl=203,"
+        "format=yuv420p10le"
     )
 
 
@@ -161,7 +171,10 @@ def _damaged(path: Path, frames: range) -> None:
 
 
 def _piped(path: Path, *options: str) -> None:
-    """Writes to a pipe, as a browser's recorder does: nothing can be filled in afterwards, so no length is said."""
+    """Writes to a pipe, as a browser's recorder does.
+
+    Nothing can be filled in afterwards, so the file does not have its length.
+    """
     plain = path.with_name("plain.mkv")
     film(
         plain,
@@ -208,8 +221,8 @@ def _cover(path: Path) -> None:
     plain = path.with_name("plain.mp4")
     film(plain, *H264, filters=SDR)
     ffmpeg(
-        "-i", str(cover), "-i", str(plain), "-map", "0", "-map", "1", "-c", "copy", "-disposition:v:0",
-        "attached_pic", str(path),
+        "-i", str(cover), "-i", str(plain), "-map", "0", "-map", "1", "-c", "copy",
+        "-disposition:v:0", "attached_pic", str(path),
     )  # fmt: skip
 
 
@@ -224,70 +237,119 @@ def _made(*options: str, **how: object) -> Make:
 
 VFR = f"{SDR},select='if(lt(t,1),1,not(mod(n,3)))'"
 INTERLACED = f"fps=50,{SDR},format=yuv420p,interlace=scan=tff:lowpass=off,setfield=tff"
+BT601 = "scale=out_color_matrix=bt601:out_range=limited,format=yuv420p"
+LINES_720 = "scale=960:720:flags=neighbor:out_color_matrix=bt709:out_range=limited,format=yuv420p"
 
 CASES = (
     Case("plain.mp4", "H.264, AAC, moov at the end", _made(*H264, filters=SDR)),
-    Case("faststart.mp4", "moov at the beginning", _made(*H264, "-movflags", "+faststart", filters=SDR)),
-    Case("fragmented.mp4", "fragments, as recorders write", _made(*H264, "-movflags", "frag_keyframe+empty_moov", "-g", "10", "-bf", "0", filters=SDR)),
-    Case("rotated90.mp4", "turned by 90° in its header", lambda p: _copied(p, before=("-display_rotation", "90"), filters=f"transpose=clock,{SDR}")),
-    Case("rotated180.mp4", "turned by 180° in its header", lambda p: _copied(p, before=("-display_rotation", "180"), filters=f"hflip,vflip,{SDR}")),
-    Case("vfr.mp4", "variable frame rate", _made(*H264, "-fps_mode", "vfr", filters=VFR), slack=0.14),
+    Case("faststart.mp4", "moov at the beginning", _made(*H264, "-movflags", "+faststart",
+        filters=SDR)),
+    Case("fragmented.mp4", "fragments, as recorders write", _made(*H264, "-movflags",
+        "frag_keyframe+empty_moov", "-g", "10", "-bf", "0", filters=SDR)),
+    Case("rotated90.mp4", "turned by 90° in its header", lambda p: _copied(p,
+        before=("-display_rotation", "90"), filters=f"transpose=clock,{SDR}")),
+    Case("rotated180.mp4", "turned by 180° in its header", lambda p: _copied(p,
+        before=("-display_rotation", "180"), filters=f"hflip,vflip,{SDR}")),
+    Case("vfr.mp4", "variable frame rate", _made(*H264, "-fps_mode", "vfr", filters=VFR),
+        slack=0.14),
     Case("gap.mp4", "a pause of 0.6 s in the picture", _gap, slack=0.66),
-    Case("edit-list.mp4", "cut with an edit list, from 0.72 s on", lambda p: _copied(p, before=("-ss", "0.72")), shift=0.72, seconds=1.28),
-    Case("offset.mkv", "both streams start at 1.5 s", lambda p: _copied(p, "-output_ts_offset", "1.5")),
-    Case("late-picture.mkv", "the picture starts 0.4 s after the sound", _made(*H264, filters=f"{SDR},setpts=PTS+0.4/TB", sound="sine=440:d=2.4"), shift=-0.4, seconds=2.4),
-    Case("late-sound.mp4", "the sound starts 0.5 s after the picture", _made(*H264, filters=SDR, before_sound=("-itsoffset", "0.5"))),
-    Case("b-frames.mp4", "three B-frames in a row", _made(*H264, "-bf", "3", "-g", "50", filters=SDR)),
-    Case("open-gop.mp4", "open groups of pictures", _made(*H264, "-x264-params", "open-gop=1:keyint=8:bframes=3", filters=SDR)),
-    Case("interlaced.mp4", "interlaced, top field first", _made(*H264, "-flags", "+ilme+ildct", "-x264-params", "tff=1", filters=INTERLACED)),
+    Case("edit-list.mp4", "cut with an edit list, from 0.72 s on", lambda p: _copied(p,
+        before=("-ss", "0.72")), shift=0.72, seconds=1.28),
+    Case("offset.mkv", "both streams start at 1.5 s", lambda p: _copied(p, "-output_ts_offset",
+        "1.5")),
+    Case("late-picture.mkv", "the picture starts 0.4 s after the sound", _made(*H264,
+        filters=f"{SDR},setpts=PTS+0.4/TB", sound="sine=440:d=2.4"), shift=-0.4, seconds=2.4),
+    Case("late-sound.mp4", "the sound starts 0.5 s after the picture", _made(*H264, filters=SDR,
+        before_sound=("-itsoffset", "0.5"))),
+    Case("b-frames.mp4", "three B-frames in a row", _made(*H264, "-bf", "3", "-g", "50",
+        filters=SDR)),
+    Case("open-gop.mp4", "open groups of pictures", _made(*H264, "-x264-params",
+        "open-gop=1:keyint=8:bframes=3", filters=SDR)),
+    Case("interlaced.mp4", "interlaced, top field first", _made(*H264, "-flags", "+ilme+ildct",
+        "-x264-params", "tff=1", filters=INTERLACED)),
     Case("sar.mp4", "pixels of 4:3", _made(*H264, size=(144, 144), filters=f"{SDR},setsar=4/3")),
-    Case("odd.webm", "an odd size", _made("-c:v", "libvpx-vp9", "-crf", "15", "-b:v", "0", "-cpu-used", "8", "-pix_fmt", "yuv420p", "-c:a", "libopus", size=(191, 143), filters=SDR)),
-    Case("yuv444.mp4", "4:4:4", _made("-c:v", "libx264", "-crf", "12", "-pix_fmt", "yuv444p", filters=SDR)),
-    Case("prores422.mov", "ProRes 4:2:2, 10 bit, PCM sound", _made("-c:v", "prores_ks", "-profile:v", "2", "-pix_fmt", "yuv422p10le", "-c:a", "pcm_s16le", filters=SDR)),
-    Case("hevc10.mp4", "HEVC, 10 bit", _made("-c:v", "libx265", "-crf", "14", "-preset", "ultrafast", "-x265-params", "log-level=none", "-tag:v", "hvc1", "-pix_fmt", "yuv420p10le", filters=SDR)),
-    Case("hdr-pq.mp4", "HDR10 (PQ, BT.2020), tone-mapped", _made("-c:v", "libx265", "-crf", "14", "-preset", "ultrafast", "-x265-params", "log-level=none", "-tag:v", "hvc1", filters=_hdr("smpte2084")), tolerance=16),
-    Case("hdr-hlg.mp4", "HLG, BT.2020, tone-mapped", _made("-c:v", "libx265", "-crf", "14", "-preset", "ultrafast", "-x265-params", "log-level=none", "-tag:v", "hvc1", filters=_hdr("arib-std-b67")), tolerance=16),
+    Case("odd.webm", "an odd size", _made("-c:v", "libvpx-vp9", "-crf", "15", "-b:v", "0",
+        "-cpu-used", "8", "-pix_fmt", "yuv420p", "-c:a", "libopus", size=(191, 143), filters=SDR)),
+    Case("yuv444.mp4", "4:4:4", _made("-c:v", "libx264", "-crf", "12", "-pix_fmt", "yuv444p",
+        filters=SDR)),
+    Case("prores422.mov", "ProRes 4:2:2, 10 bit, PCM sound", _made("-c:v", "prores_ks",
+        "-profile:v", "2", "-pix_fmt", "yuv422p10le", "-c:a", "pcm_s16le", filters=SDR)),
+    Case("hevc10.mp4", "HEVC, 10 bit", _made("-c:v", "libx265", "-crf", "14", "-preset",
+        "ultrafast", "-x265-params", "log-level=none", "-tag:v", "hvc1", "-pix_fmt", "yuv420p10le",
+        filters=SDR)),
+    Case("hdr-pq.mp4", "HDR10 (PQ, BT.2020), tone-mapped", _made("-c:v", "libx265", "-crf", "14",
+        "-preset", "ultrafast", "-x265-params", "log-level=none", "-tag:v", "hvc1",
+        filters=_hdr("smpte2084")), tolerance=16),
+    Case("hdr-hlg.mp4", "HLG, BT.2020, tone-mapped", _made("-c:v", "libx265", "-crf", "14",
+        "-preset", "ultrafast", "-x265-params", "log-level=none", "-tag:v", "hvc1",
+        filters=_hdr("arib-std-b67")), tolerance=16),
     Case("full-range.mp4", "full range", _made(*H264, filters=_tagged("bt709", "full"))),
     Case("bt601.mp4", "BT.601, tagged", _made(*H264, filters=_tagged("bt601"))),
-    Case("untagged-sd.avi", "untagged, small: BT.601", _made("-c:v", "mpeg4", "-q:v", "2", "-c:a", "libmp3lame", filters="scale=out_color_matrix=bt601:out_range=limited,format=yuv420p,setparams=colorspace=unknown")),
-    Case("untagged-hd.mp4", "untagged, 720 lines: BT.709", _made(*H264, seconds=0.4, filters="scale=960:720:flags=neighbor:out_color_matrix=bt709:out_range=limited,format=yuv420p,setparams=colorspace=unknown"), seconds=0.4),
+    Case("untagged-sd.avi", "untagged, small: BT.601", _made("-c:v", "mpeg4", "-q:v", "2", "-c:a",
+        "libmp3lame",
+        filters=f"{BT601},setparams=colorspace=unknown")),
+    Case("untagged-hd.mp4", "untagged, 720 lines: BT.709", _made(*H264, seconds=0.4,
+        filters=f"{LINES_720},setparams=colorspace=unknown"),
+        seconds=0.4),
     Case("bt2020.mp4", "BT.2020 matrix without HDR", _made(*H264, filters=_tagged("bt2020"))),
     Case("rgb.mkv", "RGB", _made("-c:v", "ffv1", "-pix_fmt", "gbrp", "-c:a", "flac")),
-    Case("alpha.webm", "transparency (VP9), on black", _made("-c:v", "libvpx-vp9", "-crf", "12", "-b:v", "0", "-cpu-used", "8", "-pix_fmt", "yuva420p", "-auto-alt-ref", "0", "-c:a", "libopus", filters=SDR, alpha=True), tolerance=10),
-    Case("alpha.mov", "transparency (ProRes 4444), on black", _made("-c:v", "prores_ks", "-profile:v", "4", "-pix_fmt", "yuva444p10le", filters=SDR, alpha=True)),
-    Case("streams.mkv", "two pictures, two sounds", _made(*H264, "-map", "0:v", "-map", "1:a", "-map", "1:a", "-map", "0:v", filters=SDR)),
+    Case("alpha.webm", "transparency (VP9), on black", _made("-c:v", "libvpx-vp9", "-crf", "12",
+        "-b:v", "0", "-cpu-used", "8", "-pix_fmt", "yuva420p", "-auto-alt-ref", "0", "-c:a",
+        "libopus", filters=SDR, alpha=True), tolerance=10),
+    Case("alpha.mov", "transparency (ProRes 4444), on black", _made("-c:v", "prores_ks",
+        "-profile:v", "4", "-pix_fmt", "yuva444p10le", filters=SDR, alpha=True)),
+    Case("streams.mkv", "two pictures, two sounds", _made(*H264, "-map", "0:v", "-map", "1:a",
+        "-map", "1:a", "-map", "0:v", filters=SDR)),
     Case("cover.mp4", "a cover picture as its first stream", _cover),
     Case("silent.mp4", "no sound", _made(*H264, filters=SDR, sound=None)),
-    Case("mono-mp3.mkv", "mono MP3 at 44.1 kHz", _made(*H264, "-c:a", "libmp3lame", "-ar", "44100", filters=SDR)),
+    Case("mono-mp3.mkv", "mono MP3 at 44.1 kHz", _made(*H264, "-c:a", "libmp3lame", "-ar", "44100",
+        filters=SDR)),
     Case("surround.mp4", "5.1 sound", _made(*H264, "-ac", "6", filters=SDR)),
-    Case("opus.webm", "VP9 and Opus", _made("-c:v", "libvpx-vp9", "-crf", "15", "-b:v", "0", "-cpu-used", "8", "-pix_fmt", "yuv420p", "-c:a", "libopus", filters=SDR)),
+    Case("opus.webm", "VP9 and Opus", _made("-c:v", "libvpx-vp9", "-crf", "15", "-b:v", "0",
+        "-cpu-used", "8", "-pix_fmt", "yuv420p", "-c:a", "libopus", filters=SDR)),
     Case("pcm.mov", "PCM sound", _made(*H264, "-c:a", "pcm_s24le", filters=SDR)),
-    Case("short-sound.mp4", "sound that ends after 0.7 s", _made(*H264, filters=SDR, sound="sine=440:d=0.7")),
-    Case("long-sound.mkv", "sound that goes on for 5 s", _made(*H264, filters=SDR, sound="sine=440:d=5")),
-    Case("recorder.webm", "a browser's recording, which says no length", lambda p: _piped(p, "-f", "webm", "-live", "1")),
+    Case("short-sound.mp4", "sound that ends after 0.7 s", _made(*H264, filters=SDR,
+        sound="sine=440:d=0.7")),
+    Case("long-sound.mkv", "sound that goes on for 5 s", _made(*H264, filters=SDR,
+        sound="sine=440:d=5")),
+    Case("recorder.webm", "a browser's recording, which says no length", lambda p: _piped(p, "-f",
+        "webm", "-live", "1")),
     Case("stream.ts", "MPEG transport stream", _made(*H264, "-f", "mpegts", filters=SDR)),
-    Case("mpeg2.ts", "MPEG-2, AC-3", _made("-c:v", "mpeg2video", "-q:v", "2", "-pix_fmt", "yuv420p", "-c:a", "ac3", filters=_tagged("bt709"))),
-    Case("av1.mp4", "AV1", _made("-c:v", "libsvtav1", "-preset", "12", "-crf", "12", "-pix_fmt", "yuv420p", "-svtav1-params", "avif=0", filters=SDR)),
+    Case("mpeg2.ts", "MPEG-2, AC-3", _made("-c:v", "mpeg2video", "-q:v", "2", "-pix_fmt", "yuv420p",
+        "-c:a", "ac3", filters=_tagged("bt709"))),
+    Case("av1.mp4", "AV1", _made("-c:v", "libsvtav1", "-preset", "12", "-crf", "12", "-pix_fmt",
+        "yuv420p", "-svtav1-params", "avif=0", filters=SDR)),
     Case("flash.flv", "FLV", _made(*H264, "-ar", "44100", filters=SDR)),
-    Case("windows.wmv", "WMV", _made("-c:v", "wmv2", "-q:v", "2", "-c:a", "wmav2", filters="scale=out_color_matrix=bt601:out_range=limited,format=yuv420p")),
+    Case("windows.wmv", "WMV", _made("-c:v", "wmv2", "-q:v", "2", "-c:a", "wmav2",
+        filters=BT601)),
     Case("ntsc.mp4", "30000/1001 frames a second", _made(*H264, fps="30000/1001", filters=SDR)),
     Case("fast.mp4", "120 frames a second", _made(*H264, fps="120", filters=SDR)),
-    Case("one-frame.mp4", "a single frame", _made(*H264, seconds=0.04, sound=None, filters=SDR), seconds=0.04),
-    Case("corrupt.mp4", "a damaged packet, concealed until the next key frame", lambda p: _damaged(p, range(15, 16)), slack=0.5),
-    Case("corrupt-all.mp4", "every packet damaged", lambda p: _damaged(p, range(50)), "invalid_media"),
+    Case("one-frame.mp4", "a single frame", _made(*H264, seconds=0.04, sound=None, filters=SDR),
+        seconds=0.04),
+    Case("corrupt.mp4", "a damaged packet, concealed until the next key frame",
+        lambda p: _damaged(p, range(15, 16)), slack=0.5),
+    Case("corrupt-all.mp4", "every packet damaged", lambda p: _damaged(p, range(50)),
+        "invalid_media"),
     Case("truncated.mp4", "the second half is missing", _cut_short, "invalid_media"),
     Case("no-moov.mp4", "moov is missing", _without_moov, "invalid_media"),
     Case("empty.mp4", "zero bytes", _written(b""), "invalid_media"),
     Case("text.mp4", "text", _written(b"dear diary " * 99), "invalid_media"),
-    Case("noise.mp4", "noise", _written(bytes(np.random.default_rng(1).integers(0, 256, 9999, np.uint8))), "invalid_media"),
-    Case("picture.mp4", "a PNG", lambda p: ffmpeg("-f", "lavfi", "-i", "color=red:s=64x64", "-frames:v", "1", "-f", "image2", "-c:v", "png", str(p)), "invalid_media"),
-    Case("sound.mp4", "sound alone", lambda p: ffmpeg("-f", "lavfi", "-i", "sine=d=1", str(p)), "invalid_media"),
-    Case("playlist.mp4", "a playlist (M3U8)", _written(b"#EXTM3U\n#EXTINF:1,\n/etc/passwd\n"), "unsupported_media"),
-    Case("script.mp4", "a concat script", _written(b"ffconcat version 1.0\nfile /etc/passwd\n"), "unsupported_media"),
-    Case("manifest.mp4", "a DASH manifest", _written(b"<?xml version='1.0'?><MPD><Period/></MPD>"), "unsupported_media"),
+    Case("noise.mp4", "noise", _written(bytes(np.random.default_rng(1).integers(0, 256, 9999,
+        np.uint8))), "invalid_media"),
+    Case("picture.mp4", "a PNG", lambda p: ffmpeg("-f", "lavfi", "-i", "color=red:s=64x64",
+        "-frames:v", "1", "-f", "image2", "-c:v", "png", str(p)), "invalid_media"),
+    Case("sound.mp4", "sound alone", lambda p: ffmpeg("-f", "lavfi", "-i", "sine=d=1", str(p)),
+        "invalid_media"),
+    Case("playlist.mp4", "a playlist (M3U8)", _written(b"#EXTM3U\n#EXTINF:1,\n/etc/passwd\n"),
+        "unsupported_media"),
+    Case("script.mp4", "a concat script", _written(b"ffconcat version 1.0\nfile /etc/passwd\n"),
+        "unsupported_media"),
+    Case("manifest.mp4", "a DASH manifest", _written(b"<?xml version='1.0'?><MPD><Period/></MPD>"),
+        "unsupported_media"),
     Case("page.mp4", "a web page", _written(b"<!doctype html><title>404</title>"), "invalid_media"),
     Case("huge.mov", "9000x5000 pixels", _huge, "media_too_large"),
-    Case("endless.mkv", "8 hours long", _made(*H264, fps="1/3600", seconds=8 * 3600, sound=None, filters=SDR), "media_too_long"),
+    Case("endless.mkv", "8 hours long", _made(*H264, fps="1/3600", seconds=8 * 3600, sound=None,
+        filters=SDR), "media_too_long"),
     Case("crowded.mkv", "41 streams", _many_streams, "too_many_streams"),
 )  # fmt: skip
 

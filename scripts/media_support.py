@@ -1,7 +1,7 @@
-"""Runs every file of make_media.py through every job type, looks at what comes out, and writes docs/media-support.md.
+"""Runs every file of make_media.py through every job type and writes docs/media-support.md.
 
-The picture is judged by its numbers: the colours of the four corners, and the moment that the bar shows, on the first,
-the middle and the last frame.
+It measures what comes out. The picture is judged by its numbers: the colours of the four corners,
+and the moment that the bar shows, on the first, the middle and the last frame.
 """
 
 import sys
@@ -29,6 +29,19 @@ DOC = Path(__file__).parents[1] / "docs" / "media-support.md"
 QUALITY = Quality("veryfast", 10)
 #: BT.709 in limited range to R'G'B' of 0 to 255.
 TO_RGB = np.array([[1.16438, 0.0, 1.79274], [1.16438, -0.21325, -0.53291], [1.16438, 2.11240, 0.0]])
+
+#: The first paragraph of the document, line by line.
+INTRODUCTION = (
+    (
+        "Each of these files is made by `scripts/make-media` and run through every job type by "
+        "`scripts/media-support`,"
+    ),
+    (
+        "which wrote this table; the tests run it again. *Exported* means that colours, moments "
+        "and length were measured"
+    ),
+    "on the result and are right. `upscale` runs with `export_mode: FAST` here.",
+)
 
 
 class Wrong(AssertionError):
@@ -95,7 +108,9 @@ def _judge(case: Case, composition: Composition, output: Path) -> None:
         raise Wrong(f"{len(frames)} frames instead of {wanted}")
     clips = composition.timeline.clips
     length = composition.timeline.output_seconds
-    told = sum(clip.output_seconds for clip in clips) - composition.timeline.transition.duration * (
+    outcome = sum(
+        clip.output_seconds for clip in clips
+    ) - composition.timeline.transition.duration * (
         length + 1e-6 < sum(clip.output_seconds for clip in clips)
     )
     expected = (
@@ -103,8 +118,8 @@ def _judge(case: Case, composition: Composition, output: Path) -> None:
         if len(clips) == 1 or composition.clips[0].time.end < case.seconds - 1e-3
         else None
     )
-    if expected is not None and abs(told - expected) > case.slack + 0.04:
-        raise Wrong(f"{told:.3f} s instead of {expected:.3f} s")
+    if expected is not None and abs(outcome - expected) > case.slack + 0.04:
+        raise Wrong(f"{outcome:.3f} s instead of {expected:.3f} s")
     for index in sorted({0, wanted // 2, wanted - 1}):
         shown = composition.timeline.shown(float(index / composition.fps))
         _judge_colours(case, frames[index])
@@ -149,7 +164,7 @@ def _judge_moment(case: Case, planes: np.ndarray, moment: float) -> None:
 
 
 def run_all(media: Path, cases: Sequence[Case] = CASES) -> dict[tuple[str, JobType], str]:
-    """Runs all cases, two at a time; what is wrong is told in place of the outcome."""
+    """Runs all cases, two at a time; what is wrong stands in place of the outcome."""
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(2) as pool:
 
         def one(case: Case, job_type: JobType) -> str:
@@ -160,8 +175,8 @@ def run_all(media: Path, cases: Sequence[Case] = CASES) -> dict[tuple[str, JobTy
 
         asked = [(case, job_type) for case in cases for job_type in JobType]
         return {
-            (case.name, job_type): told
-            for (case, job_type), told in zip(
+            (case.name, job_type): outcome
+            for (case, job_type), outcome in zip(
                 asked, pool.map(lambda pair: one(*pair), asked), strict=True
             )
         }
@@ -172,16 +187,14 @@ def document(outcomes: Mapping[tuple[str, JobType], str]) -> str:
     lines = [
         "# What may be uploaded",
         "",
-        "Each of these files is made by `scripts/make-media` and run through every job type by `scripts/media-support`,",
-        "which wrote this table; the tests run it again. *Exported* means that colours, moments and length were measured",
-        "on the result and are right. `upscale` runs with `export_mode: FAST` here.",
+        *INTRODUCTION,
         "",
         "| file | what it is | " + " | ".join(JobType) + " |",
         "|---|---|" + "---|" * len(JobType),
     ]
     for case in CASES:
-        told = [outcomes[case.name, job_type] for job_type in JobType]
-        cells = [word if word == "exported" else f"`{word}`" for word in told]
+        outcome = [outcomes[case.name, job_type] for job_type in JobType]
+        cells = [word if word == "exported" else f"`{word}`" for word in outcome]
         lines.append(f"| {case.name} | {case.about} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
@@ -194,9 +207,9 @@ def main() -> None:
             case.make(Path(folder) / case.name)
         outcomes = run_all(Path(folder))
     DOC.write_text(document(outcomes))
-    wrong = {key: told for key, told in outcomes.items() if told.startswith("wrong")}
-    for (name, job_type), told in wrong.items():
-        print(f"{name} as {job_type}: {told}")
+    wrong = {key: outcome for key, outcome in outcomes.items() if outcome.startswith("wrong")}
+    for (name, job_type), outcome in wrong.items():
+        print(f"{name} as {job_type}: {outcome}")
     sys.exit(1 if wrong else 0)
 
 

@@ -1,7 +1,8 @@
-"""The README's picture of the command line: real commands on a real stack, in a terminal of our own. Run by scripts/record-terminal.
+"""Makes docs/pictures/terminal.svg: the command line at work, on the whole system on this machine.
 
-What a command writes goes through a terminal emulator, so that a bar that was drawn fifty times is there once, as people see
-it. The folder that the commands run in holds nothing but their files, so that no path of this machine is in the picture.
+What a command writes goes through a terminal emulator, so that a bar that was written fifty times
+is there once, as people see it. The folder that the commands run in holds nothing but their files,
+so that no path of this machine is in the picture.
 """
 
 import asyncio
@@ -47,25 +48,40 @@ CAPTIONS = {
         for name in ("Counter-attack", "Save", "Corner", "Goal")
     ]
 }
-#: pyte's words for a terminal's own colours, as Rich says them; any other colour is six hexadecimal digits.
+#: pyte's words for a terminal's own colours, as Rich says them; any other colour is six hexadecimal
+#: digits.
 OWN = {
     name: name for name in ("default", "black", "red", "green", "blue", "magenta", "cyan", "white")
 } | {"brown": "yellow"}
 THEME = TerminalTheme(
     (22, 27, 34),
     (201, 209, 217),
-    [(72, 79, 88), (255, 123, 114), (63, 185, 80), (210, 153, 34), (88, 166, 255), (188, 140, 255), (57, 197, 207), (177, 186, 196)],
-)  # fmt: skip
+    [
+        (72, 79, 88),
+        (255, 123, 114),
+        (63, 185, 80),
+        (210, 153, 34),
+        (88, 166, 255),
+        (188, 140, 255),
+        (57, 197, 207),
+        (177, 186, 196),
+    ],
+)
 #: Rich's own, but for its web font: a picture in a README may load nothing.
 FORMAT = """\
 <svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}">
 <style>
-.{unique_id}-matrix {{ font: {char_height}px ui-monospace, "SF Mono", Menlo, Consolas, "DejaVu Sans Mono", monospace; line-height: {line_height}px; }}
+.{unique_id}-matrix {{
+  font: {char_height}px ui-monospace, "SF Mono", Menlo, Consolas, "DejaVu Sans Mono", monospace;
+  line-height: {line_height}px;
+}}
 .{unique_id}-title {{ font: bold 18px system-ui, sans-serif; }}
 {styles}
 </style>
 <defs>
-<clipPath id="{unique_id}-clip-terminal"><rect x="0" y="0" width="{terminal_width}" height="{terminal_height}"/></clipPath>
+<clipPath id="{unique_id}-clip-terminal">
+<rect x="0" y="0" width="{terminal_width}" height="{terminal_height}"/>
+</clipPath>
 {lines}
 </defs>
 {chrome}
@@ -107,7 +123,8 @@ class Terminal:
             stderr=theirs,
         ) as process:
             os.close(theirs)
-            with contextlib.suppress(OSError):  # Linux's way of saying that nobody writes any more
+            # Linux raises OSError when nobody writes any more.
+            with contextlib.suppress(OSError):
                 while written := os.read(ours, 65_536):
                     self._stream.feed(written)
         os.close(ours)
@@ -170,8 +187,10 @@ def main() -> None:
     for line in lines:
         console.print(line, soft_wrap=True)
     PICTURE.parent.mkdir(exist_ok=True)
-    drawn = console.export_svg(title="reelbroker", theme=THEME, code_format=FORMAT)
-    PICTURE.write_text("".join(f"{line.rstrip()}\n" for line in drawn.splitlines() if line.strip()))
+    picture = console.export_svg(title="reelbroker", theme=THEME, code_format=FORMAT)
+    PICTURE.write_text(
+        "".join(f"{line.rstrip()}\n" for line in picture.splitlines() if line.strip())
+    )
     print(f"{PICTURE}: {len(lines)} lines, {PICTURE.stat().st_size:,} bytes")
 
 

@@ -1,8 +1,9 @@
-"""A broker that is restarted under load: what fails, and what its watchers miss. Run by scripts/rolling-restart.
+"""Restarts a broker under load again and again, and counts failed requests and lost events.
 
-The listening socket is held here and handed to each broker in turn, as systemd does it: between the end of one and the start of the
-next, connections wait in the socket. Clients submit and poll without trying anything again, each request on a connection of its own, as a
-proxy without keep-alive sends them; watchers come back where they were cut off, as an EventSource does.
+The listening socket is held here and handed to each broker in turn, as systemd does it: between the
+end of one and the start of the next, connections wait in the socket. Clients submit and poll
+without trying anything again, each request on a connection of its own, as a proxy without
+keep-alive sends them; watchers come back where they were cut off, as an EventSource does.
 """
 
 import argparse
@@ -37,7 +38,8 @@ class Broker:
     async def start(self) -> None:
         # The socket must be descriptor 3, and the process find its own id in the environment.
         handed = self._listening.fileno()
-        command = f'exec 3<&{handed} && LISTEN_FDS=1 LISTEN_PID=$$ exec "{sys.executable}" -m broker.cli.main serve'
+        serve = f'"{sys.executable}" -m broker.cli.main serve'
+        command = f"exec 3<&{handed} && LISTEN_FDS=1 LISTEN_PID=$$ exec {serve}"
         with self._log.open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
                 "bash",
@@ -48,7 +50,8 @@ class Broker:
                 stdout=log,
                 stderr=log,
             )
-        async with httpx.AsyncClient(timeout=60) as http:  # waits in the socket, too
+        # It waits in the socket, too.
+        async with httpx.AsyncClient(timeout=60) as http:
             (await http.get(f"{self.url}/readyz")).raise_for_status()
 
     async def stop(self) -> None:
@@ -64,7 +67,8 @@ class Load:
         self._headers = {"Authorization": f"Bearer {KEY}", "Connection": "close"}
         self.requests, self.failed, self.longest, self.cut = 0, list[str](), 0.0, 0
         self.jobs: list[str] = []
-        self.heard: dict[str, list[int]] = {}  #: by each watcher, the numbers of a job's events
+        #: By each watcher, the numbers of a job's events.
+        self.heard: dict[str, list[int]] = {}
 
     async def run(self, http: httpx.AsyncClient, meanwhile: Any) -> None:
         """Submits, polls and watches until `meanwhile` is done."""
@@ -123,7 +127,7 @@ class Load:
             self.cut += 1
 
     async def amiss(self, http: httpx.AsyncClient) -> int:
-        """Returns how many events were not heard, not once, or not in order, by the watchers together."""
+        """Returns how many events any watcher missed, heard twice or heard out of order."""
         count = 0
         for job_id, numbers in self.heard.items():
             reply = await http.get(f"{self._url}/api/jobs/{job_id}", headers=self._headers)
@@ -152,7 +156,8 @@ async def measure(folder: Path, restarts: int) -> dict[str, float]:
                 await broker.start()
                 took.append(time.monotonic() - began)
             bench.moving(False)
-            await asyncio.sleep(2 * BETWEEN_SECONDS)  # until all is told
+            # Until every event has arrived.
+            await asyncio.sleep(2 * BETWEEN_SECONDS)
 
         await load.run(http, restarting())
         amiss = await load.amiss(http)
@@ -179,9 +184,9 @@ def main() -> None:
     parser.add_argument("--restarts", type=int, default=10)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        told = asyncio.run(measure(Path(folder), options.restarts))
-    print(json.dumps(told))
-    sys.exit(bool(told["failed"] or told["events_amiss"]))
+        counts = asyncio.run(measure(Path(folder), options.restarts))
+    print(json.dumps(counts))
+    sys.exit(bool(counts["failed"] or counts["events_amiss"]))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
-"""The pictures of the page in docs/, taken by a real browser of a real stack. Run by scripts/screenshots.
+"""Makes docs/pictures/*.jpg: each screen of the page, taken of the whole system on this machine.
 
-The jobs that are seen are real ones, made from the sample clip; the day of other jobs on the Operations screen is made up, since
-a stack that has just started has no yesterday.
+Chromium takes them: scripts/test installs it. The jobs that are seen are real ones, made from the
+sample clip; the day of other jobs on the Operations screen is made up, since a stack that has just
+started has no yesterday.
 """
 
 import asyncio
@@ -33,14 +34,14 @@ CROP = [(0.0, 300.0), (2.0, 360.0), (4.0, 180.0), (5.2, 200.0)]
 
 def make_up_a_day(database: Path) -> None:
     """Writes 24 hours of ended jobs of somebody else's into a new database."""
-    drawn, now = random.Random(7), now_ms()  # noqa: S311  # a picture
+    chance, now = random.Random(7), now_ms()  # noqa: S311  # a picture
     rows = []
     for hour in range(24):
         for number in range(int(6 + 14 * abs(12 - (hour + 3) % 24) / 12)):
-            ended = now - hour * HOUR_MS - drawn.randrange(HOUR_MS // 2)
-            status = drawn.choices(("complete", "error", "cancelled"), (90, 6, 4))[0]
-            seconds = round(drawn.lognormvariate(3.2, 0.6), 1)
-            code = drawn.choice(("invalid_media", "invalid_media", "worker_lost", "out_of_memory"))
+            ended = now - hour * HOUR_MS - chance.randrange(HOUR_MS // 2)
+            status = chance.choices(("complete", "error", "cancelled"), (90, 6, 4))[0]
+            seconds = round(chance.lognormvariate(3.2, 0.6), 1)
+            code = chance.choice(("invalid_media", "invalid_media", "worker_lost", "out_of_memory"))
             rows.append(
                 {
                     "id": f"made-up-{hour}-{number}",
@@ -106,7 +107,8 @@ def edit(page: Page, clip: Path) -> None:
 
 
 def seek(page: Page, where: str, moment: float) -> None:
-    loaded = "(where) => [...document.querySelectorAll(`${where} video`)].every((video) => video.readyState >= 2)"
+    loaded = """(where) => [...document.querySelectorAll(`${where} video`)]
+        .every((video) => video.readyState >= 2)"""
     page.wait_for_function(loaded, arg=where)
     page.evaluate(
         """([where, moment]) => {

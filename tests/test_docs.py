@@ -16,7 +16,7 @@ import pytest
 import typer
 from standardwebhooks import Webhook
 
-from broker.api.routes import OPERATIONS
+from broker.api.routes import ROUTES
 from broker.cli.main import cli
 from broker.embedded.ports import free_ports
 from broker.settings import Settings as BrokerSettings
@@ -34,7 +34,8 @@ ELSEWHERE = {
     "docker": "scripts/try-deploy",
     "scripts/check": ".ci/run",
     "scripts/demo": "tests/test_demo.py",
-    "scripts/setup": "scripts/test",
+    "scripts/fix": "tests/test_scripts.py",
+    "scripts/setup": "scripts/test-tools",
     "scripts/smoke": "scripts/try-deploy",
     "scripts/test": ".ci/run",
     "scripts/up": "tests/test_demo.py",
@@ -319,7 +320,7 @@ def test_the_guide_has_every_error_code_and_route_and_no_other():
     told = set(
         re.findall(r"`(?:\w+(?: |, )?)*(/[^`?]+)`", " ".join(first_cells("docs/api.md", "route")))
     )
-    there = {re.sub(r"\{\w+\}", "{}", operation.path) for operation in OPERATIONS}
+    there = {re.sub(r"\{\w+\}", "{}", operation.path) for operation in ROUTES}
     documents = {"/openapi.json", "/docs"}
     for path in told:
         shown = re.sub(r"\{\w+\}", "{}", path)

@@ -1,11 +1,11 @@
-"""What an operator sees of all users' jobs, and the switch that lets no new job in."""
+"""The operator's view of all users' jobs, and the drain switch."""
 
 from pydantic import BaseModel, ConfigDict, StrictBool
 from starlette.requests import Request
 from starlette.responses import Response
 
 from broker.api import requests
-from broker.ops.overview import FleetService
+from broker.ops.overview import Overview
 
 
 class DrainRequest(BaseModel):
@@ -21,13 +21,13 @@ class Draining(BaseModel):
 
 
 async def fleet(request: Request) -> Response:
-    """See how all is going: the queue, the workers, what was done and what it cost, what needs a look."""
-    looks: FleetService = request.state.fleet
-    return requests.json(await looks.look(requests.service(request).draining))
+    """Get the queue, the workers, the jobs of the last 24 hours with their cost, and stuck jobs."""
+    overview: Overview = request.state.overview
+    return requests.json(await overview.fleet(requests.service(request).draining))
 
 
 async def drain(request: Request) -> Response:
-    """Take no new jobs and send none (`{"on": true}`), or do so again. Those that run go on."""
-    asked = await requests.body(request, DrainRequest)
-    await requests.service(request).drain(asked.on)
-    return requests.json(Draining(draining=asked.on))
+    """Stop accepting and submitting jobs (`{"on": true}`), or resume. Jobs that run go on."""
+    fields = await requests.body(request, DrainRequest)
+    await requests.service(request).drain(fields.on)
+    return requests.json(Draining(draining=fields.on))

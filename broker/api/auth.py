@@ -1,4 +1,4 @@
-"""Who is asking: an API key, a token of an identity provider, or a ticket where no header can be sent."""
+"""Authentication by an API key, an identity provider's token, or a ticket; request limits."""
 
 import hmac
 
@@ -28,7 +28,7 @@ _LOCAL = ("localhost", "127.0.0.1", "[::1]", "::1")
 
 
 class Caller(SimpleUser):
-    """The user who asks, and what was shown for it."""
+    """The authenticated user."""
 
     def __init__(self, principal: Principal) -> None:
         super().__init__(principal.user_id)
@@ -38,11 +38,11 @@ class Caller(SimpleUser):
 class Authentication(AuthenticationBackend):
     """Accepts `Authorization: Bearer KEY-OR-TOKEN`, and `?ticket=` on live routes.
 
-    Where the settings say nothing of who may ask, the broker listens to this machine alone, and everybody on it is the one user;
-    web pages of elsewhere are not, even if a browser on this machine brings them here.
+    Without keys in the settings, the broker listens to this machine alone, and every local caller
+    is the one user. Web pages of other origins are refused, also in a browser on this machine.
 
     Args:
-        also: one more key that counts as an admin's, on the routes that this stands in front of.
+        also: another key that counts as an admin's on these routes.
     """
 
     def __init__(self, settings: Settings, also: SecretStr | None = None) -> None:
@@ -50,7 +50,7 @@ class Authentication(AuthenticationBackend):
         self._user_id = settings.user_id
         self._open = not settings.has_auth
         self._tokens = TokenVerifier(settings)
-        # Threads of their own: an identity provider that does not answer must hold up nobody else.
+        # Threads of their own: an identity provider that hangs must not delay other requests.
         self._fetching = CapacityLimiter(4)
 
     async def authenticate(self, conn: HTTPConnection) -> tuple[AuthCredentials, Caller]:
@@ -68,9 +68,8 @@ class Authentication(AuthenticationBackend):
         elif ticket := _ticket(conn):
             principal = await run_in_threadpool(credentials.redeem_ticket, ticket)
         else:
-            principal = (
-                Principal(self._user_id, admin=True) if self._open and _is_local(conn) else None
-            )
+            is_open = self._open and _is_local(conn)
+            principal = Principal(self._user_id, admin=True) if is_open else None
         if principal is None:
             raise AuthenticationError("Send your key as `Authorization: Bearer KEY`.")
         return principal
@@ -93,12 +92,12 @@ class Authentication(AuthenticationBackend):
 
 
 def unauthenticated(conn: HTTPConnection, error: Exception) -> Response:
-    """Answers a request that does not say who is asking."""
+    """Answers a request without valid credentials."""
     return problem(conn, 401, "unauthorized", str(error), headers={"WWW-Authenticate": "Bearer"})
 
 
 class Limited:
-    """Counts the requests of each user, and says in each answer how many are left."""
+    """Limits the requests of each user; each answer has the number that is left."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -132,7 +131,7 @@ def _ticket(conn: HTTPConnection) -> str:
 
 
 def _is_local(conn: HTTPConnection) -> bool:
-    """Whether a request was meant for this machine by somebody on it: neither a page nor a name of elsewhere brought it here."""
+    """Whether a request names this machine, and no web page of another origin sent it."""
     origin = conn.headers.get("origin")
     names = [URL(f"http://{conn.headers.get('host', '')}").hostname]
     if origin is not None:

@@ -1,4 +1,4 @@
-"""`/openapi.json`, and `/docs`: Swagger UI from a package that brings its files along, so that it works offline."""
+"""`/openapi.json`, and `/docs`: Swagger UI from a package's files, so that it works offline."""
 
 import json
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from starlette.staticfiles import StaticFiles
 
 from broker.api.headers import CLOSED
 from broker.api.openapi import document
-from broker.api.route import Operation
+from broker.api.route import RouteSpec
 from broker.settings import Settings
 
 _PAGE = """<!doctype html>
@@ -35,14 +35,17 @@ _SCRIPT = """SwaggerUIBundle({
   defaultModelsExpandDepth: 0, displayRequestDuration: true, validatorUrl: null,
 });
 """
-#: Only from here: nothing that a document says can make the page load or send anything elsewhere. Swagger UI sets styles itself.
-_POLICY = f"{CLOSED}; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; connect-src 'self'"
+#: The page can load and send nothing elsewhere, whatever a document contains. Swagger UI sets
+#: styles inline.
+_POLICY = (
+    f"{CLOSED}; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
+    "connect-src 'self'"
+)
 
 
-def routes(operations: Sequence[Operation], settings: Settings) -> list[BaseRoute]:
+def routes(specs: Sequence[RouteSpec], settings: Settings) -> list[BaseRoute]:
     """Returns the routes of the reference."""
-    told = document(operations, settings.root_path)
-    described = json.dumps(told, separators=(",", ":")).encode()
+    described = json.dumps(document(specs, settings.root_path), separators=(",", ":")).encode()
 
     async def openapi(_: Request) -> Response:
         return Response(described, media_type="application/json")

@@ -1,8 +1,8 @@
-"""What every answer tells browsers: load nothing for it, show it in no frame, guess no type."""
+"""Headers of every answer: load nothing for it, show it in no frame, sniff no type."""
 
-#: A content security policy that allows nothing; a page names what it needs behind it.
+#: A content security policy that allows nothing. A page appends what it needs.
 CLOSED = "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-#: The headers of every answer that has none of its own by the same name.
+#: The headers of every answer that does not set them itself.
 EVERYWHERE = {
     "Content-Security-Policy": CLOSED,
     "Referrer-Policy": "no-referrer",

@@ -1,4 +1,4 @@
-"""The OpenAPI 3.1 document, made from the table of operations and the models: nothing is said twice."""
+"""The OpenAPI 3.1 document, built from the table of routes and the models."""
 
 import http
 import inspect
@@ -12,92 +12,61 @@ from pydantic import BaseModel, ConfigDict, Field
 from pydantic.json_schema import models_json_schema
 
 from broker.api.requests import MAX_KEY
-from broker.api.route import Access, Answer, Operation
+from broker.api.route import Access, Answer, RouteSpec
 from schemas.jobs import JobRequest, JobType, QuoteRequest
 
 _REF = "#/components/schemas/{model}"
-#: What any operation with a body, and any that asks who is there, may answer.
+#: The problems of every route with a body, of every authenticated route, and of admins' routes.
 _OF_A_BODY, _OF_A_USER, _OF_AN_ADMIN = (408, 413, 422), (401, 429), (403,)
-_ABOUT = """Send a job, watch it, fetch the file. Uploads and downloads go straight to the bucket by presigned URLs.
+_ABOUT = """Submit a job, watch it, download the file. Upload to and download from the bucket by
+presigned URLs.
 
-Errors are `application/problem+json` (RFC 9457) with a `code`, and `retryable`. A WebSocket at `/api/jobs/{job_id}/ws` says the same as
-the event stream, as JSON. `RateLimit` headers say how many requests are left."""
+Errors are `application/problem+json` (RFC 9457) with a `code` and `retryable`. A WebSocket at
+`/api/jobs/{job_id}/ws` sends the frames of the event stream as JSON. `RateLimit` headers hold the
+number of requests that are left."""
 _HEADERS = {
-    "Idempotency-Key": "Draw one per job; sent again with the same job, it is the same job. 1 to 255 characters.",
-    "Prefer": "`wait=N`: answer after up to N seconds (25 at most), as soon as there is something new.",
-    "If-None-Match": "The `ETag` that you have; 304 if it is still right.",
-    "Last-Event-ID": "The last `id` that you have seen; the stream goes on behind it.",
+    "Idempotency-Key": "A key of your own for each job, of 1 to 255 characters. A second request "
+    "with the same key and job returns the same job.",
+    "Prefer": "`wait=N`: wait up to N seconds (25 at most) for a change.",
+    "If-None-Match": "The `ETag` that you have. The answer is 304 if it is current.",
+    "Last-Event-ID": "The last `id` that you have. The stream continues after it.",
 }
-#: One job of each type, to begin with.
-EXAMPLES: dict[str, dict[str, Any]] = {
-    "framing": {
-        "type": "framing",
-        "input_key": "uploads/3f0c/clip.mp4",
-        "params": {
-            "crop_keyframes": [
-                {"time": 0, "x": 0, "y": 0, "width": 405, "height": 720},
-                {"time": 5, "x": 875, "y": 0, "width": 405, "height": 720},
-            ]
-        },
-    },
+_CROP = [
+    {"time": 0, "x": 0, "y": 0, "width": 405, "height": 720},
+    {"time": 5, "x": 875, "y": 0, "width": 405, "height": 720},
+]
+_HIGHLIGHT = [
+    {"time": 1.0, "x": 640, "y": 360, "radius_x": 60, "radius_y": 110},
+    {"time": 3.5, "x": 820, "y": 380, "radius_x": 60, "radius_y": 110},
+]
+_SHOWN = {"start_time": 1.0, "end_time": 3.5}
+_CLIPS = [
+    {"input_key": "uploads/3f0c/first.mp4", "end_time": 4.0},
+    {"input_key": "uploads/9a1b/second.mp4", "start_time": 2.0, "end_time": 7.5},
+]
+_PARAMS: dict[str, dict[str, Any]] = {
+    "framing": {"crop_keyframes": _CROP},
     "overlay": {
-        "type": "overlay",
-        "input_key": "uploads/3f0c/clip.mp4",
-        "params": {
-            "effect_type": "dark_overlay",
-            "highlight_regions": [
-                {
-                    "start_time": 1.0,
-                    "end_time": 3.5,
-                    "keyframes": [
-                        {"time": 1.0, "x": 640, "y": 360, "radius_x": 60, "radius_y": 110},
-                        {"time": 3.5, "x": 820, "y": 380, "radius_x": 60, "radius_y": 110},
-                    ],
-                }
-            ],
-            "text_layers": [
-                {"text": "Number 7", "x": 40, "y": 40, "start_time": 1.0, "end_time": 3.5}
-            ],
-        },
+        "effect_type": "dark_overlay",
+        "highlight_regions": [{**_SHOWN, "keyframes": _HIGHLIGHT}],
+        "text_layers": [{**_SHOWN, "text": "Number 7", "x": 40, "y": 40}],
     },
     "annotate": {
-        "type": "annotate",
-        "input_key": "uploads/3f0c/match.mp4",
-        "params": {
-            "clips": [
-                {
-                    "start_time": 62.4,
-                    "end_time": 70.0,
-                    "name": "Counter-attack",
-                    "rating": 5,
-                    "tags": ["assist"],
-                },
-                {"start_time": 918.0, "end_time": 926.5, "name": "Save"},
-            ]
-        },
+        "clips": [
+            {"start_time": 62.4, "end_time": 70.0, "name": "Counter-attack", "rating": 5},
+            {"start_time": 918.0, "end_time": 926.5, "name": "Save", "tags": ["keeper"]},
+        ]
     },
-    "multi_clip": {
-        "type": "multi_clip",
-        "params": {
-            "clips": [
-                {"input_key": "uploads/3f0c/first.mp4", "end_time": 4.0},
-                {"input_key": "uploads/9a1b/second.mp4", "start_time": 2.0, "end_time": 7.5},
-            ],
-            "transition": {"type": "dissolve", "duration": 0.5},
-        },
-    },
-    "upscale": {
-        "type": "upscale",
-        "input_key": "uploads/3f0c/clip.mp4",
-        "params": {
-            "model": "realesr-animevideov3",
-            "end_time": 5.0,
-            "output_width": 1080,
-            "output_height": 1920,
-        },
-    },
+    "multi_clip": {"clips": _CLIPS, "transition": {"type": "dissolve", "duration": 0.5}},
+    "upscale": {"model": "realesr-animevideov3", "end_time": 5.0},
 }
-#: Where in an answer the ids are that paths ask for.
+#: One job of each type.
+EXAMPLES: dict[str, dict[str, Any]] = {
+    kind: {"type": kind, "params": params}
+    | ({} if kind == "multi_clip" else {"input_key": "uploads/3f0c/clip.mp4"})
+    for kind, params in _PARAMS.items()
+}
+#: Where an answer holds the ids that paths need.
 _IDS = {
     "job_id": "$response.body#/job_id",
     "upload_id": "$response.body#/upload_id",
@@ -117,7 +86,7 @@ class FieldProblem(BaseModel):
 
 
 class Problem(BaseModel):
-    """What went wrong, as RFC 9457 says it."""
+    """An error (RFC 9457)."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -131,36 +100,34 @@ class Problem(BaseModel):
     errors: list[FieldProblem] = []
 
 
-def document(operations: Sequence[Operation], root_path: str = "") -> dict[str, Any]:
-    """Returns the whole document, for a broker that is served below `root_path`."""
+def document(specs: Sequence[RouteSpec], root_path: str = "") -> dict[str, Any]:
+    """Returns the document of a broker that is served below `root_path`."""
     taken: dict[tuple[type[BaseModel], Any], None] = {(Problem, "serialization"): None}
-    for operation in operations:
-        if operation.body is not None:
-            taken[(operation.body, "validation")] = None
+    for spec in specs:
+        if spec.body is not None:
+            taken[(spec.body, "validation")] = None
         taken |= dict.fromkeys(
             (answer, "serialization")
-            for answer in operation.answers.values()
+            for answer in spec.answers.values()
             if isinstance(answer, type)
         )
     taken |= dict.fromkeys((kind.params_model, "validation") for kind in JobType)
     names, definitions = models_json_schema(list(taken), ref_template=_REF)
     schemas = definitions["$defs"]
     for schema in schemas.values():
-        _tell_defaults(schema)
+        _describe_defaults(schema)
     for model in (JobRequest, QuoteRequest):
         _one_of_each_type(schemas, model.__name__)
     paths: dict[str, dict[str, Any]] = {}
-    for operation in operations:
-        paths.setdefault(operation.path, {})[operation.method.lower()] = _operation(
-            operation, names
-        )
-    _link(operations, paths)
+    for spec in specs:
+        paths.setdefault(spec.path, {})[spec.method.lower()] = _operation(spec, names)
+    _link(specs, paths)
     return {
         "openapi": "3.1.0",
         "info": {"title": "Reelbroker", "version": version("reelbroker"), "description": _ABOUT},
         "servers": [{"url": root_path or "/"}],
         "security": [{"bearer": []}],
-        "tags": [{"name": tag} for tag in dict.fromkeys(operation.tag for operation in operations)],
+        "tags": [{"name": tag} for tag in dict.fromkeys(spec.tag for spec in specs)],
         "paths": paths,
         "components": {
             "schemas": schemas,
@@ -175,97 +142,93 @@ def document(operations: Sequence[Operation], root_path: str = "") -> dict[str, 
     }
 
 
-def _operation(operation: Operation, names: Any) -> dict[str, Any]:
-    summary, _, rest = inspect.cleandoc(operation.endpoint.__doc__ or "").partition("\n\n")
+def _operation(spec: RouteSpec, names: Any) -> dict[str, Any]:
+    summary, _, rest = inspect.cleandoc(spec.endpoint.__doc__ or "").partition("\n\n")
     described: dict[str, Any] = {
-        "operationId": _id(operation),
+        "operationId": _id(spec),
         "summary": " ".join(summary.replace("`", "").split()),
-        "tags": [operation.tag],
-        "parameters": [*_parameters(operation)],
-        "responses": {str(status): body for status, body in _responses(operation, names)},
+        "tags": [spec.tag],
+        "parameters": [*_parameters(spec)],
+        "responses": {str(status): body for status, body in _responses(spec, names)},
     }
     if rest:
         described["description"] = " ".join(rest.split())
-    if operation.access is Access.PUBLIC:
+    if spec.access is Access.PUBLIC:
         described["security"] = []
-    if operation.body is not None:
-        content = {"schema": names[(operation.body, "validation")]}
-        if issubclass(operation.body, JobRequest):
+    if spec.body is not None:
+        content = {"schema": names[(spec.body, "validation")]}
+        if issubclass(spec.body, JobRequest):
             content["examples"] = {name: {"value": value} for name, value in EXAMPLES.items()}
         described["requestBody"] = {"required": True, "content": {"application/json": content}}
-    if operation.form is not None:
-        content = {"schema": _form(operation.form)}
+    if spec.form is not None:
+        content = {"schema": _form(spec.form)}
         described["requestBody"] = {"required": True, "content": {"multipart/form-data": content}}
     return described
 
 
 def _form(model: type[BaseModel]) -> dict[str, Any]:
-    """Describes a form: its fields, none of which can be null, and beside them the video."""
+    """Describes a form: its fields, which cannot be null, and the video."""
     fields = model.model_json_schema(mode="validation", ref_template=_REF)
-    _tell_defaults(fields)
+    _describe_defaults(fields)
     properties = {name: _without_null(field) for name, field in fields["properties"].items()}
     properties["video"] = {"type": "string", "contentMediaType": "application/octet-stream"}
     return fields | {"properties": properties, "required": ["video"]}
 
 
-def _tell_defaults(schema: dict[str, Any]) -> None:
-    """Takes the defaults out of a model's fields, and names them in the descriptions.
+def _describe_defaults(schema: dict[str, Any]) -> None:
+    """Moves the defaults of a model's fields into their descriptions.
 
-    Generators of types, openapi-typescript among them, read a field with a default as one that is
-    always there. In a request nobody has to send it.
+    openapi-typescript and other generators make a field with a default a required one. A request
+    need not have it.
     """
     for name, field in schema.get("properties", {}).items():
         default = field.pop("default", None)
         if name not in schema.get("required", ()) and default not in (None, "", [], {}):
-            told = f"Default: `{json.dumps(default)}`."
-            field["description"] = " ".join(filter(None, (field.get("description"), told)))
+            text = f"Default: `{json.dumps(default)}`."
+            field["description"] = " ".join(filter(None, (field.get("description"), text)))
 
 
-def _id(operation: Operation) -> str:
-    return operation.method.lower() + re.sub(
-        "[^a-z]+", "_", operation.path.removeprefix("/api")
-    ).rstrip("_")
+def _id(spec: RouteSpec) -> str:
+    return spec.method.lower() + re.sub("[^a-z]+", "_", spec.path.removeprefix("/api")).rstrip("_")
 
 
-def _link(operations: Sequence[Operation], paths: dict[str, dict[str, Any]]) -> None:
-    """Says what may be done next with what an operation answers: wherever its id is asked for."""
-    for operation in operations:
-        for status, answer in operation.answers.items():
-            for name, source in _ids_in(operation, answer):
+def _link(specs: Sequence[RouteSpec], paths: dict[str, dict[str, Any]]) -> None:
+    """Links each answer with an id to the routes whose path takes that id."""
+    for spec in specs:
+        for status, answer in spec.answers.items():
+            for name, source in _ids_in(spec, answer):
                 followers = [
-                    other for other in operations if re.findall(r"\{(\w+)\}", other.path) == [name]
+                    other for other in specs if re.findall(r"\{(\w+)\}", other.path) == [name]
                 ]
-                paths[operation.path][operation.method.lower()]["responses"][str(status)][
-                    "links"
-                ] = {
+                paths[spec.path][spec.method.lower()]["responses"][str(status)]["links"] = {
                     _id(other): {"operationId": _id(other), "parameters": {name: source}}
                     for other in followers
                     if other.method != "PUT"
                 }
 
 
-def _ids_in(operation: Operation, answer: Answer) -> Iterable[tuple[str, str]]:
-    """Yields (name in paths, where it is) for the id of what an operation makes."""
-    if operation.method != "POST" or not isinstance(answer, type):
+def _ids_in(spec: RouteSpec, answer: Answer) -> Iterable[tuple[str, str]]:
+    """Yields (name in paths, place in the answer) for the id of what a route creates."""
+    if spec.method != "POST" or not isinstance(answer, type):
         return
     for name, source in _IDS.items():
         made_here = (
-            name in ("job_id", "upload_id") or operation.path == f"/api/{name.removesuffix('_id')}s"
+            name in ("job_id", "upload_id") or spec.path == f"/api/{name.removesuffix('_id')}s"
         )
         if made_here and source.rpartition("/")[2] in answer.model_fields:
             yield name, source
 
 
-def _parameters(operation: Operation) -> Iterable[dict[str, Any]]:
-    for name in re.findall(r"\{(\w+)\}", operation.path):
+def _parameters(spec: RouteSpec) -> Iterable[dict[str, Any]]:
+    for name in re.findall(r"\{(\w+)\}", spec.path):
         schema: dict[str, Any] = {"type": "string", "minLength": 1}
         if name == "type":
             schema["enum"] = [kind.value for kind in JobType]
-        if operation.method == "PUT":
+        if spec.method == "PUT":
             schema["format"] = "uuid"
         yield {"name": name, "in": "path", "required": True, "schema": schema}
-    if operation.query is not None:
-        fields = operation.query.model_json_schema(mode="validation", ref_template=_REF)
+    if spec.query is not None:
+        fields = spec.query.model_json_schema(mode="validation", ref_template=_REF)
         definitions = fields.get("$defs", {})
         for name, field in fields["properties"].items():
             schema = _without_null(field)
@@ -279,40 +242,35 @@ def _parameters(operation: Operation) -> Iterable[dict[str, Any]]:
                 "style": "form",
                 "explode": False,
             }
-    for name in operation.headers:
+    for name in spec.headers:
         limits = {"minLength": 1, "maxLength": MAX_KEY} if name == "Idempotency-Key" else {}
         schema = {"type": "string"} | limits
         yield {"name": name, "in": "header", "schema": schema, "description": _HEADERS[name]}
 
 
-def _responses(operation: Operation, names: Any) -> Iterable[tuple[int, dict[str, Any]]]:
-    for status, answer in operation.answers.items():
-        told: dict[str, Any] = {"description": http.HTTPStatus(status).phrase}
+def _responses(spec: RouteSpec, names: Any) -> Iterable[tuple[int, dict[str, Any]]]:
+    for status, answer in spec.answers.items():
+        response: dict[str, Any] = {"description": http.HTTPStatus(status).phrase}
         if isinstance(answer, str):
-            told["content"] = {answer: {}}
+            response["content"] = {answer: {}}
         elif answer is not None:
-            told["content"] = {"application/json": {"schema": names[(answer, "serialization")]}}
+            schema = names[(answer, "serialization")]
+            response["content"] = {"application/json": {"schema": schema}}
         if headers := _ANSWERED.get(status):
-            told["headers"] = {name: {"schema": {"type": "string"}} for name in headers}
-        yield status, told
-    problems = {*operation.problems}
-    problems |= {*_OF_A_BODY} if operation.body or operation.form else set()
-    problems |= {415} if operation.form else set()
-    problems |= {*_OF_A_USER} if operation.access is not Access.PUBLIC else set()
-    problems |= {*_OF_AN_ADMIN} if operation.access is Access.ADMIN else set()
+            response["headers"] = {name: {"schema": {"type": "string"}} for name in headers}
+        yield status, response
+    problems = {*spec.problems}
+    problems |= {*_OF_A_BODY} if spec.body or spec.form else set()
+    problems |= {415} if spec.form else set()
+    problems |= {*_OF_A_USER} if spec.access is not Access.PUBLIC else set()
+    problems |= {*_OF_AN_ADMIN} if spec.access is Access.ADMIN else set()
+    content = {"application/problem+json": {"schema": names[(Problem, "serialization")]}}
     for status in sorted(problems):
-        schema = names[(Problem, "serialization")]
-        yield (
-            status,
-            {
-                "description": http.HTTPStatus(status).phrase,
-                "content": {"application/problem+json": {"schema": schema}},
-            },
-        )
+        yield status, {"description": http.HTTPStatus(status).phrase, "content": content}
 
 
 def _one_of_each_type(schemas: dict[str, Any], name: str) -> None:
-    """Says that `params` are those of the `type`, which the model checks and its schema does not know."""
+    """Splits a job's schema by `type`: only the model itself matches `params` with `type`."""
     model = schemas[name]
     mapping = {}
     for kind in JobType:
@@ -337,6 +295,6 @@ def _one_of_each_type(schemas: dict[str, Any], name: str) -> None:
 
 
 def _without_null(schema: dict[str, Any]) -> dict[str, Any]:
-    """Returns the schema of a field that may be left out, and cannot be null."""
+    """Returns the schema of a field that may be left out but cannot be null."""
     kinds = [kind for kind in schema.get("anyOf", []) if kind.get("type") != "null"]
     return kinds[0] if len(kinds) == 1 else schema

@@ -1,4 +1,4 @@
-"""The page at `/`: plain files out of broker/web, which need no build, and a policy that lets it reach only us and the bucket."""
+"""The page at `/`: the files of broker/web, with a policy that admits the broker and the bucket."""
 
 from importlib.resources import files
 from urllib.parse import urlsplit
@@ -16,16 +16,14 @@ def routes(settings: Settings) -> list[BaseRoute]:
     """Returns the page's routes."""
     folder = files("broker").joinpath("web")
     bucket = urlsplit(settings.r2_endpoint)
-    # Uploads go to the bucket, and videos come from there, or from a file on the user's own disk (`blob:`).
+    # The page uploads to the bucket. Videos come from there, or from the user's disk (`blob:`).
     reached = f"'self' {bucket.scheme}://{bucket.netloc}"
     policy = (
         f"{CLOSED}; script-src 'self'; style-src 'self'; img-src 'self' data:; "
         f"connect-src {reached}; media-src {reached} blob:"
     )
-    headers = {
-        "Content-Security-Policy": policy,
-        "Cache-Control": "no-cache",  # asked for with an ETag each time, so that a new broker brings its new page
-    }
+    # The browser revalidates by ETag, so that a new broker's page is loaded.
+    headers = {"Content-Security-Policy": policy, "Cache-Control": "no-cache"}
 
     async def page(_: Request) -> Response:
         return FileResponse(str(folder.joinpath("index.html")), headers=headers)

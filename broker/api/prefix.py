@@ -1,12 +1,12 @@
-"""A path prefix: a proxy serves the broker below a path of a host that has other things as well."""
+"""A path prefix, for a proxy that serves the broker below a path of its host."""
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 
 class UnderPrefix:
-    """Serves an app below a path, whether the proxy passes that path on or strips it.
+    """Serves an app below a path, whether the proxy passes the path on or strips it.
 
-    The settings name the path, and no header does: no request can change what links say.
+    Only the settings name the path, so that no request's header can change links.
     """
 
     def __init__(self, app: ASGIApp, root_path: str) -> None:

@@ -1,4 +1,4 @@
-"""Errors as RFC 9457 `application/problem+json`, every one with `code`, `retryable` and `request_id`."""
+"""Errors as RFC 9457 `application/problem+json`, each with `code`, `retryable` and `request_id`."""
 
 import http
 import math
@@ -33,9 +33,9 @@ from broker.errors import (
 
 log = structlog.get_logger(__name__)
 
-#: When to come again: a quota frees itself with the next job that ends, and a drain is an operator's matter.
+#: `Retry-After`: the next job that ends frees a quota; an operator ends a drain.
 QUOTA_SECONDS, CLOSED_SECONDS = 10, 30
-#: How many errors of a request are told, and how many characters of a pointer and of a sentence.
+#: The most errors that an answer lists, and characters of a pointer and of a sentence.
 MAX_ERRORS, LONGEST_TEXT = 100, 300
 
 _STATUS: dict[type[RequestError], tuple[int, str]] = {
@@ -81,7 +81,7 @@ def problem(
 
 async def refuse(request: Request, error: Exception) -> Response:
     """Answers a RequestError."""
-    assert isinstance(error, RequestError)  # noqa: S101  # it is registered for nothing else
+    assert isinstance(error, RequestError)  # noqa: S101
     status, code = _STATUS[type(error)]
     errors: Sequence[tuple[str, str]] = ()
     headers = {}
@@ -93,7 +93,7 @@ async def refuse(request: Request, error: Exception) -> Response:
         if isinstance(error, RateLimited):
             headers["RateLimit"] = f'"user";r=0;t={math.ceil(seconds)}'
     if isinstance(error, TooSlow | BodyTooLarge):
-        # What is left of the body is not read, so nothing can follow it on this connection.
+        # The rest of the body is not read, so the connection cannot be used again.
         headers["Connection"] = "close"
     retryable = status in (408, 429)
     return problem(
@@ -102,20 +102,20 @@ async def refuse(request: Request, error: Exception) -> Response:
 
 
 async def unavailable(request: Request, error: Exception) -> Response:
-    """Answers a submit while no job is taken: nothing was."""
+    """Answers a submit while the broker accepts no jobs."""
     assert isinstance(error, Unavailable)  # noqa: S101
     headers = {"Retry-After": str(CLOSED_SECONDS)}
     return problem(request, 503, error.code, str(error), retryable=True, headers=headers)
 
 
 async def impossible(request: Request, error: Exception) -> Response:
-    """Answers what the database refuses to even look for: an id with a NUL in it, on PostgreSQL."""
+    """Answers a value that the database refuses: an id with a NUL, on PostgreSQL."""
     log.warning("impossible_value", error=str(error.__cause__ or error))
     return problem(request, 404, "not_found", "There is no such thing.")
 
 
 async def gone(request: Request, error: Exception) -> Response:
-    """Nobody is there to read the answer any more."""
+    """The client has disconnected."""
     return Response(status_code=400)
 
 
@@ -134,7 +134,7 @@ async def storage_failed(request: Request, error: Exception) -> Response:
 
 
 async def http_error(request: Request, error: Exception) -> Response:
-    """Answers what Starlette itself refuses: no such route, wrong method."""
+    """Answers Starlette's own errors: no such route, wrong method."""
     assert isinstance(error, HTTPException)  # noqa: S101
     code = http.HTTPStatus(error.status_code).name.lower()
     headers = dict(error.headers) if error.headers else None
@@ -142,15 +142,15 @@ async def http_error(request: Request, error: Exception) -> Response:
 
 
 async def crashed(request: Request, error: Exception) -> Response:
-    """Answers a bug of ours, without telling its insides; Starlette logs the traceback."""
-    # Starlette answers this one outside of all middleware.
+    """Answers a bug without its details; Starlette logs the traceback."""
+    # Starlette sends this answer outside of all middleware.
     headers = {**EVERYWHERE, "X-Request-ID": request.state.request_id}
     detail = "Something went wrong on our side."
     return problem(request, 500, "internal", detail, retryable=True, headers=headers)
 
 
 def invalid(error: ValidationError) -> InvalidRequest:
-    """Turns Pydantic's findings into pointers and sentences: the first hundred, each cut to a length that one can read."""
+    """Turns Pydantic's first hundred errors into pointers and sentences of bounded length."""
     findings = error.errors(include_url=False, include_input=False)
     fields = [(_cut(_pointer(found)), _cut(found["msg"])) for found in findings[:MAX_ERRORS]]
     if len(findings) > MAX_ERRORS:

@@ -1,4 +1,4 @@
-"""Reading a request: its body within limits, its query, and the headers that mean something; and saying models as JSON."""
+"""Reads a request: its body within limits, its query and its headers. Writes models as JSON."""
 
 import re
 from typing import TypeVar
@@ -14,16 +14,19 @@ from broker import ids
 from broker.api.problems import invalid
 from broker.engine.service import JobService
 from broker.errors import BodyTooLarge, InvalidRequest, TooSlow
+from broker.jobs import views
+from broker.jobs.model import Job
 from broker.settings import Settings
+from schemas.jobs import JobView
 
 Model = TypeVar("Model", bound=BaseModel)
 MAX_KEY = 255
 LONGEST_WAIT = 25
-#: No object of ours has more members, and no query more names.
+#: More members than any object of the API has, and more names than any query has.
 MAX_MEMBERS, MAX_NAMES = 1000, 100
 #: Bodies from this size on are validated in a thread.
 LARGE_BYTES = 16_384
-#: Each of them may take some fifty times its size for a moment.
+#: A large body may take fifty times its size of memory for a moment.
 _large = CapacityLimiter(2)
 
 
@@ -33,7 +36,7 @@ async def body(request: Request, model: type[Model]) -> Model:
 
 
 async def validated(model: type[Model], text: bytes | str) -> Model:
-    """Reads JSON as a model, or raises InvalidRequest. Few large texts are read at once, and none on the event loop."""
+    """Parses JSON as a model, or raises InvalidRequest; large texts off the event loop."""
     if len(text) < LARGE_BYTES:
         return _validated(model, text)
     return await to_thread.run_sync(_validated_large, model, text, limiter=_large)
@@ -49,15 +52,16 @@ def _validated(model: type[Model], text: bytes | str) -> Model:
         return model.model_validate_json(text)
     except ValidationError as error:
         wrong = invalid(error)
-    # Not from within: the other one holds all that was sent, for as long as anybody holds this one.
+    # Not raised from the ValidationError, which would keep the whole input in memory.
     raise wrong
 
 
 def _check_members(text: bytes | str) -> None:
-    """Raises InvalidRequest for an object with more members than any of ours has; Pydantic would complain of each of them."""
+    """Raises InvalidRequest for an object with very many members: Pydantic would report each."""
     try:
         found = [from_json(text)]
-    except ValueError:  # the model's own reader says what is wrong
+    except ValueError:
+        # The model's own parser reports the error.
         return
     while found:
         value = found.pop()
@@ -70,7 +74,7 @@ def _check_members(text: bytes | str) -> None:
 
 
 async def raw_body(request: Request) -> bytes:
-    """Reads the body up to the limit, whatever Content-Length says, and as long as the settings allow."""
+    """Reads the body, within the limits of the settings on its size and time."""
     settings: Settings = request.state.settings
     read = bytearray()
     try:
@@ -85,7 +89,7 @@ async def raw_body(request: Request) -> bytes:
 
 
 def query(request: Request, model: type[Model]) -> Model:
-    """Validates the query; a name that comes several times is a list. Raises InvalidRequest."""
+    """Validates the query, or raises InvalidRequest. A repeated name is a list."""
     values: dict[str, list[str]] = {}
     for name, value in request.query_params.multi_items():
         values.setdefault(name, []).append(value)
@@ -99,7 +103,7 @@ def query(request: Request, model: type[Model]) -> Model:
 
 
 def as_uuid(text: str, pointer: str = "/job_id") -> str:
-    """Returns a UUID that a client has chosen for a job, in its usual spelling, or raises InvalidRequest."""
+    """Returns a client's UUID for a job in its usual spelling; raises InvalidRequest."""
     try:
         return ids.chosen(text)
     except ValueError as error:
@@ -108,7 +112,7 @@ def as_uuid(text: str, pointer: str = "/job_id") -> str:
 
 
 def idempotency_key(request: Request) -> str | None:
-    """Returns the key of the header, which the draft wants in quotes and most clients send without."""
+    """Returns the header's key. The IETF draft wants quotes; most clients send none."""
     key = request.headers.get("idempotency-key")
     if key is None:
         return None
@@ -119,24 +123,30 @@ def idempotency_key(request: Request) -> str | None:
 
 
 def preferred_wait(request: Request) -> int | None:
-    """Returns the seconds of `Prefer: wait=N` (RFC 7240), 25 at most; None where the client does not want to wait."""
+    """Returns the seconds of `Prefer: wait=N` (RFC 7240), 25 at most; None without the header."""
     wanted = re.search(r"(?:^|[,;\s])wait=(\d{1,6})(?:$|[,;\s])", request.headers.get("prefer", ""))
     return min(int(wanted[1]), LONGEST_WAIT) if wanted else None
 
 
 def service(connection: HTTPConnection) -> JobService:
-    """Returns the broker's jobs."""
+    """Returns the job service."""
     jobs: JobService = connection.state.service
     return jobs
 
 
+def view(connection: HTTPConnection, job: Job) -> JobView:
+    """Returns the view of a job, with the URLs of this broker."""
+    settings: Settings = connection.state.settings
+    return views.view(job, settings.root_path)
+
+
 def user(connection: HTTPConnection) -> str:
-    """Returns the id of the user on whose behalf the request is made."""
+    """Returns the id of the authenticated user."""
     return str(connection.user.username)
 
 
 def traceparent(request: Request) -> str:
-    """Returns whose trace the request is a part of."""
+    """Returns the request's traceparent."""
     return str(request.state.traceparent)
 
 

@@ -1,4 +1,4 @@
-"""What a route is: one entry of the table in routes.py, from which both the router and the OpenAPI document are made."""
+"""A route: one entry of the table in routes.py, which the router and the OpenAPI document share."""
 
 import enum
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
@@ -17,12 +17,12 @@ from starlette.types import Receive, Scope, Send
 from broker.api.auth import ADMIN
 
 Endpoint = Callable[[Request], Coroutine[Any, Any, Response]]
-#: What an answer's body is: a model, a media type, or nothing.
+#: The body of an answer: a model, a media type, or none.
 Answer = type[BaseModel] | str | None
 
 
 class Access(enum.Enum):
-    """Who may call an operation."""
+    """Who may call a route."""
 
     PUBLIC = "public"
     USER = "user"
@@ -30,15 +30,15 @@ class Access(enum.Enum):
 
 
 @dataclass(frozen=True)
-class Operation:
+class RouteSpec:
     """One method on one path.
 
     Args:
-        path: with `{names}`, as in OpenAPI and in Starlette alike.
-        answers: by status, when all is well.
-        problems: the statuses of problem documents that it may answer beside those that any may.
-        headers: the request headers that mean something to it.
-        form: its body is this multipart form.
+        path: with `{names}`, as in OpenAPI and in Starlette.
+        answers: by status, on success.
+        problems: the statuses of problem documents, without those that every route may answer.
+        headers: the request headers that the route reads.
+        form: the fields of its multipart form.
     """
 
     method: str
@@ -60,10 +60,10 @@ class Operation:
 
 
 class Resource:
-    """All operations on one path, as an ASGI app: of a path that fits, no other route is asked."""
+    """All methods of one path, as an ASGI app: the first path that matches answers."""
 
-    def __init__(self, operations: Iterable[Operation]) -> None:
-        self._endpoints = {operation.method: operation.guarded for operation in operations}
+    def __init__(self, specs: Iterable[RouteSpec]) -> None:
+        self._endpoints = {spec.method: spec.guarded for spec in specs}
         if "GET" in self._endpoints:
             self._endpoints["HEAD"] = self._endpoints["GET"]
 
@@ -76,10 +76,10 @@ class Resource:
 
 
 def resources(
-    operations: Sequence[Operation], below: str = "", behind: Sequence[Middleware] = ()
+    specs: Sequence[RouteSpec], below: str = "", behind: Sequence[Middleware] = ()
 ) -> list[Route]:
-    """Returns a route for each path, within a mount, behind middleware."""
-    by_path: dict[str, list[Operation]] = {}
-    for operation in operations:
-        by_path.setdefault(operation.path.removeprefix(below), []).append(operation)
+    """Returns a Starlette route for each path, within the mount `below`, behind middleware."""
+    by_path: dict[str, list[RouteSpec]] = {}
+    for spec in specs:
+        by_path.setdefault(spec.path.removeprefix(below), []).append(spec)
     return [Route(path, Resource(on_it), middleware=behind) for path, on_it in by_path.items()]

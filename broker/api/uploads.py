@@ -1,4 +1,4 @@
-"""Uploads over HTTP: URLs to put a file to, and the word that it is there."""
+"""Uploads over HTTP: presigned URLs for a file, and the check that it has arrived."""
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -9,30 +9,35 @@ from schemas.uploads import UploadRequest
 
 
 async def begin(request: Request) -> Response:
-    """Get a presigned URL to PUT a video to; name the `video_key` as a job's `input_key` afterwards.
+    """Get a presigned URL to PUT a video to. Submit jobs with its `video_key` as `input_key`.
 
-    Say how many `bytes` it has: then the URL takes exactly those, and from 100 MB on the file goes in `parts` of one size.
+    State how many `bytes` the file has. The URL then takes exactly those. A file of 100 MB or more
+    goes in `parts` of one size.
     """
-    asked = await requests.body(request, UploadRequest)
-    return requests.json(await _uploads(request).begin(requests.user(request), asked))
+    fields = await requests.body(request, UploadRequest)
+    return requests.json(await _uploads(request).begin(requests.user(request), fields))
 
 
 async def resume(request: Request) -> Response:
-    """Get fresh URLs for what has not arrived yet of an upload, for 100 parts at most; ask again until `parts` is empty."""
-    return requests.json(
-        await _uploads(request).resume(requests.user(request), request.path_params["upload_id"])
-    )
+    """Get fresh URLs for the missing parts of an upload, 100 at most.
+
+    Ask again until `parts` is empty.
+    """
+    user, upload_id = requests.user(request), request.path_params["upload_id"]
+    return requests.json(await _uploads(request).resume(user, upload_id))
 
 
 async def complete(request: Request) -> Response:
-    """Say that an upload is there: it is checked, and parts are joined. 409 says what is missing."""
-    return requests.json(
-        await _uploads(request).complete(requests.user(request), request.path_params["upload_id"])
-    )
+    """Complete an upload: the broker checks the file and joins its parts.
+
+    409 names what is missing.
+    """
+    user, upload_id = requests.user(request), request.path_params["upload_id"]
+    return requests.json(await _uploads(request).complete(user, upload_id))
 
 
 async def abandon(request: Request) -> Response:
-    """Drop an upload that is not complete, and what has arrived of it."""
+    """Drop an upload that is not complete, with the parts that have arrived."""
     await _uploads(request).abandon(requests.user(request), request.path_params["upload_id"])
     return Response(status_code=204)
 

@@ -1,4 +1,4 @@
-"""Webhooks over HTTP: where to call when a job ends, and what came of each call."""
+"""Webhooks over HTTP: URLs that the broker calls when a job ends, and the log of the calls."""
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -9,9 +9,13 @@ from schemas.webhooks import WebhookRequest
 
 
 async def add(request: Request) -> Response:
-    """Have a URL called when a job of yours ends: signed as Standard Webhooks says, tried for three days. The secret is shown this once."""
-    asked = await requests.body(request, WebhookRequest)
-    return requests.json(await _webhooks(request).add(requests.user(request), asked), 201)
+    """Register a URL that the broker calls when one of your jobs ends.
+
+    Calls are signed by Standard Webhooks, and retried for three days. Only this answer has the
+    secret.
+    """
+    fields = await requests.body(request, WebhookRequest)
+    return requests.json(await _webhooks(request).add(requests.user(request), fields), 201)
 
 
 async def list_all(request: Request) -> Response:
@@ -20,36 +24,33 @@ async def list_all(request: Request) -> Response:
 
 
 async def switch_off(request: Request) -> Response:
-    """Have a webhook called no more. Its log stays."""
-    await _webhooks(request).switch_off(requests.user(request), request.path_params["webhook_id"])
+    """Disable a webhook. Its log stays."""
+    await _webhooks(request).switch_off(*_path(request))
     return Response(status_code=204)
 
 
 async def rotate(request: Request) -> Response:
-    """Draw a new secret. For a day calls carry both signatures, so that no call is refused in between."""
-    return requests.json(
-        await _webhooks(request).rotate(requests.user(request), request.path_params["webhook_id"])
-    )
+    """Replace a webhook's secret.
+
+    For a day, calls carry the signatures of both secrets.
+    """
+    return requests.json(await _webhooks(request).rotate(*_path(request)))
 
 
 async def deliveries(request: Request) -> Response:
-    """See what was sent to a webhook, each call that was made, and what came back; the newest 100."""
-    return requests.json(
-        await _webhooks(request).deliveries(
-            requests.user(request), request.path_params["webhook_id"]
-        )
-    )
+    """List the newest 100 messages to a webhook, with their calls and the answers."""
+    return requests.json(await _webhooks(request).deliveries(*_path(request)))
 
 
 async def send_again(request: Request) -> Response:
-    """Send a message once more, under the same id."""
-    path = request.path_params
-    return requests.json(
-        await _webhooks(request).send_again(
-            requests.user(request), path["webhook_id"], path["delivery_id"]
-        ),
-        202,
-    )
+    """Send a message again, under the same id."""
+    delivery_id = request.path_params["delivery_id"]
+    return requests.json(await _webhooks(request).send_again(*_path(request), delivery_id), 202)
+
+
+def _path(request: Request) -> tuple[str, str]:
+    """Returns the user, and the id of the webhook in the path."""
+    return requests.user(request), request.path_params["webhook_id"]
 
 
 def _webhooks(request: Request) -> WebhookService:

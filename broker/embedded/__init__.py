@@ -1,1 +1,1 @@
-"""What stands in for RunPod and R2 on one machine, over the same protocols."""
+"""The replacements for RunPod and R2 on one machine, over the same protocols."""

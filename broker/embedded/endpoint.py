@@ -1,10 +1,11 @@
-"""A RunPod-compatible serverless endpoint for one machine, which drives the unmodified SDK worker loop.
+"""A RunPod-compatible endpoint for one machine. The unmodified `runpod` SDK works on it.
 
-On one side RunPod's public routes under `/v2/{id}/`, on the other the protocol by which the SDK's workers take jobs and
-return results. What a job's states and lifetimes are is said in queue.py; here is only HTTP. Not reproduced: rate
-limits (429), scaling (the number of workers is what the supervisor runs, hence no `lowPriority`), `s3Config`, and the
-replacing of a worker that sends `stopPod`. Unknown on the platform and chosen here: a webhook goes out at every end,
-also after a cancel. Tries of a webhook that are still due are lost with the process.
+Clients call `/run`, `/status`, `/cancel` and `/health` under `/v2/{id}/`, and take a webhook when a
+job ends. Workers call `job-take`, `job-stop`, `job-done` (progress and result) and `ping`: this is
+all that the SDK's loop calls for one job at a time and a handler that is no generator. queue.py
+holds the states and lifetimes. This module leaves out RunPod's other routes, rate limits (429),
+scaling, `s3Config` and `stopPod`. RunPod does not document whether a cancel sends a webhook; this
+endpoint sends one. The endpoint sends each webhook once: the broker polls too.
 """
 
 import argparse
@@ -14,67 +15,58 @@ import hmac
 import json
 import os
 import time
+import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import httpx
 import uvicorn
-from pydantic import AfterValidator, BaseModel, Field, HttpUrl, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
+from starlette.routing import Mount, Route
 
 from broker.connection import Connection
-from broker.embedded.queue import ENDED, JobQueue, Limits, QueuedJob, State, new_id
+from broker.embedded.queue import JobQueue, Limits, QueuedJob, State
 
-RUN_LIMIT_BYTES = 10 << 20
-RUNSYNC_LIMIT_BYTES = 20 << 20
+RUN_LIMIT_BYTES, RESULT_LIMIT_BYTES = 10 << 20, 20 << 20
 DAY, WEEK = 86_400_000, 604_800_000
-WEBHOOK_TRIES = 3
 EXPIRE_SECONDS = 0.25
 PING_MILLISECONDS = 2000
 
-Clock = Callable[[], float]
 View = Callable[[Request], Awaitable[Response]]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class EndpointConfig:
-    """What an endpoint is set up with; times in seconds."""
+    """The settings of an endpoint. Times are in seconds."""
 
     endpoint_id: str
     api_key: str
     database: Path
     limits: Limits = field(default_factory=Limits)
-    #: A worker's call is held this long. An instant "no job" would make the SDK ask some 5,000 times a second.
+    #: How long a worker's call waits. At an instant "no job", the SDK calls 5,000 times a second.
     long_poll_seconds: float = 20.0
-    webhook_retry_seconds: float = 10.0
-    clock: Clock = field(default=time.time)
-
-
-def _web_address(text: str) -> str:
-    """Returns a usable address as it is written: it is echoed to whoever is called."""
-    HttpUrl(text)
-    return text
 
 
 class Policy(BaseModel):
-    """Deadlines in milliseconds, within RunPod's bounds."""
+    """Deadlines in milliseconds, within RunPod's bounds and with RunPod's names."""
 
-    executionTimeout: Annotated[int, Field(ge=5_000, le=WEEK)] = 600_000  # noqa: N815  # RunPod's spelling
+    executionTimeout: Annotated[int, Field(ge=5_000, le=WEEK)] = 600_000  # noqa: N815
     ttl: Annotated[int, Field(ge=10_000, le=WEEK)] = DAY
-    lowPriority: bool = False  # noqa: N815
 
 
 class RunBody(BaseModel):
-    """The body of `/run` and `/runsync`. RunPod drops an empty input, and the job with it; we say so at once."""
+    """The body of `/run`. RunPod drops a job with an empty input; this endpoint answers 400."""
 
     input: Annotated[dict[str, Any], Field(min_length=1)]
-    webhook: Annotated[str, AfterValidator(_web_address)] | None = None
+    webhook: str | None = None
     policy: Policy = Policy()
 
 
@@ -83,39 +75,29 @@ class Endpoint:
 
     def __init__(self, config: EndpointConfig) -> None:
         self._config = config
-        self._queue = JobQueue(config.database, config.limits, config.clock())
+        self._queue = JobQueue(config.database, config.limits, time.time())
         self._changed = asyncio.Event()
         self._http = httpx.AsyncClient(timeout=10)
         self._webhooks: set[asyncio.Task[None]] = set()
 
-    def routes(self) -> list[Route]:
-        """Returns the public routes and those of the workers."""
-        public: list[tuple[str, View, list[str]]] = [
-            ("run", self.run, ["POST"]),
-            ("runsync", self.runsync, ["POST"]),
-            ("status/{job_id}", self.status, ["GET", "POST"]),
-            ("stream/{job_id}", self.stream, ["GET", "POST"]),
-            ("cancel/{job_id}", self.cancel, ["POST"]),
-            ("retry/{job_id}", self.retry, ["POST"]),
-            ("purge-queue", self.purge_queue, ["POST"]),
-            ("health", self.health, ["GET"]),
+    def routes(self) -> Mount:
+        """Returns the routes of clients and of workers."""
+        views: list[tuple[str, str, View]] = [
+            ("POST", "/run", self.run),
+            ("GET", "/status/{job_id}", self.status),
+            ("POST", "/cancel/{job_id}", self.cancel),
+            ("GET", "/health", self.health),
+            ("GET", "/job-take/{worker_id}", self.job_take),
+            ("GET", "/job-stop/{worker_id}", self.job_stop),
+            ("POST", "/job-done/{worker_id}/{job_id}", self.job_done),
+            ("GET", "/ping/{worker_id}", self.ping),
         ]
-        workers: list[tuple[str, View, list[str]]] = [
-            ("job-take/{worker_id}", self.job_take, ["GET"]),
-            ("job-take-batch/{worker_id}", self.job_take_batch, ["GET"]),
-            ("job-stop/{worker_id}", self.job_stop, ["GET"]),
-            ("job-done/{worker_id}/{job_id}", self.job_done, ["POST"]),
-            ("job-stream/{worker_id}/{job_id}", self.job_stream, ["POST"]),
-            ("ping/{worker_id}", self.ping, ["GET"]),
-        ]
-        return [
-            Route(f"/v2/{{endpoint_id}}/{path}", self._guarded(view), methods=methods)
-            for path, view, methods in public + workers
-        ]
+        routes = [Route(path, self._guarded(view), methods=[verb]) for verb, path, view in views]
+        return Mount(f"/v2/{self._config.endpoint_id}", routes=routes)
 
     @contextlib.asynccontextmanager
-    async def running(self) -> AsyncIterator[None]:
-        """Applies lifetimes while entered."""
+    async def lifespan(self, _: Starlette) -> AsyncIterator[None]:
+        """Applies the queue's lifetimes as long as the app runs."""
         expiry = asyncio.create_task(self._expire())
         try:
             yield
@@ -126,330 +108,230 @@ class Endpoint:
             await self._http.aclose()
             self._queue.close()
 
-    # ── public ──────────────────────────────────────────────────────────────────────────────────────────────────
+    # ── clients ─────────────────────────────────────────────────────────────────────────────────
 
     async def run(self, request: Request) -> Response:
         """Queues a job and answers at once."""
-        job = await self._queued(request, RUN_LIMIT_BYTES, sync=False)
+        try:
+            body = RunBody.model_validate(await _json_body(request, RUN_LIMIT_BYTES))
+        except ValidationError as error:
+            raise HTTPException(400, str(error)) from error
+        job = QueuedJob(
+            id=f"{uuid.uuid4()}-u1",
+            input=body.input,
+            execution_timeout=body.policy.executionTimeout / 1000,
+            ttl=body.policy.ttl / 1000,
+            created_at=time.time(),
+            webhook=body.webhook,
+        )
+        self._queue.add(job)
+        self._notify()
         return JSONResponse({"id": job.id, "status": job.state})
 
-    async def runsync(self, request: Request) -> Response:
-        """Queues a job and waits for its end, but not longer than `wait` milliseconds."""
-        job = await self._queued(request, RUNSYNC_LIMIT_BYTES, sync=True)
-        wait = _number(request, "wait", 90_000, 1_000, 300_000)
-        await self._until(lambda: job.state in ENDED or self._is_gone(job), wait / 1000, request)
-        if self._is_gone(job):
-            raise _Refusal(404, "the job was deleted while it waited")
-        return JSONResponse(job.status())
-
     async def status(self, request: Request) -> Response:
-        job = self._job(request)
-        if "ttl" in request.query_params:
-            self._queue.set_ttl(job, _number(request, "ttl", DAY, 10_000, WEEK) / 1000)
-        return JSONResponse(job.status())
-
-    async def stream(self, request: Request) -> Response:
-        """Returns the chunks since the last call; waits a little for the first."""
-        job = self._job(request)
-        await self._until(lambda: bool(job.stream) or job.state in ENDED, 1.0, request)
-        chunks = [{"output": chunk} for chunk in self._queue.drain_stream(job)]
-        return JSONResponse({"status": job.state, "stream": chunks})
+        return JSONResponse(self._job(request).status())
 
     async def cancel(self, request: Request) -> Response:
         job = self._job(request)
-        was_open = job.state not in ENDED
-        self._queue.cancel(job, self._now())
-        if was_open:
+        if self._queue.cancel(job, time.time()):
             self._announce(job)
         return JSONResponse({"id": job.id, "status": job.state})
 
-    async def retry(self, request: Request) -> Response:
-        job = self._job(request)
-        if not self._queue.retry(job, self._now()):
-            raise _Refusal(400, f"a job that is {job.state} cannot be retried")
-        self._notify()
-        return JSONResponse({"id": job.id, "status": job.state})
-
-    async def purge_queue(self, _: Request) -> Response:
-        return JSONResponse({"removed": self._queue.purge(), "status": "completed"})
-
     async def health(self, _: Request) -> Response:
-        """Counts jobs and workers; a worker counts while it calls."""
-        count = self._queue.counts()
-        unhealthy = {name for name, worker in self._queue.workers.items() if not worker.is_healthy}
-        busy = self._queue.busy_workers() & self._queue.workers.keys() - unhealthy
-        idle = len(self._queue.workers) - len(busy) - len(unhealthy)
-        jobs = {
-            "completed": count[State.COMPLETED],
-            "failed": count[State.FAILED] + count[State.TIMED_OUT],
-            "inProgress": count[State.IN_PROGRESS],
-            "inQueue": count[State.IN_QUEUE],
-            "retried": self._queue.retried(),
+        """Counts jobs and workers. A worker counts as long as the worker calls."""
+        jobs, workers = self._queue.count_jobs(), self._queue.count_workers()
+        job_counts = {
+            "completed": jobs[State.COMPLETED],
+            "failed": jobs[State.FAILED] + jobs[State.TIMED_OUT],
+            "inProgress": jobs[State.IN_PROGRESS],
+            "inQueue": jobs[State.IN_QUEUE],
         }
-        workers = {
-            "idle": idle,
-            "initializing": 0,
-            "ready": idle,
-            "running": len(busy),
-            "throttled": 0,
-            "unhealthy": len(unhealthy),
+        worker_counts = {
+            "idle": workers["idle"],
+            "ready": workers["idle"],
+            "running": workers["running"],
+            "unhealthy": workers["unhealthy"],
         }
-        return JSONResponse({"jobs": jobs, "workers": workers})
+        return JSONResponse({"jobs": job_counts, "workers": worker_counts})
 
-    # ── workers ─────────────────────────────────────────────────────────────────────────────────────────────────
+    # ── workers ─────────────────────────────────────────────────────────────────────────────────
 
     async def job_take(self, request: Request) -> Response:
-        """Holds the call until there is a job; 204 after a while without one."""
-        jobs = await self._take(request, 1)
-        return JSONResponse(_for_worker(jobs[0])) if jobs else Response(status_code=204)
-
-    async def job_take_batch(self, request: Request) -> Response:
-        jobs = await self._take(request, _number(request, "batch_size", 1, 1, 1000))
-        return (
-            JSONResponse([_for_worker(job) for job in jobs]) if jobs else Response(status_code=204)
-        )
+        """Waits for a job and hands the job over. Answers 204 after a while without a job."""
+        worker_id = request.path_params["worker_id"]
+        job = await self._long_poll(lambda: self._queue.take(worker_id, time.time()), request)
+        if job is None:
+            return Response(status_code=204)
+        if await request.is_disconnected():
+            self._queue.give_back(job)
+            self._notify()
+            return Response(status_code=204)
+        webhook = {"webhook": job.webhook} if job.webhook else {}
+        return JSONResponse({"id": job.id, "input": job.input} | webhook)
 
     async def job_stop(self, request: Request) -> Response:
-        """Holds the call until the worker is to stop jobs."""
+        """Waits until the worker must stop jobs. Answers 204 after a while."""
         worker_id = request.path_params["worker_id"]
-        self._queue.see(worker_id, self._now())
-        stops: list[str] = []
-
-        def has_stops() -> bool:
-            stops.extend(self._queue.stops_for(worker_id))
-            return bool(stops)
-
-        await self._until(has_stops, self._config.long_poll_seconds, request)
+        self._queue.mark_seen(worker_id, time.time())
+        stops = await self._long_poll(lambda: self._queue.pop_stops(worker_id), request)
         return JSONResponse({"jobsToStop": stops}) if stops else Response(status_code=204)
 
     async def job_done(self, request: Request) -> Response:
-        """Takes progress (`status: IN_PROGRESS`) or the final result; the SDK sends JSON under a form's content type."""
-        body = await _json_body(request, RUNSYNC_LIMIT_BYTES)
-        job, worker_id = self._job(request), request.path_params["worker_id"]
-        if body.get("status") == State.IN_PROGRESS:
-            self._queue.progress(worker_id, job, body.get("output"), self._now())
-        elif self._queue.done(worker_id, job, body.get("output"), body.get("error"), self._now()):
-            self._announce(job)
-        self._notify()
-        return JSONResponse({})
+        """Takes progress (`status: IN_PROGRESS`) or the result.
 
-    async def job_stream(self, request: Request) -> Response:
-        body = await _json_body(request, RUNSYNC_LIMIT_BYTES)
+        The SDK sends JSON under a form's content type.
+        """
+        body = await _json_body(request, RESULT_LIMIT_BYTES)
         job, worker_id = self._job(request), request.path_params["worker_id"]
-        self._queue.append_stream(worker_id, job, body.get("output"), self._now())
-        self._notify()
+        output, error, now = body.get("output"), body.get("error"), time.time()
+        if body.get("status") == State.IN_PROGRESS:
+            self._queue.progress(worker_id, job, output, now)
+        elif self._queue.finish(worker_id, job, output, error, now):
+            self._announce(job)
         return JSONResponse({})
 
     async def ping(self, request: Request) -> Response:
         jobs = [job_id for job_id in request.query_params.get("job_id", "").split(",") if job_id]
+        is_healthy = request.query_params.get("status") != "unhealthy"
         worker_id = request.path_params["worker_id"]
-        self._queue.ping(worker_id, jobs, self._now())
-        if request.query_params.get("status") == "unhealthy":
-            self._queue.see_unhealthy(worker_id, self._now())
+        self._queue.ping(worker_id, jobs, time.time(), is_healthy=is_healthy)
         self._notify()
         return JSONResponse({})
 
-    # ── small steps ─────────────────────────────────────────────────────────────────────────────────────────────
-
-    async def _queued(self, request: Request, limit: int, *, sync: bool) -> QueuedJob:
-        try:
-            body = RunBody.model_validate(await _json_body(request, limit))
-        except ValidationError as error:
-            raise _Refusal(400, str(error)) from error
-        job = QueuedJob(
-            id=new_id(),
-            input=body.input,
-            execution_timeout=body.policy.executionTimeout / 1000,
-            ttl=body.policy.ttl / 1000,
-            created_at=self._now(),
-            webhook=body.webhook,
-            sync=sync,
-        )
-        self._queue.add(job)
-        self._notify()
-        return job
-
-    async def _take(self, request: Request, limit: int) -> list[QueuedJob]:
-        taken: list[QueuedJob] = []
-        worker_id = request.path_params["worker_id"]
-
-        def has_jobs() -> bool:
-            taken.extend(self._queue.take(worker_id, limit, self._now()))
-            return bool(taken)
-
-        await self._until(has_jobs, self._config.long_poll_seconds, request)
-        if taken and await request.is_disconnected():
-            for job in taken:
-                self._queue.give_back(job)
-            self._notify()
-            return []
-        return taken
+    # ── small steps ─────────────────────────────────────────────────────────────────────────────
 
     def _job(self, request: Request) -> QueuedJob:
         job = self._queue.get(request.path_params["job_id"])
         if job is None:
-            raise _Refusal(404, "no such job")
+            raise HTTPException(404, "no such job")
         return job
 
-    def _is_gone(self, job: QueuedJob) -> bool:
-        return self._queue.get(job.id) is None
+    async def _long_poll(self, poll: Callable[[], T], request: Request) -> T | None:
+        """Calls `poll` after every change and returns its first result that is not empty.
 
-    async def _until(self, done: Callable[[], bool], seconds: float, request: Request) -> None:
-        """Waits for `done()`, which is asked after every change; gives up after a while, or when the caller is gone."""
+        Returns None after a while, or when the caller disconnects.
+        """
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
+            async with asyncio.timeout(self._config.long_poll_seconds):
                 while not await request.is_disconnected():
                     changed = self._changed
-                    if done():
-                        return
+                    if found := poll():
+                        return found
                     with contextlib.suppress(TimeoutError):
                         await asyncio.wait_for(changed.wait(), 1.0)
+        return None
 
     def _notify(self) -> None:
-        """Wakes all who wait for a change."""
+        """Wakes every call that waits for a change."""
         self._changed.set()
         self._changed = asyncio.Event()
 
     async def _expire(self) -> None:
         while True:
-            for job in self._queue.expire(self._now()):
+            for job in self._queue.expire(time.time()):
                 self._announce(job)
             self._notify()
             await asyncio.sleep(EXPIRE_SECONDS)
 
     def _announce(self, job: QueuedJob) -> None:
-        """Tells those who wait here, and the webhook, that a job has ended."""
+        """Wakes waiting calls and sends the webhook of a job that has ended."""
         self._notify()
         if job.webhook is not None:
-            task = asyncio.create_task(self._call_webhook(job.webhook, self._envelope(job)))
+            body = job.status() | {"input": job.input, "webhook": job.webhook}
+            task = asyncio.create_task(self._call_webhook(job.webhook, body))
             self._webhooks.add(task)
             task.add_done_callback(self._webhooks.discard)
 
-    def _envelope(self, job: QueuedJob) -> dict[str, Any]:
-        return job.status() | {"input": job.input, "webhook": job.webhook}
-
     async def _call_webhook(self, url: str, body: dict[str, Any]) -> None:
-        for tries in range(WEBHOOK_TRIES):
-            if tries:
-                await asyncio.sleep(self._config.webhook_retry_seconds)
-            with contextlib.suppress(httpx.HTTPError, httpx.InvalidURL):
-                if (await self._http.post(url, json=body)).status_code == 200:
-                    return
-
-    def _now(self) -> float:
-        return self._config.clock()
+        with contextlib.suppress(httpx.HTTPError, httpx.InvalidURL):
+            await self._http.post(url, json=body)
 
     def _guarded(self, view: View) -> View:
-        """Asks for the key (raw from workers, `Bearer` from clients; RunPod takes both) and for the right endpoint."""
+        """Wraps a view with the check of the key. Workers send the raw key, clients `Bearer`."""
 
         @wraps(view)
         async def guarded(request: Request) -> Response:
             key = request.headers.get("authorization", "").removeprefix("Bearer ").strip()
             if not hmac.compare_digest(key.encode(), self._config.api_key.encode()):
-                return JSONResponse({"error": "unauthorized"}, 401)
-            if request.path_params["endpoint_id"] != self._config.endpoint_id:
-                return JSONResponse({"error": "no such endpoint"}, 404)
-            try:
-                return await view(request)
-            except _Refusal as refusal:
-                return JSONResponse({"error": str(refusal)}, refusal.status)
+                raise HTTPException(401, "unauthorized")
+            return await view(request)
 
         return guarded
 
 
-class _Refusal(Exception):
-    """A request that is answered with an error."""
-
-    def __init__(self, status: int, why: str) -> None:
-        super().__init__(why)
-        self.status = status
-
-
 def create_endpoint(config: EndpointConfig) -> Starlette:
-    """Builds the endpoint as an ASGI app; entering its lifespan starts the clock."""
+    """Builds the endpoint as an ASGI app."""
     endpoint = Endpoint(config)
+    return Starlette(routes=[endpoint.routes()], lifespan=endpoint.lifespan)
 
-    @contextlib.asynccontextmanager
-    async def lifespan(_: Starlette) -> AsyncIterator[None]:
-        async with endpoint.running():
-            yield
 
-    return Starlette(routes=endpoint.routes(), lifespan=lifespan)
+#: A worker does not start without these. RunPod sets the last variable; without it, the SDK runs
+#: `test_input.json` and ends.
+WORKER_PACKAGES = ("gpu_worker", "runpod", "torch")
+_R2_VARIABLES = ("R2_ENDPOINT", "R2_ACCESS_KEY_ID", "R2_SECRET_ACCESS_KEY", "R2_BUCKET_NAME")
+WORKER_VARIABLES = (*_R2_VARIABLES, "RUNPOD_WEBHOOK_GET_JOB")
 
 
 def worker_environment(
     base_url: str, endpoint_id: str, api_key: str, worker_id: str
 ) -> dict[str, str]:
-    """Returns what the SDK's worker loop reads to find its queue; `$ID` and `$RUNPOD_POD_ID` it fills in itself."""
-    at = f"{base_url}/v2/{endpoint_id}"
+    """Returns what the SDK's worker loop reads. The SDK fills in `$ID` and `$RUNPOD_POD_ID`."""
+    root = f"{base_url}/v2/{endpoint_id}"
     return {
-        # The SDK appends `&name=value`, so each of the first three must have a query already.
-        "RUNPOD_WEBHOOK_GET_JOB": f"{at}/job-take/$ID?gpu=CPU",
-        "RUNPOD_WEBHOOK_POST_OUTPUT": f"{at}/job-done/$RUNPOD_POD_ID/$ID?gpu=CPU",
-        "RUNPOD_WEBHOOK_POST_STREAM": f"{at}/job-stream/$RUNPOD_POD_ID/$ID?gpu=CPU",
-        "RUNPOD_WEBHOOK_PING": f"{at}/ping/$RUNPOD_POD_ID",
+        # The SDK appends `&name=value`, so the first two URLs must have a query.
+        "RUNPOD_WEBHOOK_GET_JOB": f"{root}/job-take/$ID?gpu=CPU",
+        "RUNPOD_WEBHOOK_POST_OUTPUT": f"{root}/job-done/$RUNPOD_POD_ID/$ID?gpu=CPU",
+        "RUNPOD_WEBHOOK_PING": f"{root}/ping/$RUNPOD_POD_ID",
         "RUNPOD_PING_INTERVAL": str(PING_MILLISECONDS),
         "RUNPOD_POD_ID": worker_id,
         "RUNPOD_AI_API_KEY": api_key,
         "RUNPOD_LOG_LEVEL": "INFO",
-        # All other checks of the SDK run here as on RunPod; everything that the worker calls is on this machine.
+        # The SDK's other checks run as on RunPod. The worker calls nothing outside this machine.
         "REELBROKER_SKIPPED_CHECKS": "network",
     }
 
 
-def _for_worker(job: QueuedJob) -> dict[str, Any]:
-    handed: dict[str, Any] = {"id": job.id, "input": job.input}
-    return handed | ({"webhook": job.webhook} if job.webhook else {})
-
-
 async def _json_body(request: Request, limit: int) -> dict[str, Any]:
-    """Reads a JSON object, no further than the limit.
+    """Reads a JSON object of at most `limit` bytes.
 
-    Python reads what it cannot send on: NaN, 1e999, half a surrogate pair. One of those in an input would break every
-    `job-take`, which the SDK repeats at once and for ever; in an output, every `/status`.
+    Python reads JSON that it cannot write: NaN, 1e999, half a surrogate pair. One of these in an
+    input breaks every `job-take`, which the SDK repeats forever. One in an output breaks every
+    `/status`.
     """
     body = bytearray()
     async for chunk in request.stream():
         body += chunk
         if len(body) > limit:
-            raise _Refusal(413, f"the body is over {limit} bytes")
+            raise HTTPException(413, f"the body is over {limit} bytes")
     try:
         parsed = json.loads(body)
         json.dumps(parsed, allow_nan=False, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
-        raise _Refusal(400, "the body is not JSON") from error
+        raise HTTPException(400, "the body is not JSON") from error
     if not isinstance(parsed, dict):
-        raise _Refusal(400, "the body is not a JSON object")
+        raise HTTPException(400, "the body is not a JSON object")
     return parsed
 
 
-def _number(request: Request, name: str, default: int, low: int, high: int) -> int:
-    try:
-        return min(max(int(request.query_params.get(name, default)), low), high)
-    except ValueError as error:
-        raise _Refusal(400, f"{name} is not a number") from error
-
-
 def main() -> None:
-    """Runs the endpoint on loopback; its key comes from RUNPOD_API_KEY, so that `ps` does not show it."""
+    """Runs the endpoint. RUNPOD_API_KEY holds the key, so that `ps` does not show it."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--endpoint-id", required=True)
     parser.add_argument("--database", type=Path, required=True)
-    chosen = parser.parse_args()
+    options = parser.parse_args()
     key = os.environ.get("RUNPOD_API_KEY", "")
     if not key:
         parser.error("RUNPOD_API_KEY is not set")
-    config = EndpointConfig(chosen.endpoint_id, key, chosen.database)
     uvicorn.run(
-        create_endpoint(config),
-        host=chosen.host,
-        port=chosen.port,
+        create_endpoint(EndpointConfig(options.endpoint_id, key, options.database)),
+        host=options.host,
+        port=options.port,
         http=Connection,
         access_log=False,
         log_level="warning",
-        # A worker reuses its connection after a long silence; closed meanwhile, its result would be lost.
+        # A worker reuses its connection after a long silence. A close meanwhile loses a result.
         timeout_keep_alive=120,
         timeout_graceful_shutdown=1,
     )

@@ -1,14 +1,14 @@
 """The embedded object store: SeaweedFS from its wheel, on loopback, under the stack's folder.
 
-`weed mini` is one process with everything S3 needs. It is given every port, because it would otherwise take fixed
-ones, and one generated key pair. Its parts talk to each other on ports of their own, and each of these is closed to
-whoever has no key of this run:
+`weed mini` is one process with all of S3. The stack chooses every port, because `weed` has fixed
+defaults, and one key pair. The parts of `weed` talk to each other on ports of their own. Each port
+refuses callers without a key of this run:
 
 | port | without a key |
 |---|---|
-| S3 | 403; files leave only by presigned URL, as with R2. `/healthz` and `/status` say that it is up |
-| filer | 404: its HTTP is switched off. The S3 part uses a socket file that only the owner may open |
-| volume | 401: reading and writing need a token. `/status` tells how full the disk is |
+| S3 | 403; only presigned URLs give out files, as with R2. `/healthz` and `/status` are open |
+| filer | 404: its HTTP is off. The S3 part uses a socket file that only the owner may open |
+| volume | 401: reads and writes need a token. `/status` shows how full the disk is |
 | master, admin | a page and metrics about the cluster, with no names of objects |
 | gRPC of each | the handshake fails: a client needs the certificate of this run |
 """
@@ -37,17 +37,17 @@ PORT_NAMES = tuple(
     for part in ("master", "volume", "filer", "s3", "admin")
     for kind in ("", ".grpc")
 )
-#: The parts of SeaweedFS that open or use gRPC, by their names in `security.toml`.
+#: The parts of SeaweedFS that use gRPC, by their names in `security.toml`.
 _GRPC_PARTS = ("master", "volume", "filer", "s3", "admin", "worker", "client")
 _TOKENS = ("signing", "signing.read", "filer_signing", "filer_signing.read")
 
 
 @dataclass(frozen=True)
 class ObjectStore:
-    """Where the store lives, how it is started and how it is reached.
+    """The folder, the start command and the address of the store.
 
     Args:
-        folder: its data and configuration; made if missing.
+        folder: data and configuration; `command` creates the folder.
         ports: one free loopback port for each of PORT_NAMES.
     """
 
@@ -62,9 +62,10 @@ class ObjectStore:
         return f"http://127.0.0.1:{self.ports['s3.port']}"
 
     def command(self) -> list[str]:
-        """Writes the files with keys and returns the command that runs the store in the foreground.
+        """Writes the key files and returns the command that runs the store in the foreground.
 
-        Run it with a umask of 0o077: it makes sockets in the temporary folder that anybody could open otherwise.
+        Run the command with a umask of 0o077: with a wider one, every user can open the sockets
+        that `weed` makes in the temporary folder.
         """
         self.sweep()
         data = self.folder / "data"
@@ -72,7 +73,7 @@ class ObjectStore:
         keys = self._secret("s3.json", json.dumps(self._identities()).encode())
         self._secure_parts()
         flags = {
-            # Otherwise the filer reads out and deletes whatever anybody on this machine names, web pages included.
+            # With HTTP, the filer reads and deletes files for every caller, web pages included.
             "disableHttp": "true",
             "dir": data,
             "ip": "127.0.0.1",
@@ -90,7 +91,7 @@ class ObjectStore:
         return [_weed(), "-logtostderr=true", f"-config_dir={self.folder}", "mini", *options]
 
     def prepare(self) -> bool:
-        """Makes the bucket and its CORS rules if they are missing; False while the store is not up yet."""
+        """Creates the bucket and its CORS rules. Returns False until the store is up."""
         client = boto3.client(
             "s3",
             endpoint_url=self.url,
@@ -105,32 +106,31 @@ class ObjectStore:
             client.put_bucket_cors(
                 Bucket=self.bucket, CORSConfiguration={"CORSRules": [cors_rule(["*"])]}
             )
-            # The volume server joins last, and only a write shows that it has.
+            # The volume server starts last. Only a write shows that the server is there.
             client.put_object(Bucket=self.bucket, Key=".ready", Body=b"ok")
         except (BotoCoreError, ClientError):
             return False
         return True
 
     def sweep(self) -> None:
-        """Removes the sockets that a `weed` of these ports, which has ended, left in the temporary folder."""
+        """Removes the sockets that an ended `weed` of these ports left in the temporary folder."""
         for port in self.ports.values():
             for left in Path(tempfile.gettempdir()).glob(f"seaweedfs-*-{port}.sock"):
                 left.unlink(missing_ok=True)
 
     def _secure_parts(self) -> None:
-        """Draws what the store's parts identify themselves to each other with; it is new on each start."""
+        """Writes new keys, at each start, by which the store's parts identify each other."""
         key = ec.generate_private_key(ec.SECP256R1())
         pem, pkcs8 = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
-        known = self._secret("parts.crt", _certificate(key).public_bytes(pem))
+        public = self._secret("parts.crt", _certificate(key).public_bytes(pem))
         private = self._secret(
             "parts.key", key.private_bytes(pem, pkcs8, serialization.NoEncryption())
         )
-        pair = f"cert = {_toml(known)}\nkey = {_toml(private)}"
+        pair = f"cert = {_toml(public)}\nkey = {_toml(private)}"
         grpc = [f"[grpc.{part}]\n{pair}" for part in _GRPC_PARTS]
         tokens = [f"[jwt.{name}]\nkey = {_toml(secrets.token_urlsafe(32))}" for name in _TOKENS]
-        self._secret(
-            "security.toml", "\n".join([f"[grpc]\nca = {_toml(known)}", *grpc, *tokens]).encode()
-        )
+        text = "\n".join([f"[grpc]\nca = {_toml(public)}", *grpc, *tokens])
+        self._secret("security.toml", text.encode())
 
     def _secret(self, name: str, content: bytes) -> Path:
         path = self.folder / name
@@ -146,12 +146,12 @@ class ObjectStore:
 
 
 def _toml(text: object) -> str:
-    """Returns the text as TOML writes a string, which is as JSON does."""
+    """Returns the text as a TOML string, which is written like a JSON string."""
     return json.dumps(str(text), ensure_ascii=False)
 
 
 def _certificate(key: ec.EllipticCurvePrivateKey) -> x509.Certificate:
-    """Returns a certificate that vouches for itself: each part of the store shows it, and takes no other."""
+    """Returns a self-signed certificate. The parts of the store show and accept no other."""
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "reelbroker-store")])
     now = datetime.now(UTC)
     return (

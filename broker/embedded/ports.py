@@ -1,31 +1,28 @@
 """Free ports on loopback."""
 
 import contextlib
+import itertools
 import random
 import socket
 
-#: Below those that the system gives to outgoing connections (Linux: from 32768): one of these could take
-#: a port between the draw and the moment in which its server listens.
+#: Below the ports of outgoing connections (Linux: from 32768). Such a connection could take a port
+#: before its server listens.
 _RANGE = range(20_000, 32_768)
 
 
 def is_free(port: int) -> bool:
-    """True when a server could listen on the port now."""
+    """Returns whether a server can listen on the port now."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         return _binds(probe, port)
 
 
 def free_ports(count: int) -> list[int]:
-    """Draws distinct free ports: all are held open until the last one is drawn."""
-    drawn: list[int] = []
-    with contextlib.ExitStack() as held:
-        for port in random.sample(_RANGE, len(_RANGE)):
-            if len(drawn) == count:
-                break
-            if _binds(held.enter_context(socket.socket()), port):
-                drawn.append(port)
-    return drawn
+    """Returns distinct free ports. Each stays bound until the last one is found."""
+    with contextlib.ExitStack() as bound:
+        ports = random.sample(_RANGE, len(_RANGE))
+        free = (port for port in ports if _binds(bound.enter_context(socket.socket()), port))
+        return list(itertools.islice(free, count))
 
 
 def _binds(probe: socket.socket, port: int) -> bool:

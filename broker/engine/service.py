@@ -1,7 +1,8 @@
-"""What a user may do with jobs: submit, get, watch, list, cancel, retry, download. The rules, without HTTP.
+"""What a user may do with jobs: submit, get, watch, list, cancel, retry, download; without HTTP.
 
-Nothing in here waits for the GPU provider: a submit is a commit, a get is a read, a cancel is a request that the
-reconciler carries out. Every query is scoped to one user; another user's job does not exist.
+Nothing here waits for the GPU provider: a submit is a commit, a get is a read, a cancel is a
+request that the reconciler carries out. Every query is scoped to one user; another user's job does
+not exist.
 """
 
 import asyncio
@@ -12,6 +13,7 @@ import json
 import uuid
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 
 import anyio
 import structlog
@@ -35,58 +37,45 @@ from broker.errors import (
     StorageError,
     Unavailable,
 )
-from broker.jobs.model import EventKind, Job, JobChange
+from broker.jobs.model import Event, EventKind, Job, JobChange
 from broker.jobs.policy import longest_output, output_seconds
-from broker.jobs.pricing import quote
-from broker.jobs.views import ends, event_view, view
+from broker.jobs.views import ends
 from broker.settings import Settings
 from broker.store.jobs import JobFilter, JobStore, Quota
-from schemas.jobs import (
-    EventView,
-    JobList,
-    JobRequest,
-    JobStatus,
-    JobView,
-    Quote,
-    QuoteRequest,
-    Snapshot,
-)
+from schemas.jobs import JobRequest, JobStatus
 from schemas.keys import object_key
 
 log = structlog.get_logger(__name__)
 
-#: From how many jobs like it a quote is made.
-ALIKE = 50
-#: How long a submit may take to learn the sizes of its sources.
-LOOK_SECONDS = 2.0
+#: How long a submit may wait for the sizes of its sources.
+SIZES_SECONDS = 2.0
+#: What a retry keeps of the failed job.
+_KEPT = {"user_id", "project_id", "game_id", "type", "input_key", "params", "meta", "fingerprint"}
 
 
+@dataclass(frozen=True)
+class JobPage:
+    """Jobs, the newest first, and the cursor of the page that follows; None on the last one."""
+
+    jobs: list[Job]
+    next_cursor: str | None
+
+
+@dataclass(frozen=True, eq=False)
 class JobService:
-    """The jobs of all users, one user at a time."""
+    """The jobs of all users, for one user at a time."""
 
-    def __init__(
-        self,
-        settings: Settings,
-        store: JobStore,
-        bucket: Bucket,
-        reconciler: Reconciler,
-        drain: DrainSwitch,
-        hub: EventHub,
-        disk: DiskSpace,
-        wake: Callable[[], None],
-        clock: Callable[[], int] = now_ms,
-    ) -> None:
-        self._settings = settings
-        self._store = store
-        self._bucket = bucket
-        self._reconciler = reconciler
-        self._drain = drain
-        self._hub = hub
-        self._disk = disk
-        self._wake = wake
-        self._clock = clock
+    settings: Settings
+    store: JobStore
+    bucket: Bucket
+    reconciler: Reconciler
+    drain_switch: DrainSwitch
+    hub: EventHub
+    disk: DiskSpace
+    wake: Callable[[], None]
+    clock: Callable[[], int] = now_ms
 
-    # ── submit ──────────────────────────────────────────────────────────────────────────────────────────────────
+    # ── submit ──────────────────────────────────────────────────────────────────────────────────
 
     async def submit(
         self,
@@ -96,23 +85,23 @@ class JobService:
         job_id: str | None = None,
         traceparent: str | None = None,
     ) -> tuple[Job, bool]:
-        """Stores a job. Once this returns, the job is never lost.
+        """Stores a job. Once this returns, the job cannot be lost.
 
         Args:
             key: the client's idempotency key.
-            job_id: an id that the client has drawn.
-            traceparent: whose request it is (trace.py).
+            job_id: an id that the client chose.
+            traceparent: of the client's request (trace.py).
 
         Returns:
-            The job as it is now, and whether it was there already.
+            The job as it is now, and whether it was stored before.
 
         Raises:
-            KeyReused: the key, or the id, came before with another request.
+            KeyReused: the key or the id came before with another request.
             IdTaken: the id is in use.
-            QuotaExceeded: the user has as many as one may have.
-            Unavailable: no job is taken at the moment.
+            QuotaExceeded: the user has as many jobs as allowed.
+            Unavailable: the broker accepts no jobs at the moment.
         """
-        now = self._clock()
+        now, content = self.clock(), request.model_dump_json(exclude_none=True)
         job = Job(
             id=job_id or str(uuid.uuid4()),
             user_id=user_id,
@@ -121,13 +110,12 @@ class JobService:
             type=request.type,
             input_key=request.input_key,
             params=request.params.model_dump_json(exclude_none=True),
-            meta=json.dumps(request.metadata, ensure_ascii=False),  # as people search for it
+            # Without escapes, so that a search finds other alphabets.
+            meta=json.dumps(request.metadata, ensure_ascii=False),
             media_seconds=output_seconds(request.params),
-            fingerprint=hashlib.sha256(
-                request.model_dump_json(exclude_none=True).encode()
-            ).hexdigest(),
+            fingerprint=hashlib.sha256(content.encode()).hexdigest(),
             traceparent=traceparent,
-            max_attempts=self._settings.max_attempts,
+            max_attempts=self.settings.max_attempts,
             created_at=now,
             due_at=now,
         )
@@ -136,11 +124,11 @@ class JobService:
     async def retry(
         self, user_id: str, job_id: str, traceparent: str | None = None
     ) -> tuple[Job, bool]:
-        """Sends a job that failed once more, as a new job; asking again returns the same one.
+        """Submits a failed job again, as a new job; a second call returns the same new job.
 
         Raises:
             NotFound: no such job.
-            NotRetryable: it has not failed.
+            NotRetryable: the job has not failed.
             QuotaExceeded, Unavailable: as for a submit.
         """
         failed = await self.job(user_id, job_id)
@@ -148,216 +136,184 @@ class JobService:
             raise NotRetryable(
                 f"Only a job that failed or was cancelled is retried; this one is {failed.status}."
             )
-        now = self._clock()
-        request = _request_of(failed)
+        now, request = self.clock(), _request_of(failed)
         job = Job(
-            **failed.model_dump(include=_OF_THE_REQUEST),
-            # What was counted for the job that failed may have been a guess.
+            **failed.model_dump(include=_KEPT),
+            # Computed anew: the failed job may carry an upper bound.
             media_seconds=output_seconds(request.params),
-            id=ids.derived("retry", failed.id),  # so that there is one retry of each job
+            # Derived, so that each job has one retry.
+            id=ids.derived("retry", failed.id),
             retry_of=failed.id,
             traceparent=traceparent,
-            max_attempts=self._settings.max_attempts,
+            max_attempts=self.settings.max_attempts,
             created_at=now,
             due_at=now,
         )
         return await self._add(job, request, None)
 
     async def _add(self, job: Job, request: JobRequest, key: str | None) -> tuple[Job, bool]:
-        settings = self._settings
+        settings = self.settings
         allowed, longest = settings.media_seconds_per_day, 0.0
         if allowed is not None and job.media_seconds is None:
             longest = longest_output(request, await self._sizes(job.user_id, request.video_keys))
         quota = Quota(settings.max_open_jobs, allowed, job.created_at - DAY_MS, longest)
         try:
             self.check_open()
-            stored = await run_in_threadpool(self._store.add, job, key, quota)
+            stored = await run_in_threadpool(self.store.add, job, key, quota)
         except Unavailable:
-            known = await run_in_threadpool(self._store.known, job, key)
+            known = await run_in_threadpool(self.store.known, job, key)
             if known is None:
                 raise
             stored = known
         if stored.fingerprint != job.fingerprint:
             raise KeyReused("This key or id was sent before, with another request.")
-        self._wake()
+        self.wake()
         if stored is job:
             log.info("accepted", job_id=job.id, type=job.type)
         return stored, stored is not job
 
     async def _sizes(self, user_id: str, keys: Sequence[str]) -> dict[str, int | None]:
-        """Returns the sizes of a user's objects, as far as the bucket tells them at once: a submit does not wait for it."""
+        """Returns the sizes of a user's objects, as far as the bucket answers within a moment."""
         sizes: dict[str, int | None] = {}
-        with suppress(StorageError), anyio.move_on_after(LOOK_SECONDS):
+        with suppress(StorageError), anyio.move_on_after(SIZES_SECONDS):
             for key in keys:
                 whole = object_key(user_id, key)
-                sizes[key] = await to_thread.run_sync(
-                    self._bucket.size, whole, abandon_on_cancel=True
-                )
+                size = await to_thread.run_sync(self.bucket.size, whole, abandon_on_cancel=True)
+                sizes[key] = size
         return sizes
 
     def check_open(self) -> None:
-        """Raises Unavailable while no job is taken."""
+        """Raises Unavailable while the broker accepts no jobs."""
         if self.draining:
             raise Unavailable("draining", "The broker is being drained, so it takes no new jobs.")
-        self._disk.check()
+        self.disk.check()
 
-    async def quote(self, user_id: str, request: QuoteRequest) -> Quote:
-        """Estimates what a job would take; raises StorageError where its sources cannot be looked at."""
-        keys = [object_key(user_id, key) for key in request.video_keys]
-        size = 0
-        if request.source_seconds is None and output_seconds(request.params) is None:
-            sizes = [await run_in_threadpool(self._bucket.size, key) for key in keys]
-            size = sum(found for found in sizes if found is not None)
-        only = JobFilter(status=(JobStatus.COMPLETE,), type=(request.type,))
-        done = await run_in_threadpool(self._store.page, user_id, only, ALIKE)
-        mode = request.params.export_mode
-        alike = [job for job in done if json.loads(job.params).get("export_mode") == mode]
-        return quote(request.params, request.source_seconds, size, alike, self._settings.gpu_prices)
-
-    # ── look ────────────────────────────────────────────────────────────────────────────────────────────────────
+    # ── get, watch, list ────────────────────────────────────────────────────────────────────────
 
     async def job(self, user_id: str, job_id: str) -> Job:
         """Returns the job, or raises NotFound."""
-        job = await run_in_threadpool(self._store.get, job_id, user_id)
+        job = await run_in_threadpool(self.store.get, job_id, user_id)
         if job is None:
             raise NotFound(f"There is no job {job_id[:64]}.")
         return job
 
     async def version(self, user_id: str, job_id: str) -> int:
         """Returns the `seq` of the job's newest event, or raises NotFound."""
-        version = await run_in_threadpool(self._store.version, job_id, user_id)
+        version = await run_in_threadpool(self.store.version, job_id, user_id)
         if version is None:
             raise NotFound(f"There is no job {job_id[:64]}.")
         return version
 
     async def expected(self, user_id: str, job_id: str) -> None:
         """Waits until the user has a job of that id."""
-        with self._hub.subscribe(job_id) as feed:
-            while await run_in_threadpool(self._store.version, job_id, user_id) is None:
+        with self.hub.subscribe(job_id) as feed:
+            while await run_in_threadpool(self.store.version, job_id, user_id) is None:
                 await feed.next()
 
     async def wait(self, user_id: str, job_id: str, version: int | None, seconds: float) -> Job:
-        """Returns the job once it is past that version, or at its end where none is given; at the latest after `seconds`.
+        """Returns the job once it is past that version, or after `seconds`.
+
+        Args:
+            version: None: wait for the job's end.
 
         Raises:
             NotFound: no such job.
         """
-        with self._hub.subscribe(job_id) as feed:
+        with self.hub.subscribe(job_id) as feed:
             job = await self.job(user_id, job_id)
             if job.status.is_terminal or (version is not None and job.version != version):
                 return job
-            try:
+            with suppress(TimeoutError):
                 async with asyncio.timeout(seconds):
-                    async for event in self._hub.follow(self._store, job_id, job.version, feed):
+                    async for event in self.hub.follow(self.store, job_id, job.version, feed):
                         if version is not None or ends(event):
                             break
-            except TimeoutError:
-                pass
             return await self.job(user_id, job_id)
 
     async def watch(
         self, user_id: str, job_id: str, after: int | None = None
-    ) -> AsyncGenerator[Snapshot | EventView]:
-        """Yields what happens to a job until it has ended: each event above `after`, in order, none twice.
+    ) -> AsyncGenerator[Job | Event]:
+        """Yields each event of a job above `after`, in order and once, until the job has ended.
 
-        A watcher that has seen nothing, or what cannot be, gets a snapshot first, and what comes after it.
+        A watcher without `after`, or with one that cannot be, gets the job first, and then the
+        events that follow.
 
         Raises:
             NotFound: no such job.
         """
-        with self._hub.subscribe(job_id) as feed:
+        with self.hub.subscribe(job_id) as feed:
             job = await self.job(user_id, job_id)
             if after is None or after > job.version:
                 after = job.version
-                yield Snapshot(seq=job.version, job=self.view(job))
+                yield job
             if job.status.is_terminal and after == job.version:
                 return
-            async for event in self._hub.follow(self._store, job_id, after, feed):
-                yield event_view(event)
+            async for event in self.hub.follow(self.store, job_id, after, feed):
+                yield event
                 if ends(event):
                     return
 
-    def view(self, job: Job) -> JobView:
-        """Shows a job, with the URLs of this broker."""
-        return view(job, self._settings.root_path)
-
-    async def page(self, user_id: str, only: JobFilter, cursor: str | None, limit: int) -> JobList:
-        """Returns up to `limit` jobs, newest first, and the cursor of the next page."""
+    async def page(self, user_id: str, only: JobFilter, cursor: str | None, limit: int) -> JobPage:
+        """Returns up to `limit` jobs, the newest first; raises InvalidRequest for a bad cursor."""
         if cursor is not None:
             only = only.after(_decoded(cursor))
-        return await run_in_threadpool(self._page, user_id, only, limit)
-
-    def _page(self, user_id: str, only: JobFilter, limit: int) -> JobList:
-        jobs = self._store.page(user_id, only, limit + 1)
+        jobs = await run_in_threadpool(self.store.page, user_id, only, limit + 1)
         more = len(jobs) > limit
-        jobs = jobs[:limit]
-        return JobList(
-            jobs=[self.view(job) for job in jobs], next_cursor=_encoded(jobs[-1]) if more else None
-        )
+        return JobPage(jobs[:limit], _encoded(jobs[limit - 1]) if more else None)
 
     async def output_url(self, user_id: str, job_id: str) -> str:
-        """Returns a fresh presigned URL of the finished file, or raises NotFound while there is none."""
+        """Returns a fresh presigned URL of the output; raises NotFound while there is none."""
         job = await self.job(user_id, job_id)
         if job.output_key is None:
             raise NotFound(f"The job has no output: it is {job.status}.")
-        key = object_key(user_id, job.output_key)
-        name = f"{job.type}_{job.id}.mp4"
-        return self._bucket.presigned_get(key, name, self._settings.url_lifetime_seconds)
+        key, name = object_key(user_id, job.output_key), f"{job.type}_{job.id}.mp4"
+        return self.bucket.presigned_get(key, name, self.settings.url_lifetime_seconds)
 
-    # ── cancel, and what is asked from outside ──────────────────────────────────────────────────────────────────
+    # ── cancel, webhook, drain ──────────────────────────────────────────────────────────────────
 
-    async def cancel(self, user_id: str, job_id: str) -> JobView:
-        """Asks for a cancel; asking again changes nothing. Raises AlreadyFinished after any other end."""
+    async def cancel(self, user_id: str, job_id: str) -> Job:
+        """Requests a cancel; a second request changes nothing.
+
+        Raises:
+            AlreadyFinished: the job has ended otherwise.
+        """
         while True:
             job = await self.job(user_id, job_id)
             if job.status in (JobStatus.COMPLETE, JobStatus.ERROR):
                 raise AlreadyFinished(f"The job has ended already: {job.status}.")
             if job.status is JobStatus.CANCELLED or job.cancel_requested_at is not None:
-                return self.view(job)
-            now = self._clock()
+                return job
+            now = self.clock()
             change = JobChange(cancel_requested_at=now, due_at=now, message="Cancelling")
-            asked = await run_in_threadpool(
-                self._store.move, job, EventKind.CANCEL_REQUESTED, change
-            )
-            if asked is not None:
-                self._wake()
-                return self.view(asked)
+            kind = EventKind.CANCEL_REQUESTED
+            requested = await run_in_threadpool(self.store.transition, job, kind, change)
+            if requested is not None:
+                self.wake()
+                return requested
 
     async def hint(self, job_id: str, token: str, provider_job_id: str | None) -> None:
-        """Takes a call of the GPU provider, or raises NotFound."""
-        if not await self._reconciler.hint(job_id, token, provider_job_id):
+        """Takes a webhook call of the GPU provider, or raises NotFound."""
+        if not await self.reconciler.hint(job_id, token, provider_job_id):
             raise NotFound("There is no such attempt.")
-        self._wake()
+        self.wake()
 
     async def drain(self, on: bool) -> None:
-        """Takes no new jobs and sends none, or does so again; those that run go on."""
-        await self._drain.turn(on)
-        self._wake()
+        """Stops or resumes accepting and submitting jobs; jobs that run go on."""
+        await self.drain_switch.turn(on)
+        self.wake()
 
     @property
     def draining(self) -> bool:
-        return self._drain.is_on
+        return self.drain_switch.is_on
 
 
 def _request_of(job: Job) -> JobRequest:
-    """Returns what was asked for, or raises NotRetryable where this release would not take it any more."""
+    """Returns the request of a job; raises NotRetryable where this release refuses it."""
     try:
         return JobRequest(type=job.type, input_key=job.input_key, params=json.loads(job.params))
     except ValidationError as error:
         first = error.errors()[0]
         raise NotRetryable(f"The job cannot be sent again as it is: {first['msg']}.") from error
-
-
-_OF_THE_REQUEST = {
-    "user_id",
-    "project_id",
-    "game_id",
-    "type",
-    "input_key",
-    "params",
-    "meta",
-    "fingerprint",
-}
 
 
 def _encoded(last: Job) -> str:

@@ -1,8 +1,8 @@
-"""The live side of the event log: who watches a job hears of each of its events at once, and of none twice.
+"""Live events: each watcher of a job gets each of its events, in order and once.
 
-The log in the database is the truth; the hub only spares watchers from asking it. Each move writes one event whose `seq` is the
-job's version, so a watcher that sees a gap, because it was slow or because two events were told in the wrong order, reads
-what it missed. An idle watcher costs memory and nothing else.
+The event log in the database is complete; the hub spares watchers from polling it. The `seq` of an
+event is the job's version, so a watcher that finds a gap reads the missing events from the log. An
+idle watcher costs memory and nothing else.
 """
 
 import asyncio
@@ -18,48 +18,53 @@ from broker.store.jobs import JobStore
 
 log = structlog.get_logger(__name__)
 
-#: How much a watcher may lag behind before it has to read the log.
+#: How many events a watcher may lag behind before it reads the log.
 BACKLOG = 64
-#: How often watched jobs are asked for, where other processes move jobs too.
+#: How often the hub polls watched jobs, where other processes change jobs too.
 POLL_SECONDS = 1.0
 
 
 class Feed:
-    """The events of one job, as one watcher gets them."""
+    """The events of one job, for one watcher."""
 
     def __init__(self) -> None:
-        self._told: deque[Event] = deque(maxlen=BACKLOG)
+        self._events: deque[Event] = deque(maxlen=BACKLOG)
         self._some = asyncio.Event()
 
     def put(self, event: Event) -> None:
-        self._told.append(event)
+        self._events.append(event)
         self._some.set()
 
     async def next(self) -> Event:
-        """Waits for an event; there may be others between the last one and this."""
-        while not self._told:
+        """Waits for an event. A slow watcher may have missed others before it."""
+        while not self._events:
             self._some.clear()
             await self._some.wait()
-        return self._told.popleft()
+        return self._events.popleft()
 
 
 class EventHub:
-    """Hands events on to those who watch their job. Made inside the event loop; `publish` may be called from any thread."""
+    """Passes events to the watchers of their job.
+
+    Create the hub inside the event loop. Any thread may call `publish`.
+    """
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._feeds: defaultdict[str, set[Feed]] = defaultdict(set)
-        self._seen: dict[str, int] = {}  #: the newest seq that was handed on, of watched jobs
+        #: The newest seq that was passed on, of watched jobs.
+        self._seen: dict[str, int] = {}
         self._closed = asyncio.Event()
 
     def publish(self, event: Event) -> None:
-        """Tells those who watch the event's job."""
-        with contextlib.suppress(RuntimeError):  # the loop has ended, and everybody has gone
+        """Passes an event to the watchers of its job."""
+        # A RuntimeError means that the loop has ended, and with it all watchers.
+        with contextlib.suppress(RuntimeError):
             self._loop.call_soon_threadsafe(self._hand_on, event)
 
     @contextlib.contextmanager
     def subscribe(self, job_id: str) -> Iterator[Feed]:
-        """Has a job's events collected from now on; read the log afterwards, and nothing falls between."""
+        """Collects a job's events from now on. Read the log after this call: none is missed."""
         feed = Feed()
         self._feeds[job_id].add(feed)
         try:
@@ -73,7 +78,7 @@ class EventHub:
     async def follow(
         self, store: JobStore, job_id: str, after: int, feed: Feed
     ) -> AsyncIterator[Event]:
-        """Yields a job's events with a seq above `after`, in order and without a gap, for ever."""
+        """Yields a job's events with a seq above `after`, in order and without gaps, for ever."""
         missing = True
         while True:
             if missing:
@@ -87,7 +92,7 @@ class EventHub:
                 after = event.seq
 
     async def poll(self, store: JobStore) -> None:
-        """Hears of what other processes move, until closed; needed where several brokers share a database."""
+        """Polls for the changes of other brokers on the database, until closed."""
         while not await self._is_closed_within(POLL_SECONDS):
             try:
                 newest = await run_in_threadpool(store.versions, list(self._feeds))
@@ -95,11 +100,12 @@ class EventHub:
                     if version > self._seen.get(job_id, 0):
                         for event in await run_in_threadpool(store.events, job_id, version - 1):
                             self._hand_on(event)
-            except Exception:  # the database is away: watchers wait, as everybody does
+            except Exception:
+                # Watchers wait until the database is back.
                 log.exception("poll_failed")
 
     def close(self) -> None:
-        """Has `poll` return, once what it asks the database has been answered."""
+        """Lets `poll` return after its current query."""
         self._closed.set()
 
     async def _is_closed_within(self, seconds: float) -> bool:

@@ -1,4 +1,4 @@
-"""A job, its attempts and its events: frozen values, the moves that are legal, and the words for what happened.
+"""A job, its attempts and its events: frozen values, and the transitions that are legal.
 
 Times are integer milliseconds since the epoch.
 """
@@ -11,36 +11,25 @@ from pydantic import BaseModel, ConfigDict
 from schemas.edits import OutputParams
 from schemas.jobs import ErrorCode, JobStatus, JobType, Phase
 
-#: From each status, where a job may go. A status that stays may still change phase, progress or attempt.
-LEGAL_MOVES: dict[JobStatus, frozenset[JobStatus]] = {
-    JobStatus.PENDING: frozenset(
-        {
-            JobStatus.PENDING,
-            JobStatus.PROCESSING,
-            JobStatus.COMPLETE,
-            JobStatus.ERROR,
-            JobStatus.CANCELLED,
-        }
-    ),
-    JobStatus.PROCESSING: frozenset(
-        {JobStatus.PROCESSING, JobStatus.COMPLETE, JobStatus.ERROR, JobStatus.CANCELLED}
-    ),
-    JobStatus.COMPLETE: frozenset(),
-    JobStatus.ERROR: frozenset(),
-    JobStatus.CANCELLED: frozenset(),
+ENDED = frozenset(status for status in JobStatus if status.is_terminal)
+#: The statuses that may follow each status. A job may keep its status and change its phase.
+LEGAL_TRANSITIONS: dict[JobStatus, frozenset[JobStatus]] = {
+    JobStatus.PENDING: frozenset(JobStatus),
+    JobStatus.PROCESSING: ENDED | {JobStatus.PROCESSING},
+    **dict.fromkeys(ENDED, frozenset()),
 }
 
 
 class AttemptState(StrEnum):
-    READY = "ready"  #: nothing is at the provider: it may be (re)submitted
-    SUBMITTING = "submitting"  #: a submit was begun and its end is not known
-    SUBMITTED = "submitted"  #: the provider's job id is known
-    SUPERSEDED = "superseded"  #: told to stop by `stop.json`; another attempt may follow
+    READY = "ready"  #: the provider has nothing of it, so it may be submitted
+    SUBMITTING = "submitting"  #: a submit began, and its outcome is unknown
+    SUBMITTED = "submitted"  #: the provider returned a job id
+    SUPERSEDED = "superseded"  #: fenced by `stop.json`; another attempt may follow
     ENDED = "ended"  #: the job ended with it
 
 
 class EventKind(StrEnum):
-    ACCEPTED = "accepted"  #: stored, and never lost from here on
+    ACCEPTED = "accepted"  #: stored; the job cannot be lost any more
     ATTEMPT_BEGUN = "attempt_begun"
     HELD = "held"  #: waits for the provider or the operator
     SUBMITTED = "submitted"  #: the provider has it
@@ -54,7 +43,7 @@ class EventKind(StrEnum):
 
 
 class EvidenceSource(StrEnum):
-    """Where the evidence for a move was seen. Jobs of older brokers keep the words of their time."""
+    """Where the broker saw the reason for a transition. Older jobs keep the words of their time."""
 
     RESULT = "bucket:result.json"
     STARTED = "bucket:started.json"
@@ -90,35 +79,34 @@ class Job(Frozen):
     error_code: ErrorCode | None = None
     attempt: int = 0  #: attempts begun so far
     max_attempts: int
-    provider_job_id: str | None = (
-        None  #: of the newest attempt; `runpod_job_id` in the table and the API
-    )
+    #: Of the newest attempt; `runpod_job_id` in the table and the API.
+    provider_job_id: str | None = None
     result: str | None = None  #: JSON of OutputFacts
     gpu_seconds: float | None = None
     cost_usd: float | None = None
-    media_seconds: float | None = None  #: of output; under a quota at most, until it is known
+    media_seconds: float | None = None  #: of output; an upper bound until the job is complete
     retry_of: str | None = None
-    traceparent: str | None = None  #: of the request that it came with (trace.py)
+    traceparent: str | None = None  #: of the request that submitted it (trace.py)
     evidence_source: str | None = None
     evidence_at: int | None = None
     created_at: int
     started_at: int | None = None
     completed_at: int | None = None
     cancel_requested_at: int | None = None
-    progressed_at: int | None = None  #: when the provider last told something new
-    stalled_since: int | None = None  #: since when it looks stuck, and not slow
+    progressed_at: int | None = None  #: when phase or progress last changed
+    stalled_since: int | None = None  #: since when the job seems stuck rather than slow
     fingerprint: str | None = None  #: SHA-256 of the request
-    due_at: int  #: when to look at it next
-    version: int = 1  #: +1 a move; what compare-and-set compares
+    due_at: int  #: when to reconcile it next
+    version: int = 1  #: grows by 1 with each transition; compare-and-set compares it
 
     @cached_property
     def edit(self) -> OutputParams:
-        """The params, parsed; they were valid when the job was stored."""
+        """The params, parsed; they were validated before the job was stored."""
         return self.type.params_model.model_validate_json(self.params)
 
 
 class JobChange(Frozen):
-    """What a move changes of a job: the fields that are set, and no others."""
+    """What a transition changes of a job: the fields that are set, and no others."""
 
     status: JobStatus | None = None
     phase: Phase | None = None
@@ -143,13 +131,12 @@ class JobChange(Frozen):
     due_at: int | None = None
 
     def merged(self, other: "JobChange") -> "JobChange":
-        """Returns both changes as one; where both set a field, the other's counts."""
-        return self.model_copy(
-            update={name: getattr(other, name) for name in other.model_fields_set}
-        )
+        """Returns both changes as one; `other` wins where both set a field."""
+        fields = {name: getattr(other, name) for name in other.model_fields_set}
+        return self.model_copy(update=fields)
 
     def beyond(self, job: Job) -> "JobChange":
-        """Returns the change without what the job has already."""
+        """Returns the change without the fields that equal the job's."""
         news = {n for n in self.model_fields_set if getattr(self, n) != getattr(job, n)}
         return JobChange.model_construct(news, **{name: getattr(self, name) for name in news})
 
@@ -159,23 +146,23 @@ class Attempt(Frozen):
     job_id: str
     number: int
     state: AttemptState = AttemptState.SUBMITTING
-    provider: str  #: the name of who runs it
-    target: str  #: where there; asked for where it was sent, also after the setting changed
+    provider: str  #: its name
+    target: str  #: the provider's address; the attempt is polled there, whatever the settings say
     provider_job_id: str | None = None
     plan: str | None = None  #: of an export that several workers make in parts
     part: int = 0  #: which part of the plan
     created_at: int
     submitted_at: int | None = None
-    #: Since when the endpoint has had nothing to do, while the end of the submit is not known.
+    #: Since when the provider's queue has been empty, while the submit's outcome is unknown.
     queue_empty_since: int | None = None
-    absent_since: int | None = None  #: first "no such job"
-    started_at: int | None = None  #: when a worker took it, as far as seen
+    absent_since: int | None = None  #: the first "no such job"
+    started_at: int | None = None  #: when a worker took it, as far as the broker saw
     timeout_seconds: int | None = None  #: how long it may run once a worker has it
     ttl_seconds: int | None = None  #: how long the provider keeps it, run or not
     error_code: ErrorCode | None = None  #: why it was given up
     ended_at: int | None = None
-    gpu_seconds: float | None = None  #: as the provider bills them, where it said so
-    #: It may still run there without anybody wanting it: when to see to that next. None: nothing is left there.
+    gpu_seconds: float | None = None  #: as the provider bills them, where it reports them
+    #: When to cancel it at the provider again, after the broker gave it up. None: nothing is left.
     orphan_due_at: int | None = None
 
     def evolve(self, **changes: object) -> "Attempt":
@@ -188,4 +175,4 @@ class Event(Frozen):
     seq: int  #: 1, 2, 3 … without gaps within a job
     at: int
     kind: EventKind
-    data: str = "{}"  #: JSON: what changed
+    data: str = "{}"  #: JSON of what changed

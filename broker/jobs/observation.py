@@ -1,4 +1,7 @@
-"""What can be seen of an attempt: documents in the bucket, which prove, and the provider's word, which is a hint."""
+"""What the broker can observe of an attempt: documents in the bucket, and the provider's status.
+
+Documents are proof. The provider's status is a hint.
+"""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -13,25 +16,26 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 class RemoteState(StrEnum):
-    """Where a job is, as the provider says: a hint, never proof."""
+    """The state of a job, as the provider reports it."""
 
     QUEUED = "queued"
     RUNNING = "running"
+    OPEN = "open"  #: queued or running; the observer resolves which, by `started.json`
     FINISHED = "finished"
     FAILED = "failed"
     CANCELLED = "cancelled"
     TIMED_OUT = "timed_out"
-    ABSENT = "absent"  #: the provider does not know the id (any more)
+    ABSENT = "absent"  #: the provider has no job of this id, or none any more
 
     @property
     def is_over(self) -> bool:
-        """Whether nothing runs there any more; an absent job may never have been there."""
-        return self not in (RemoteState.QUEUED, RemoteState.RUNNING)
+        """Whether nothing runs there any more; an absent job may never have run."""
+        return self not in (RemoteState.QUEUED, RemoteState.RUNNING, RemoteState.OPEN)
 
 
 @dataclass(frozen=True)
 class RemoteJob:
-    """One answer about one job; `output` is progress while it runs, and may be missing at any time."""
+    """A provider's report about one job; `output` is progress while the job runs."""
 
     state: RemoteState
     output: Any = None
@@ -41,13 +45,13 @@ class RemoteJob:
 
 @dataclass(frozen=True)
 class Health:
-    """An endpoint's queue and workers; a worker that is up is idle or at work."""
+    """An endpoint's queue and workers; a worker that is up is idle or running."""
 
     jobs_queued: int
     jobs_running: int
     workers_idle: int
     workers_running: int
-    workers_ready: int = 0  #: idle or at work, where the provider counts them so
+    workers_ready: int = 0  #: idle or running, where the provider counts them together
     workers_starting: int = 0
     workers_throttled: int = 0
     workers_unhealthy: int = 0
@@ -59,18 +63,18 @@ class Health:
 
 @dataclass(frozen=True)
 class Committed:
-    """A `result.json`, whose it is, and whether the output that it names is there, of the size that it names."""
+    """An attempt's `result.json`."""
 
     attempt: Attempt
     result: Result
-    output_is_there: bool
+    output_is_there: bool  #: the named output exists, with the named size
 
 
 @dataclass(frozen=True)
 class Observation:
-    """What was seen of a job's attempts at one moment. None: not there, or nothing that this state asks for."""
+    """A job's attempts at one moment. None: absent, or not needed in the job's state."""
 
-    draining: bool = False  #: an operator lets no job be sent
+    draining: bool = False  #: an operator lets the broker submit no job
     committed: Committed | None = None
     started: Started | None = None
     remote: RemoteJob | None = None
@@ -78,12 +82,12 @@ class Observation:
 
     @property
     def is_done(self) -> bool:
-        """Whether a result is committed and its output is there: the only proof of success."""
+        """Whether a result is committed and its output exists: the only proof of success."""
         return self.committed is not None and self.committed.output_is_there
 
 
 def parsed(model: type[Model], output: Any) -> Model | None:
-    """Reads a provider job's `output`; None where it makes no sense."""
+    """Parses a provider job's `output`; None where it does not fit the model."""
     try:
         return model.model_validate(output)
     except ValidationError:

@@ -1,4 +1,4 @@
-"""A job and its events as clients see them: ISO times, parsed JSON, no column that is nobody's business."""
+"""A job and its events as clients see them: ISO times, parsed JSON, and no internal column."""
 
 import json
 from typing import Any
@@ -23,7 +23,7 @@ _CHANGED = set(JobChanges.model_fields) - _OTHERWISE
 
 
 def view(job: Job, root_path: str) -> JobView:
-    """Shows a job, with URLs as a broker below `root_path` has them."""
+    """Returns the view of a job, with URLs of a broker that is served below `root_path`."""
     path = f"{root_path}/api/jobs/{job.id}"
     done = job.status is JobStatus.COMPLETE
     evidence = None
@@ -54,35 +54,33 @@ def view(job: Job, root_path: str) -> JobView:
 
 
 def event_view(event: Event) -> EventView:
-    """Shows an event; unset fields are those that did not change."""
+    """Returns the view of an event; fields that did not change are unset."""
     data = json.loads(event.data)
     changes = {name: value for name, value in data.items() if name in _CHANGED} | _converted(data)
-    if "provider_job_id" in data:  # in events of older brokers under the API's name already
+    # Events of older brokers have the API's name already.
+    if "provider_job_id" in data:
         changes["runpod_job_id"] = data["provider_job_id"]
     if "stalled_since" in data:
         changes["stalled"] = data["stalled_since"] is not None
     if "error_code" in data:
-        changes["retryable"] = (
-            data["error_code"] is not None and ErrorCode(data["error_code"]).retryable
-        )
-    return EventView(
-        seq=event.seq, at=iso(event.at), kind=event.kind, changes=JobChanges.model_validate(changes)
-    )
+        code = data["error_code"]
+        changes["retryable"] = code is not None and ErrorCode(code).retryable
+    shown = JobChanges.model_validate(changes)
+    return EventView(seq=event.seq, at=iso(event.at), kind=event.kind, changes=shown)
 
 
 def ends(event: Event) -> bool:
-    """Whether nothing can come after an event."""
+    """Whether an event is the last one of its job."""
     status = json.loads(event.data).get("status")
     return status is not None and JobStatus(status).is_terminal
 
 
 def _converted(columns: dict[str, Any]) -> dict[str, Any]:
-    """Returns those of the columns that are stored otherwise than they are shown."""
+    """Returns the columns that clients see in another form than the stored one."""
     shown: dict[str, Any] = {
         name: iso(columns[name]) if columns[name] else None for name in _MOMENTS if name in columns
     }
     if "result" in columns:
-        shown["result"] = (
-            OutputFacts.model_validate_json(columns["result"]) if columns["result"] else None
-        )
+        text = columns["result"]
+        shown["result"] = OutputFacts.model_validate_json(text) if text else None
     return shown

@@ -1,8 +1,9 @@
-"""What Prometheus reads at `GET /metrics`: what this process has done since it began, and what the database and the provider say now.
+"""The metrics at `GET /metrics`: this process's counts, and the database's and provider's state.
 
-The parts of the broker know nothing of this: they call whom app.py hands them (`on_event`, `on_call` …). Labels
-are closed lists of words, never an id, a user or a path, so the number of series is fixed. They are all there from the start, so
-that the first failure of a kind counts as one. One registry for each app: tests make many in a process.
+The broker's components call callbacks that app.py passes them (`on_event`, `on_call` …). Labels are
+closed lists of words, never an id, a user or a path, so the number of series is fixed. Every series
+exists from the start, so that the first failure of a kind counts. Each app has a registry of its
+own: tests create many in a process.
 """
 
 import math
@@ -24,12 +25,12 @@ from prometheus_client import (
 )
 
 from broker.jobs.model import Job
-from broker.ops.overview import Backlog
+from broker.store.reports import Backlog
 from schemas.fleet import Provider, Workers
 from schemas.jobs import ErrorCode, JobStatus, JobType, Phase
 
 Made = TypeVar("Made", Counter, Gauge, Histogram)
-#: The values of the labels of each series that there is from the start.
+#: The labels' values of each series that exists from the start.
 Known = Iterable[tuple[str, ...]]
 #: `text/plain` with its version, as generate_latest writes it.
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -47,15 +48,17 @@ _ENDS = [
 
 
 class Metrics:
-    """Counts, from whichever thread it is told."""
+    """Counts, from any thread."""
 
     def __init__(self, providers: Sequence[str]) -> None:
-        # Else each has a second series, with the moment in which it was made.
+        # Otherwise each counter has a second series with its creation time.
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
-        told = self._gauge("build_info", "Always 1; the labels say what runs.", "version", "python")
-        told.labels(version("reelbroker"), platform.python_version()).set(1)
+        build = self._gauge(
+            "build_info", "Always 1; the labels say what runs.", "version", "python"
+        )
+        build.labels(version("reelbroker"), platform.python_version()).set(1)
         self._jobs()
         self._traffic(providers)
         self._now()
@@ -155,10 +158,10 @@ class Metrics:
         self._queued = self._gauge("provider_queued_jobs", "Jobs in the provider's queue.")
         self._workers = self._gauge("provider_workers", "The provider's workers.", "state")
 
-    # ── what the broker's parts tell ────────────────────────────────────────────────────────────────────────────
+    # ── called by the broker's components ───────────────────────────────────────────────────────
 
     def job_ended(self, job: Job) -> None:
-        """A job has come to its end."""
+        """A job has ended."""
         self._ended.labels(job.type.value, job.status.value, job.error_code or "").inc()
         self._gpu_seconds.labels(job.type.value).inc(job.gpu_seconds or 0.0)
         self._cost.labels(job.type.value).inc(job.cost_usd or 0.0)
@@ -166,27 +169,27 @@ class Metrics:
             return
         ran = job.gpu_seconds or 0.0
         total = (job.completed_at - job.created_at) / 1000
-        # A short job may be over before any look has seen it run.
+        # A short job may end before the broker observes that it runs.
         queue = total - ran if job.started_at is None else (job.started_at - job.created_at) / 1000
         for histogram, seconds in ((self._queue, queue), (self._run, ran), (self._total, total)):
             histogram.labels(job.type.value).observe(max(0.0, seconds))
 
     def provider_called(self, provider: str, action: str, outcome: str, seconds: float) -> None:
-        """A call to the GPU provider has come to its end."""
+        """A call to the GPU provider has ended."""
         self._provider_calls.labels(provider, action, outcome).inc()
         if outcome not in ("held", "paced"):
             self._provider_seconds.labels(provider, action).observe(seconds)
 
-    def looked(self, late_seconds: float) -> None:
-        """An open job is looked at, so long after it was due."""
+    def reconciled(self, late_seconds: float) -> None:
+        """The broker reconciles an open job, so many seconds after it was due."""
         self._late.observe(max(0.0, late_seconds))
 
-    def look_failed(self, why: str) -> None:
-        """A look has come to nothing."""
+    def reconcile_failed(self, why: str) -> None:
+        """A reconcile has failed."""
         self._looks_failed.labels(why).inc()
 
     def storage_failed(self, action: str) -> None:
-        """The bucket did not do what was asked."""
+        """A call to the bucket has failed."""
         self._storage_errors.labels(action).inc()
 
     def webhook_called(self, outcome: str) -> None:
@@ -199,17 +202,17 @@ class Metrics:
 
     @contextmanager
     def stream(self, kind: str) -> Iterator[None]:
-        """Counts somebody who watches a job, for as long as they do."""
+        """Counts a client that watches a job, while entered."""
         gauge = self._streams.labels(kind)
         with gauge.track_inprogress():
             yield
 
-    # ── what Prometheus reads ───────────────────────────────────────────────────────────────────────────────────
+    # ── read by Prometheus ──────────────────────────────────────────────────────────────────────
 
     def exposition(
         self, draining: bool, backlog: Backlog | None, provider: Provider | None
     ) -> bytes:
-        """Returns all of it, as text; what could not be learned just now (None) is NaN, and not what it was before."""
+        """Returns all metrics as text; what is unknown at the moment (None) is NaN."""
         self._draining.set(draining)
         self._database_up.set(backlog is not None)
         self._provider_up.set(provider is not None)
@@ -253,7 +256,7 @@ class Metrics:
 
 
 def _with(made: Made, known: Known) -> Made:
-    """Returns it with a series for each of these."""
+    """Returns a metric with a series for each of these labels' values."""
     for values in known:
         made.labels(*values)
     return made

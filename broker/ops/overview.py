@@ -1,83 +1,67 @@
-"""How all is going, for an operator: the jobs of all users as SQL counts them, and the provider's workers as it tells of them."""
+"""The operator's overview: the jobs of all users, and the provider's queue and workers."""
 
 import asyncio
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any
 
-from sqlalchemy import Connection, Engine, RowMapping, Select, func, select
 from starlette.concurrency import run_in_threadpool
 
 from broker.clock import DAY_MS, HOUR_MS, iso, now_ms
 from broker.errors import ProviderError
+from broker.jobs.model import Job
 from broker.jobs.observation import Health
 from broker.jobs.pricing import cost
 from broker.providers.registry import Providers
 from broker.settings import Settings
-from broker.store.jobs import ATTEMPTS, JOBS, OPEN, JobStore
+from broker.store.jobs import JobStore
+from broker.store.reports import Backlog, Ended, Reports
 from schemas.fleet import Fleet, Hour, Orphan, Provider, StalledJob, Tally, Workers
-from schemas.jobs import ErrorCode, JobStatus, Phase
+from schemas.jobs import ErrorCode, JobStatus
 
 HOURS = 24
-#: How old the provider's word may be: any number of operators who look cost it one call in so long.
+#: How old the provider's report may be; any number of requests cost one call in this time.
 HEALTH_SECONDS = 5.0
 MOST_STALLED = 50
-_WAITING = [phase.value for phase in (Phase.ACCEPTED, Phase.SUBMITTING, Phase.QUEUED)]
 
 
-@dataclass(frozen=True)
-class Backlog:
-    """What is under way, as cheap to count as may be asked for every few seconds."""
-
-    open_jobs: dict[Phase, int]  #: a phase that no job is in is left out
-    oldest_wait_seconds: float | None  #: of those that wait for a worker
-    overdue_seconds: (
-        float  #: how long the job that should have been looked at longest ago has waited for that
-    )
-    stalled: int
-    orphans: int
-
-
-class FleetService:
-    """Looks at everything at once; changes nothing."""
+class Overview:
+    """Reads everything; changes nothing."""
 
     def __init__(
         self,
         settings: Settings,
-        engine: Engine,
+        reports: Reports,
         store: JobStore,
         providers: Providers,
         clock: Callable[[], int] = now_ms,
     ) -> None:
         self._settings = settings
-        self._engine = engine
+        self._reports = reports
         self._store = store
         self._providers = providers
         self._clock = clock
-        self._asking = asyncio.Lock()
-        self._asked_at = 0
-        self._answer: tuple[Provider | None, str | None] = (None, None)
+        self._lock = asyncio.Lock()
+        self._reported_at = 0
+        self._report: tuple[Provider | None, str | None] = (None, None)
 
-    async def look(self, draining: bool) -> Fleet:
-        """Returns how all is going now; a provider that does not answer is a part of that."""
+    async def fleet(self, draining: bool) -> Fleet:
+        """Returns the overview; a provider that does not answer is reported in it."""
         provider, error = await self.provider()
         return await run_in_threadpool(self._count, draining, provider, error)
 
     def backlog(self) -> Backlog:
-        """Returns what is under way; blocks."""
-        with self._engine.begin() as connection:
-            return _backlog(connection, self._clock())
+        """Returns the open jobs' figures; blocks."""
+        return self._reports.backlog(self._clock())
 
     async def provider(self) -> tuple[Provider | None, str | None]:
-        """Returns what the provider says, as it was a few seconds ago; or None, and why."""
-        async with self._asking:
-            if self._clock() - self._asked_at >= HEALTH_SECONDS * 1000:
-                self._answer = await self._ask()
-                self._asked_at = self._clock()
-            return self._answer
+        """Returns the provider's report, a few seconds old; or None, and the reason."""
+        async with self._lock:
+            if self._clock() - self._reported_at >= HEALTH_SECONDS * 1000:
+                self._report = await self._request()
+                self._reported_at = self._clock()
+            return self._report
 
-    async def _ask(self) -> tuple[Provider | None, str | None]:
+    async def _request(self) -> tuple[Provider | None, str | None]:
         try:
             async with asyncio.timeout(HEALTH_SECONDS):
                 place = self._providers.places[0]
@@ -92,23 +76,11 @@ class FleetService:
     def _count(self, draining: bool, provider: Provider | None, error: str | None) -> Fleet:
         now = self._clock()
         first = (now // HOUR_MS - HOURS + 1) * HOUR_MS
-        with self._engine.begin() as connection:
-            backlog = _backlog(connection, now)
-            ended = connection.execute(_ended_since(first)).mappings().all()
-            told = [
-                JOBS.c[name]
-                for name in ("id", "user_id", "type", "phase", "progress", "stalled_since")
-            ]
-            stuck = select(*told).where(JOBS.c.status.in_(OPEN), JOBS.c.stalled_since.is_not(None))
-            stalled = (
-                connection.execute(stuck.order_by(JOBS.c.stalled_since).limit(MOST_STALLED))
-                .mappings()
-                .all()
-            )
+        backlog, ended = self._reports.backlog(now), self._reports.ended_since(first)
         codes = Counter[ErrorCode]()
         for row in ended:
-            if row["error_code"] is not None:
-                codes[ErrorCode(row["error_code"])] += row["jobs"]
+            if row.error_code is not None:
+                codes[row.error_code] += row.jobs
         return Fleet(
             at=iso(now),
             draining=draining,
@@ -116,18 +88,18 @@ class FleetService:
             oldest_wait_seconds=backlog.oldest_wait_seconds,
             provider=provider,
             provider_error=error,
-            today=_tally(row for row in ended if row["hour"] * HOUR_MS >= now - now % DAY_MS),
+            today=_tally(row for row in ended if row.hour * HOUR_MS >= now - now % DAY_MS),
             hours=[
                 _hour(ended, hour) for hour in range(first // HOUR_MS, first // HOUR_MS + HOURS)
             ],
             error_codes=dict(codes.most_common()),
-            stalled=[_stalled(row) for row in stalled],
+            stalled=[_stalled(job) for job in self._reports.stalled(MOST_STALLED)],
             orphans=orphans(self._store, self._settings.gpu_prices, now),
         )
 
 
 def orphans(store: JobStore, prices: Mapping[str, float], now: int) -> list[Orphan]:
-    """Returns the runs that nobody wants any more, with the most that they may have cost."""
+    """Returns the orphaned runs, with the most that each may have cost."""
     found = []
     for job, attempt in store.orphans():
         seconds = (now - (attempt.submitted_at or now)) / 1000
@@ -145,76 +117,29 @@ def orphans(store: JobStore, prices: Mapping[str, float], now: int) -> list[Orph
     return found
 
 
-def _backlog(connection: Connection, now: int) -> Backlog:
-    since = func.coalesce(
-        JOBS.c.progressed_at, JOBS.c.created_at
-    )  # of a later attempt: its own waiting
-    phases = select(
-        JOBS.c.phase,
-        func.count().label("jobs"),
-        func.min(since).label("oldest"),
-        func.min(JOBS.c.due_at).label("due"),
-        func.count(JOBS.c.stalled_since).label("stalled"),
-    )
-    rows = connection.execute(phases.where(JOBS.c.status.in_(OPEN)).group_by(JOBS.c.phase)).all()
-    given_up = (
-        select(func.count()).select_from(ATTEMPTS).where(ATTEMPTS.c.orphan_due_at.is_not(None))
-    )
-    oldest = min((row.oldest for row in rows if row.phase in _WAITING), default=None)
-    return Backlog(
-        open_jobs={Phase(row.phase): row.jobs for row in rows},
-        oldest_wait_seconds=None if oldest is None else max(0.0, (now - oldest) / 1000),
-        overdue_seconds=max([0.0, *((now - row.due) / 1000 for row in rows)]),
-        stalled=sum(row.stalled for row in rows),
-        orphans=connection.execute(given_up).scalar_one(),
-    )
-
-
-def _ended_since(moment: int) -> Select[Any]:
-    hour = (JOBS.c.completed_at // HOUR_MS).label("hour")
-    return (
-        select(
-            hour,
-            JOBS.c.status,
-            JOBS.c.error_code,
-            func.count().label("jobs"),
-            func.coalesce(func.sum(JOBS.c.gpu_seconds), 0.0).label("gpu_seconds"),
-            func.sum(JOBS.c.cost_usd).label("cost_usd"),
-        )
-        .where(JOBS.c.completed_at >= moment)
-        .group_by("hour", JOBS.c.status, JOBS.c.error_code)
-    )
-
-
-def _hour(ended: Iterable[RowMapping], hour: int) -> Hour:
-    tally = _tally(row for row in ended if row["hour"] == hour)
+def _hour(ended: Iterable[Ended], hour: int) -> Hour:
+    tally = _tally(row for row in ended if row.hour == hour)
     return Hour(at=iso(hour * HOUR_MS), **tally.model_dump())
 
 
-def _tally(ended: Iterable[RowMapping]) -> Tally:
+def _tally(ended: Iterable[Ended]) -> Tally:
     rows = list(ended)
-    jobs = Counter[str]()
+    jobs = Counter[JobStatus]()
     for row in rows:
-        jobs[row["status"]] += row["jobs"]
-    costs = [row["cost_usd"] for row in rows if row["cost_usd"] is not None]
+        jobs[row.status] += row.jobs
+    costs = [row.cost_usd for row in rows if row.cost_usd is not None]
     return Tally(
         complete=jobs[JobStatus.COMPLETE],
         error=jobs[JobStatus.ERROR],
         cancelled=jobs[JobStatus.CANCELLED],
-        gpu_seconds=round(sum(row["gpu_seconds"] for row in rows), 3),
+        gpu_seconds=round(sum(row.gpu_seconds for row in rows), 3),
         cost_usd=round(sum(costs), 6) if costs else None,
     )
 
 
-def _stalled(row: RowMapping) -> StalledJob:
-    return StalledJob(
-        job_id=row["id"],
-        user_id=row["user_id"],
-        type=row["type"],
-        phase=row["phase"],
-        progress=row["progress"],
-        since=iso(row["stalled_since"]),
-    )
+def _stalled(job: Job) -> StalledJob:
+    fields = job.model_dump(include={"user_id", "type", "phase", "progress"})
+    return StalledJob(job_id=job.id, since=iso(job.stalled_since or 0), **fields)
 
 
 def _shown(health: Health) -> Provider:

@@ -1,4 +1,4 @@
-"""What an operator asks of a broker's database, from outside the broker: what would happen, what did, what it costs."""
+"""The operator's commands on a broker's database: `reconcile`, and a job's whole history."""
 
 import secrets
 from collections.abc import Iterator
@@ -15,18 +15,29 @@ from broker.clock import iso, now_ms
 from broker.engine.core import make_core
 from broker.engine.reconciler import Reconciler
 from broker.errors import BrokerError, NotFound
-from broker.jobs.decide import Begin, Change, Complete, Decision, End, Leave, LookAgain, Send, Stop
+from broker.jobs.decide import (
+    BeginAttempt,
+    Change,
+    Complete,
+    Decision,
+    End,
+    NoOp,
+    Reschedule,
+    StopAttempt,
+    Submit,
+)
 from broker.jobs.model import Attempt, AttemptState, Job
 from broker.providers.registry import open_providers
 from broker.settings import Settings
 from broker.store.jobs import JobStore
+from broker.store.uploads import UploadStore
 from schemas.jobs import JobStatus
 from schemas.keys import object_key
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What a look at an open job did, or would do."""
+    """What a reconcile did to an open job, or would do."""
 
     job_id: str
     before: str
@@ -37,69 +48,70 @@ class Finding:
 async def reconcile(
     settings: Settings, engine: Engine, bucket: Bucket, dry_run: bool
 ) -> list[Finding]:
-    """Looks at every open job once, whether or not it is due; adopts results that the database does not know of.
+    """Reconciles every open job once, due or not; adopts results that the database lacks.
 
     Args:
-        dry_run: only say what would be done; nothing is written, sent or stopped.
+        dry_run: return the decisions; write, submit and stop nothing.
     """
     store = JobStore(engine)
     async with httpx.AsyncClient(timeout=30) as http:
-        core = make_core(settings, store, bucket, open_providers(settings, http))
-        look = partial(_foresee if dry_run else _look, store, bucket, core.reconciler)
-        return [await look(job_id) for job_id in await run_in_threadpool(store.open_jobs)]
+        core = make_core(
+            settings, store, UploadStore(engine), bucket, open_providers(settings, http)
+        )
+        run = partial(_foresee if dry_run else _reconcile, store, bucket, core.reconciler)
+        return [await run(job_id) for job_id in await run_in_threadpool(store.open_jobs)]
 
 
 async def _foresee(store: JobStore, bucket: Bucket, reconciler: Reconciler, job_id: str) -> Finding:
-    job = await run_in_threadpool(store.find, job_id)
-    assert job is not None  # noqa: S101  # jobs are never deleted
+    job, attempts = await run_in_threadpool(store.load, job_id)
     try:
-        _, _, decision = await reconciler.decision(job_id)
+        decision = await reconciler.decision(job, attempts)
     except BrokerError as error:
         return Finding(job_id, job.status, "cannot be seen", str(error))
-    return Finding(job_id, job.status, *_told(job, decision))
+    return Finding(job_id, job.status, *_outcome(job, decision))
 
 
-def _told(job: Job, decision: Decision) -> tuple[str, str]:
-    """Returns what would become of a job, and its message then."""
+def _outcome(job: Job, decision: Decision) -> tuple[str, str]:
+    """Returns the outcome of a decision, and the job's message after it."""
     match decision:
         case Change(change=change) | End(change=change):
-            return (
-                f"{change.status or job.status}, attempt {job.attempt}",
-                change.message or job.message,
-            )
+            status, message = change.status or job.status, change.message or job.message
+            return f"{status}, attempt {job.attempt}", message
         case Complete():
             return f"{JobStatus.COMPLETE}, attempt {job.attempt}", "Done"
-        case Begin() | Send():
-            return f"sent, attempt {job.attempt + isinstance(decision, Begin)}", job.message
-        case Stop():
+        case BeginAttempt() | Submit():
+            return f"sent, attempt {job.attempt + isinstance(decision, BeginAttempt)}", job.message
+        case StopAttempt():
             return "stopped at the provider", job.message
-        case LookAgain() | Leave():
+        case Reschedule() | NoOp():
             return "nothing new", job.message
 
 
-async def _look(store: JobStore, bucket: Bucket, reconciler: Reconciler, job_id: str) -> Finding:
+async def _reconcile(
+    store: JobStore, bucket: Bucket, reconciler: Reconciler, job_id: str
+) -> Finding:
     before = await run_in_threadpool(store.find, job_id)
     assert before is not None  # noqa: S101
     try:
         await run_in_threadpool(adopt_results, store, bucket, before)
-        await reconciler.look_at(job_id)
+        await reconciler.reconcile(job_id)
     except BrokerError as error:
         return Finding(job_id, before.status, "cannot be seen", str(error))
     after = await run_in_threadpool(store.find, job_id)
     assert after is not None  # noqa: S101
-    what = (
-        "nothing new"
-        if after.version == before.version
-        else f"{after.status}, attempt {after.attempt}"
-    )
+    what = f"{after.status}, attempt {after.attempt}"
+    if after.version == before.version:
+        what = "nothing new"
     return Finding(job_id, before.status, what, after.message)
 
 
 def adopt_results(store: JobStore, bucket: Bucket, job: Job) -> int:
-    """After a restore: notes the attempts of an open job that have committed a result and are not in the database.
+    """Stores the attempts of an open job that committed a result and are not in the database.
+
+    There are such attempts after a restore. The next reconcile considers them.
 
     Returns:
-        How many; the next look at the job considers them.
+        How many it stored.
     """
     known = store.attempts(job.id)
     first = min((attempt.number for attempt in known), default=1)
@@ -108,7 +120,8 @@ def adopt_results(store: JobStore, bucket: Bucket, job: Job) -> int:
         found = Attempt(
             token=token,
             job_id=job.id,
-            number=min(first, 1) - back,  # before all others: which number it had is not known
+            # Its number is unknown, so it goes before all others.
+            number=min(first, 1) - back,
             state=AttemptState.SUPERSEDED,
             provider="",
             target="",
@@ -127,7 +140,7 @@ def _committed(bucket: Bucket, job: Job) -> Iterator[str]:
 
 
 def story(store: JobStore, job_id: str) -> dict[str, Any]:
-    """Returns a job, its attempts and its events, ready to print.
+    """Returns a job, its attempts and its events, for printing.
 
     Raises:
         NotFound: there is no such job.

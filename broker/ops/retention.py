@@ -1,14 +1,15 @@
-"""What is removed from the bucket, by rule, and nothing that a job points to.
+"""Removes old objects from the bucket by rule, and nothing that a job names.
 
 | below the user's folder | removed when |
 |---|---|
-| `jobs/{job}/{attempt}/…` | its job ended a while ago: the documents have done their work |
-| `final_videos/…` | its job ended a while ago and points to another output, or to none |
-| `uploads/…` | this database knows the upload, it has lain there a while, and no job ever named it; or it is larger than any may be |
-| `temp/…` | it has lain there a while, and no job needs it: all that named it ended a while ago |
-| parts in `uploads/` and `temp/` | their upload was begun a while ago, and is not complete |
+| `jobs/{job}/{attempt}/…` | its job ended long ago |
+| `final_videos/…` | its job ended long ago, with another output or none |
+| `uploads/…` | its upload is in the database, old, and named by no job; or it is too large |
+| `temp/…` | it is old, and all jobs that name it ended long ago |
+| parts in `uploads/` and `temp/` | their upload began long ago, and is not complete |
 
-Of a job or an upload that the database does not know nothing is removed: the database may be older than the bucket, or another one.
+Objects of a job or an upload that the database lacks stay: the database may be older than the
+bucket, or another one.
 """
 
 import asyncio
@@ -23,12 +24,15 @@ from broker.clock import DAY_MS, now_ms
 from broker.jobs.model import Job
 from broker.settings import Settings
 from broker.store.jobs import JobStore
+from broker.store.uploads import UploadStore
 from schemas.keys import TEMPORARY, object_key
 
 log = structlog.get_logger(__name__)
 
-FIRST_SECONDS = 600.0  #: a broker that has just come up has better things to do
-KEYS_DAYS = 7  #: how long an idempotency key is kept
+#: A broker that has just started has more urgent work.
+FIRST_SECONDS = 600.0
+#: How long an idempotency key is kept.
+KEYS_DAYS = 7
 _DOCUMENT = re.compile(r"jobs/([A-Za-z0-9_-]+)/[0-9a-f]{32}/[a-z]+\.json")
 _OUTPUT = re.compile(r"final_videos/[a-z_]+?_([0-9a-f]{8}-[0-9a-f-]{27})_[0-9a-f]{8}\.mp4")
 
@@ -37,29 +41,35 @@ class Retention:
     """Sweeps the bucket."""
 
     def __init__(
-        self, settings: Settings, store: JobStore, bucket: Bucket, clock: Callable[[], int] = now_ms
+        self,
+        settings: Settings,
+        store: JobStore,
+        uploads: UploadStore,
+        bucket: Bucket,
+        clock: Callable[[], int] = now_ms,
     ) -> None:
         self._store = store
+        self._uploads = uploads
         self._bucket = bucket
         self._clock = clock
         self._closed = asyncio.Event()
         self._documents_ms = int(settings.keep_documents_days * DAY_MS)
         self._most_bytes = settings.max_upload_bytes
         self._uploads_ms = int(settings.keep_uploads_days * DAY_MS)
-        # URLs are given until an upload is that old, a file may come until the last of them is dead, and lies for that time
-        # again: only then is it forgotten that the file is an upload, and so to be removed.
+        # Users get URLs until an upload has that age. A file may arrive until the last URL expires,
+        # and stays for that time again. Until then, the row marks the file as an upload.
         self._noted_ms = 2 * self._uploads_ms + settings.url_lifetime_seconds * 1000 + DAY_MS
 
     def removable(self) -> Iterator[Found]:
         """Yields what a sweep would remove now."""
-        for user_id in self._store.users():
+        for user_id in self._uploads.users():
             yield from self._left_by_jobs(user_id, "jobs", _DOCUMENT)
             yield from self._left_by_jobs(user_id, "final_videos", _OUTPUT)
             yield from self._abandoned_uploads(user_id)
             yield from self._left_over(user_id)
 
     def sweep(self) -> int:
-        """Removes it, and what is noted of idempotency keys and uploads of that age; returns how many objects went."""
+        """Removes old objects, idempotency keys and uploads' rows; returns how many objects."""
         count = 0
         for found in self.removable():
             if self._closed.is_set():
@@ -71,24 +81,25 @@ class Retention:
                 return count
             self._bucket.drop_parts(left.key, left.multipart_id)
             count += 1
-        self._store.forget(self._clock() - KEYS_DAYS * DAY_MS, self._clock() - self._noted_ms)
+        self._store.forget_keys(self._clock() - KEYS_DAYS * DAY_MS)
+        self._uploads.forget(self._clock() - self._noted_ms)
         return count
 
     def unfinished(self) -> Iterator[Unfinished]:
-        """Yields the uploads of which a sweep would remove the parts now; the bucket's own rule may have done so before."""
+        """Yields the uploads whose parts a sweep would remove."""
         before = self._clock() - self._uploads_ms
-        for user_id in self._store.users():
+        for user_id in self._uploads.users():
             for folder in ("uploads", TEMPORARY):
                 for left in self._bucket.unfinished(object_key(user_id, f"{folder}/")):
                     if left.begun_at < before:
                         yield left
 
     def close(self) -> None:
-        """Has `run` return, with a sweep that was begun cut short."""
+        """Lets `run` return, and cuts a sweep short."""
         self._closed.set()
 
     async def run(self) -> None:
-        """Sweeps once a day until closed; what goes wrong waits for the next time."""
+        """Sweeps once a day until closed. After an error, the next day's sweep goes on."""
         pause = FIRST_SECONDS
         while True:
             try:
@@ -114,10 +125,10 @@ class Retention:
                 yield found
 
     def _abandoned_uploads(self, user_id: str) -> Iterator[Found]:
-        known = self._store.uploads(user_id)
+        known = self._uploads.sizes(user_id)
         old = list(self._old(user_id, "uploads", self._uploads_ms))
-        # Asked for last: a job that came in meanwhile counts.
-        in_use = self._store.keys_in_use(user_id)
+        # Read last, so that a job that was submitted meanwhile counts.
+        in_use = self._uploads.keys_in_use(user_id)
         for found in old:
             key = found.key.removeprefix(object_key(user_id, ""))
             is_refused = found.bytes > self._most_bytes and found.bytes != known.get(key)
@@ -127,7 +138,7 @@ class Retention:
     def _left_over(self, user_id: str) -> Iterator[Found]:
         since = self._clock() - self._documents_ms
         for found in self._old(user_id, TEMPORARY, self._documents_ms):
-            if not self._store.needs(
+            if not self._uploads.is_needed(
                 user_id, found.key.removeprefix(object_key(user_id, "")), since
             ):
                 yield found

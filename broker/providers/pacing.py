@@ -1,8 +1,8 @@
-"""What keeps calls to the GPU provider within bounds: a pace for each verb, and a breaker for each endpoint.
+"""Bounds on the calls to a GPU provider: a pace for each verb, and a breaker for each endpoint.
 
-A 429 slows one verb down. It opens no breaker: a provider that counts calls is there. While the breaker is open, nothing
-is sent at all, so "nothing was accepted" is certain, and jobs wait where they are; now and then one call tries whether
-the provider is back.
+A 429 slows one verb down. It does not open the breaker, because the provider is up. While the
+breaker is open, nothing is sent, so nothing can have been accepted, and jobs wait; one call now
+and then tests whether the provider is back.
 """
 
 import asyncio
@@ -11,20 +11,20 @@ from collections.abc import Callable
 
 from broker.errors import ProviderHeld, ProviderPaced
 
-#: So many failures in a row open the breaker; then one call after 2, 4, 8 … up to 60 seconds is let through.
+#: So many failures in a row open the breaker. Then one call passes after 2, 4, 8 … 60 seconds.
 FAILURES, FIRST_PAUSE, LONGEST_PAUSE = 5, 2.0, 60.0
 
-#: The longest wait for a turn. A caller whose turn is further off comes again later, and meanwhile
-#: other verbs go on: looks at jobs are few at a time.
+#: The longest wait for a turn. A caller whose turn is further off tries again later, so that the
+#: few jobs in hand do not all wait for one verb.
 LONGEST_WAIT = 0.5
-#: A 429 doubles the gap between calls, up to this; each call that is accepted takes back a part of that.
+#: A 429 doubles the gap between calls, up to this; each accepted call shortens the gap again.
 LONGEST_GAP, RECOVERY = 2.0, 0.95
-#: How long a verb rests after a 429 that names no time, and the longest rest that one may name.
+#: How long a verb rests after a 429 without `Retry-After`, and the longest rest with one.
 REST_SECONDS, LONGEST_REST = 1.0, 60.0
 
 
 class Pace:
-    """How often one verb is called at one endpoint: evenly, and more slowly after a 429.
+    """The pace of one verb at one endpoint: even, and slower after a 429.
 
     Args:
         per_second: how many calls may begin in a second, at most.
@@ -54,9 +54,9 @@ class Pace:
         self._gap = max(self._least_gap, self._gap * RECOVERY)
 
     def refused(self, seconds: float | None = None) -> None:
-        """The provider answered 429; `seconds` is how long it asks to wait, where it does."""
+        """The provider answered 429; `seconds` is its `Retry-After`."""
         now = self._clock()
-        # Calls that were under way together are refused together: that is one 429.
+        # Calls that were under way together are refused together; they count as one 429.
         if now >= self._rests_until:
             self._gap = min(LONGEST_GAP, self._gap * 2)
         rest = REST_SECONDS if seconds is None else min(seconds, LONGEST_REST)
@@ -65,7 +65,7 @@ class Pace:
 
 
 class Breaker:
-    """Whether an endpoint is called at all: asked before each call, and told how it went."""
+    """Whether an endpoint is called at all. Check before each call; report its outcome after."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -74,7 +74,7 @@ class Breaker:
 
     @property
     def is_open(self) -> bool:
-        """Whether the last calls have failed, all of them: until one succeeds, hardly any is sent."""
+        """Whether the last calls all failed."""
         return self._failures >= FAILURES
 
     def check(self) -> None:
@@ -86,14 +86,15 @@ class Breaker:
             raise ProviderHeld(
                 f"the provider is down; trying again in {self._closed_at - now:.0f} s"
             )
-        self._pause()  # for all but this one
+        # For all calls but this one.
+        self._pause()
 
     def succeeded(self) -> None:
-        """The provider is there."""
+        """The provider answered."""
         self._failures = 0
 
     def failed(self) -> None:
-        """The provider did not answer, or answered that it cannot."""
+        """The provider did not answer, or cannot take the call."""
         self._failures += 1
         if self.is_open:
             self._pause()

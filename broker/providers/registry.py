@@ -1,4 +1,4 @@
-"""Which providers there are, from the settings, and which one an attempt goes to and is asked for."""
+"""The providers that the settings name, and the one that each attempt belongs to."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,14 +17,14 @@ OnCall = Callable[[str, str, str, float], None]
 
 @dataclass(frozen=True)
 class Place:
-    """Where an attempt can be sent: a provider's name, and its word for the endpoint."""
+    """Where an attempt can be submitted: a provider's name, and the address of its endpoint."""
 
     provider: str
     target: str
 
 
 class Providers:
-    """The providers by name. An attempt is asked for where it was sent, also after the settings changed.
+    """The providers by name. An attempt stays with its provider when the settings change.
 
     Args:
         places: where new attempts may go, the preferred one first.
@@ -35,14 +35,14 @@ class Providers:
         self.places = tuple(places)
 
     def named(self, name: str) -> Provider:
-        """Returns a provider; raises ProviderUnreachable where the settings have none of that name."""
+        """Returns a provider; raises ProviderUnreachable where the settings do not name it."""
         try:
             return self._providers[name]
         except KeyError:
             raise ProviderUnreachable(f"the settings name no provider {name!r}") from None
 
     def of(self, attempt: Attempt) -> Provider:
-        """Returns the provider that an attempt was sent to."""
+        """Returns the provider of an attempt."""
         return self.named(attempt.provider)
 
     @property
@@ -51,7 +51,7 @@ class Providers:
         return any(provider.breaker_open for provider in self._providers.values())
 
 
-#: The names of all providers that attempts and metrics may have.
+#: The names of all providers, for metrics.
 NAMES = (RunPod.name,)
 
 

@@ -1,10 +1,10 @@
-"""RunPod's public API on httpx: wire words to domain words and back, and nothing else.
+"""RunPod's public API on httpx: translates wire words to domain words and back.
 
-With the embedded endpoint this is the only module that knows RunPod's words. It decides nothing: what an answer
-means for a job is said in reconciler.py. Facts: RunPod documents no idempotency key for `/run`, keeps results for
-30 minutes, answers 404 for expired and for unknown ids alike, and shows progress as `output` while a job runs.
-`TIMED_OUT` means expired before pickup, failed to report back, or exceeded the limit (RunPod's guide, "Job states"). A
-worker that counts as idle may be scaled down, and jobs stay in the queue beside it ("Troubleshooting").
+jobs/decide.py decides what an answer means for a job. Facts of RunPod's documentation: `/run` has
+no idempotency key; results are kept for 30 minutes; 404 answers expired and unknown ids alike;
+`output` holds the progress while a job runs. `TIMED_OUT` means expired before pickup, failed to
+report back, or exceeded the limit (guide "Job states"). A worker that counts as idle may be scaled
+down, with jobs in the queue beside it ("Troubleshooting").
 """
 
 import time
@@ -45,12 +45,12 @@ Model = TypeVar("Model", bound=BaseModel)
 T = TypeVar("T")
 P = ParamSpec("P")
 WEEK_SECONDS = 604_800
-#: No key, no money, no right: the request was not looked at, and others fare no better.
+#: No key, no funds, no permission: RunPod processed nothing, and other requests fail alike.
 _AWAY = {401, 402, 403}
 TOO_MANY = 429
-#: How often each verb is called, as a share of the pace in the settings. Of RunPod's base limits (run 100 a second,
-#: status 200, cancel 10) the default pace of 50 then uses half, a quarter and nine tenths. All of them grow with an
-#: endpoint's workers (RunPod's guide "Send API requests", rate limits).
+#: The pace of each verb, as a share of the pace in the settings. Of RunPod's base limits (run 100 a
+#: second, status 200, cancel 10), the default pace of 50 uses half, a quarter and nine tenths. The
+#: limits grow with an endpoint's workers (guide "Send API requests", rate limits).
 _SHARES = {"run": 1.0, "status": 1.0, "cancel": 0.18, "health": 1.0}
 
 
@@ -66,7 +66,8 @@ class _StatusReply(_Reply):
     status: str
     output: Any = None
     error: Any = None
-    executionTime: int | None = None  # noqa: N815  # RunPod's spelling, milliseconds
+    #: Milliseconds.
+    executionTime: int | None = None  # noqa: N815
 
 
 class _HealthReply(_Reply):
@@ -74,14 +75,14 @@ class _HealthReply(_Reply):
     workers: dict[str, int] = {}
 
 
-def _told(
+def _measured(
     call: Callable[Concatenate["RunPod", P], Coroutine[Any, Any, T]],
 ) -> Callable[Concatenate["RunPod", P], Coroutine[Any, Any, T]]:
-    """Calls `on_call` with each call of a method: its name, what came of it, and how long it took."""
+    """Reports each call of a method to `on_call`: its name, outcome and seconds."""
 
     @wraps(call)
     async def made(self: "RunPod", /, *args: P.args, **kwargs: P.kwargs) -> T:
-        began, outcome = time.monotonic(), "given_up"  # whoever asked did not wait
+        began, outcome = time.monotonic(), "given_up"
         try:
             answer = await call(self, *args, **kwargs)
             outcome = "ok"
@@ -95,7 +96,7 @@ def _told(
     return made
 
 
-#: What to call what came of a call, the narrower kinds first.
+#: The outcome that each error counts as, the narrower errors first.
 _OUTCOMES: dict[type[ProviderError], str] = {
     ProviderHeld: "held",
     ProviderPaced: "paced",
@@ -106,7 +107,11 @@ _OUTCOMES: dict[type[ProviderError], str] = {
 
 
 class RunPod:
-    """Talks to one account; each call says which endpoint, since a job is polled where it was sent.
+    """Calls the endpoints of one account.
+
+    Args:
+        calls_per_second: the pace of `/run`; _SHARES has the other verbs'.
+        on_call: called with the provider's name and each call's verb, outcome and seconds.
 
     Raises:
         ProviderUnreachable, ProviderUncertain, ProviderRefused: see errors.py.
@@ -115,6 +120,7 @@ class RunPod:
     name: ClassVar = "runpod"
     keeps_results_seconds: ClassVar = 1800.0
     calls_back: ClassVar = True
+    remedy: ClassVar = "check RUNPOD_API_KEY, and RUNPOD_ENDPOINT_URL (without /run)"
 
     def __init__(
         self,
@@ -137,13 +143,13 @@ class RunPod:
         """Whether calls to any endpoint are held back."""
         return any(breaker.is_open for breaker in list(self._breakers.values()))
 
-    @_told
+    @_measured
     async def submit(
         self, target: str, job: WorkerInput, deadlines: Deadlines, hook_url: str | None = None
     ) -> str:
-        """Queues a job and returns the provider's id for it.
+        """Queues a job; returns RunPod's id for it.
 
-        Both deadlines are sent: RunPod's own execution limit is 10 minutes, and its ttl counts from the submit.
+        RunPod's default execution limit is 10 minutes, and its ttl counts from the submit.
         """
         policy = {
             "executionTimeout": deadlines.execution * 1000,
@@ -157,38 +163,37 @@ class RunPod:
             body["webhook"] = hook_url
         return _parsed(_RunReply, await self._send("POST", target, "/run", json=body)).id
 
-    @_told
+    @_measured
     async def status(self, target: str, provider_job_id: str) -> RemoteJob:
-        """Returns what the provider says of a job now."""
+        """Returns RunPod's report about a job."""
         try:
             reply = await self._send("GET", target, f"/status/{provider_job_id}")
         except _NotFound:
             return RemoteJob(RemoteState.ABSENT)
-        told = _parsed(_StatusReply, reply)
-        state = _STATES.get(told.status)
+        job = _parsed(_StatusReply, reply)
+        state = _STATES.get(job.status)
         if state is None:
-            raise ProviderUncertain(f"RunPod says {told.status!r}, a state that we do not know")
-        seconds = told.executionTime / 1000 if told.executionTime is not None else None
-        return RemoteJob(
-            state, told.output, None if told.error is None else str(told.error), seconds
-        )
+            raise ProviderUncertain(f"RunPod reports {job.status!r}, an unknown state")
+        seconds = job.executionTime / 1000 if job.executionTime is not None else None
+        error = None if job.error is None else str(job.error)
+        return RemoteJob(state, job.output, error, seconds)
 
-    @_told
+    @_measured
     async def cancel(self, target: str, provider_job_id: str) -> None:
-        """Asks the provider to stop a job; one that it does not know is as good as stopped."""
+        """Asks RunPod to stop a job; an unknown job counts as stopped."""
         try:
             await self._send("POST", target, f"/cancel/{provider_job_id}")
         except _NotFound:
             return
 
-    @_told
+    @_measured
     async def health(self, target: str) -> Health:
         """Returns the endpoint's queue and workers."""
-        told = _parsed(_HealthReply, await self._send("GET", target, "/health"))
-        workers = told.workers
+        reply = _parsed(_HealthReply, await self._send("GET", target, "/health"))
+        workers = reply.workers
         return Health(
-            jobs_queued=told.jobs.get("inQueue", 0),
-            jobs_running=told.jobs.get("inProgress", 0),
+            jobs_queued=reply.jobs.get("inQueue", 0),
+            jobs_running=reply.jobs.get("inProgress", 0),
             workers_idle=workers.get("idle", 0),
             workers_running=workers.get("running", 0),
             workers_ready=workers.get("ready", 0),
@@ -229,31 +234,31 @@ class RunPod:
 
 
 class _NotFound(ProviderUnreachable):
-    """404: for a job an answer, for a submit a wrong endpoint id."""
+    """404: no such job, or, for a submit, no such endpoint."""
 
 
 def _checked(reply: httpx.Response) -> httpx.Response:
-    told = f"RunPod answered {reply.status_code}: {reply.text[:200]}"
+    message = f"RunPod answered {reply.status_code}: {reply.text[:200]}"
     match reply.status_code:
         case 200 | 201 | 202:
             return reply
         case 404:
-            raise _NotFound(told)
+            raise _NotFound(message)
         case code if code in _AWAY:
-            raise ProviderUnreachable(told)
+            raise ProviderUnreachable(message)
         case code if code == TOO_MANY:
-            raise ProviderPaced(told)
+            raise ProviderPaced(message)
         case code if 400 <= code < 500:
-            raise ProviderRefused(told)
+            raise ProviderRefused(message)
         case _:
-            raise ProviderUncertain(told)
+            raise ProviderUncertain(message)
 
 
 def _parsed(model: type[Model], reply: httpx.Response) -> Model:
     try:
         return model.model_validate_json(reply.content)
     except ValidationError as error:
-        raise ProviderUncertain(f"RunPod's answer makes no sense: {reply.text[:200]}") from error
+        raise ProviderUncertain(f"RunPod's answer is malformed: {reply.text[:200]}") from error
 
 
 def _seconds(retry_after: str | None) -> float | None:

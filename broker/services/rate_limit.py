@@ -1,4 +1,4 @@
-"""So many requests a minute for each user."""
+"""A limit of requests a minute for each user."""
 
 import time
 from collections.abc import Callable
@@ -7,10 +7,7 @@ _USERS = 10_000
 
 
 class RequestLimit:
-    """So many requests a minute for each user, refilled evenly: a bucket of tokens, said as one number a user (GCRA).
-
-    That number is the moment at which the bucket will be full again.
-    """
+    """A token bucket for each user (GCRA), kept as the moment at which the bucket is full again."""
 
     def __init__(self, per_minute: int, clock: Callable[[], float] = time.monotonic) -> None:
         self.per_minute = per_minute
@@ -28,7 +25,8 @@ class RequestLimit:
         if len(self._full_at) > _USERS:
             self._full_at = {user: full for user, full in self._full_at.items() if full > now}
         full_at = max(now, self._full_at.get(user_id, 0.0)) + self._gap
-        if full_at - now > 60.0 + 1e-6:  # what floats lose at a long uptime is nobody's fault
+        # The tolerance covers the precision of floats after a long uptime.
+        if full_at - now > 60.0 + 1e-6:
             return -1, full_at - now - 60.0
         self._full_at[user_id] = full_at
         return int((60.0 - (full_at - now)) / self._gap), 0.0

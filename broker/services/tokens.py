@@ -1,7 +1,7 @@
-"""JSON Web Tokens of an identity provider: which user they stand for.
+"""JSON Web Tokens of an identity provider, and the users that they name.
 
-Each algorithm has its own kind of key, so that no token can choose how it is checked: HS256 goes with the secret of the settings,
-RS256 and ES256 with the keys at the JWKS URL, `none` with nothing.
+Each algorithm has its own kind of key, so that a token cannot choose how it is verified: HS256 uses
+the secret of the settings, RS256 and ES256 the keys at the JWKS URL. `none` is refused.
 """
 
 import hashlib
@@ -23,12 +23,12 @@ HASHED = "u-"
 _PLAIN = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
-class InvalidToken(Exception):  # says what is wrong with it
-    """The token does not say who is asking."""
+class InvalidToken(Exception):
+    """The token does not name a user; the message states why."""
 
 
 class TokenVerifier:
-    """Checks signature, times, audience and issuer. Blocks where keys are to be fetched."""
+    """Verifies signature, times, audience and issuer. Blocks while it fetches keys."""
 
     def __init__(self, settings: Settings) -> None:
         self._secret = settings.jwt_secret.get_secret_value() if settings.jwt_secret else None
@@ -43,23 +43,25 @@ class TokenVerifier:
 
     @property
     def fetches(self) -> bool:
-        """Whether a check may have to wait for the network."""
+        """Whether `verify` may wait for the network."""
         return self._keys is not None
 
     def verify(self, token: str) -> Principal:
-        """Returns whom the token stands for; raises InvalidToken, or Unavailable where its key cannot be fetched."""
+        """Returns the token's user.
+
+        Raises:
+            InvalidToken: the token is not valid.
+            Unavailable: its key cannot be fetched.
+        """
         try:
             claims = self._claims(token)
         except jwt.PyJWKClientConnectionError as error:
             log.error("jwks_unreachable", error=str(error))
-            told = "The identity provider's keys cannot be fetched now."
-            raise Unavailable("identity_provider_unavailable", told) from error
-        except (
-            jwt.PyJWTError,
-            TypeError,
-            ValueError,
-            RecursionError,
-        ) as error:  # a key of another kind than the algorithm's is a TypeError, a header of brackets alone a RecursionError
+            sentence = "The identity provider's keys cannot be fetched now."
+            raise Unavailable("identity_provider_unavailable", sentence) from error
+        # A key of another kind than the algorithm's raises TypeError, a header of brackets alone
+        # RecursionError.
+        except (jwt.PyJWTError, TypeError, ValueError, RecursionError) as error:
             raise InvalidToken(f"The token is not valid: {error}") from error
         subject = claims.get(self._user_claim)
         if not isinstance(subject, str) or not subject:
@@ -93,9 +95,9 @@ class TokenVerifier:
 
 
 def as_user_id(subject: str) -> str:
-    """Returns the user id for a subject: itself where it can name a folder, else one that follows from it.
+    """Returns the user id for a subject: the subject, or its hash where it cannot name a folder.
 
-    Whoever chooses a subject that looks like the latter gets another one.
+    A subject that looks like such a hash is hashed too, so that no two subjects share an id.
     """
     if _PLAIN.fullmatch(subject) and not subject.startswith(HASHED):
         return subject

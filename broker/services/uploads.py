@@ -1,41 +1,37 @@
-"""Files on their way from a client to the bucket: one PUT, or equal parts for a large one, checked when they are said to be there.
+"""Uploads from a client to the bucket: one PUT, or equal parts for a large file.
 
-The broker hands out URLs and never sees the bytes. What has arrived is what the store lists, so an upload that was cut off
-goes on with the parts that are missing, from wherever it is asked for again.
+The broker returns presigned URLs and never sees the bytes. The bucket lists the parts that have
+arrived, so a client resumes an interrupted upload with the missing ones.
 """
 
 import uuid
 from collections.abc import Callable
 from pathlib import PurePosixPath
 
-from sqlalchemy import Engine, insert, select, update
 from starlette.concurrency import run_in_threadpool
 
 from broker.bucket import ArrivedPart, Bucket
 from broker.clock import DAY_MS, now_ms
 from broker.errors import BodyTooLarge, FileTooLarge, InvalidRequest, NotFound, UploadIncomplete
 from broker.settings import Settings
-from broker.store.jobs import JobStore
-from broker.store.tables import UploadRow, table
+from broker.store.tables import UploadRow
+from broker.store.uploads import UploadStore
 from schemas.keys import MAX_NAME_BYTES, TEMPORARY, object_key
 from schemas.uploads import MAX_PARTS, DownloadUrl, Part, Uploaded, UploadRequest, UploadTicket
 
-UPLOADS = table("uploads")
-#: From so many bytes on, a file goes in parts.
+#: From so many bytes on, a file is uploaded in parts.
 IN_PARTS_FROM = 100_000_000
 PART_BYTES = 16 * 2**20
-#: How many URLs are signed at once; ask again for those of the further parts.
+#: How many URLs a ticket has; the client requests further ones later.
 PARTS_AT_ONCE = 100
-#: What is noted of an upload that was dropped. It stays known, since its URL may still be good: the sweep removes what comes.
-DROPPED = 0
-#: What is kept of a suffix where a name is too long.
+#: How much of its suffix a shortened name keeps.
 MAX_SUFFIX_BYTES = 16
 
 
 class IncomingFile:
-    """A file that passes through the broker into the bucket, part by part; no more than one part is held in memory.
+    """A file that passes through the broker into the bucket, with at most one part in memory.
 
-    Left by an exception, or without `complete`, nothing of it stays.
+    Call `complete`, or `discard` to remove what has arrived.
     """
 
     def __init__(self, bucket: Bucket, user_id: str, key: str, most_bytes: int) -> None:
@@ -59,7 +55,7 @@ class IncomingFile:
             del self._part[:PART_BYTES]
 
     async def complete(self) -> int:
-        """Makes an object of it, and returns its size; a file of no bytes makes none."""
+        """Joins the parts to an object, and returns its size; an empty file makes no object."""
         if self._bytes == 0:
             return 0
         if self._part:
@@ -73,7 +69,7 @@ class IncomingFile:
         return self._bytes
 
     async def discard(self) -> None:
-        """Removes what has arrived, whole or not."""
+        """Removes the object, or its parts."""
         if self._multipart_id is not None:
             await run_in_threadpool(self._bucket.drop_parts, self._whole, self._multipart_id)
         elif self._parts:
@@ -91,27 +87,25 @@ class IncomingFile:
 
 
 class UploadService:
-    """Uploads and downloads of all users, one user at a time."""
+    """The uploads and downloads of all users, for one user at a time."""
 
     def __init__(
         self,
         settings: Settings,
-        engine: Engine,
-        store: JobStore,
+        uploads: UploadStore,
         bucket: Bucket,
         clock: Callable[[], int] = now_ms,
     ) -> None:
         self._settings = settings
-        self._engine = engine
-        self._store = store
+        self._uploads = uploads
         self._bucket = bucket
         self._clock = clock
 
     async def begin(self, user_id: str, request: UploadRequest) -> UploadTicket:
-        """Returns where to PUT a video, under a key that no other upload has.
+        """Returns URLs to PUT a video to, under a new key.
 
         Raises:
-            InvalidRequest: it is larger than any may be.
+            InvalidRequest: the file is too large.
         """
         return await run_in_threadpool(self._begin, user_id, request)
 
@@ -131,43 +125,42 @@ class UploadService:
         if request.bytes is not None and request.bytes >= IN_PARTS_FROM:
             whole = object_key(user_id, upload.key)
             upload.multipart_id = self._bucket.begin_parts(whole, upload.content_type)
-        # An older client puts with its content type alone; it is known by the field that it sends.
+        # An older client, which sends `job_id`, puts with its content type alone.
         ticket = self._ticket(upload, once="job_id" not in request.model_fields_set)
-        with self._engine.begin() as connection:
-            connection.execute(insert(UPLOADS).values(upload.model_dump()))
+        self._uploads.add(upload)
         return ticket
 
     async def resume(self, user_id: str, upload_id: str) -> UploadTicket:
         """Returns fresh URLs for what has not arrived yet.
 
         Raises:
-            NotFound: no such upload, or one that was begun too long ago.
-            FileTooLarge: it has arrived, and was refused.
+            NotFound: no such upload, or it began too long ago.
+            FileTooLarge: the file arrived, and was refused.
         """
         return await run_in_threadpool(self._resume, user_id, upload_id)
 
     def _resume(self, user_id: str, upload_id: str) -> UploadTicket:
         upload = self._upload(user_id, upload_id)
         if upload.completed_at is None:
-            # Later the sweep has forgotten the upload before its URL is dead, and so would not find the file.
+            # A later URL would outlive the row, without which the sweep does not find the file.
             if upload.created_at < self._clock() - self._settings.keep_uploads_days * DAY_MS:
                 raise NotFound(f"The upload {upload_id[:64]} is too old; begin another one.")
             self._check_size(upload, upload.bytes or 0)
         return self._ticket(upload, has_arrived=self._is_there(upload))
 
     def _is_there(self, upload: UploadRow) -> bool:
-        """Whether a file that goes in one PUT has arrived: then no URL takes another."""
+        """Whether the file of a single PUT has arrived."""
         if upload.completed_at is not None or upload.multipart_id is not None:
             return False
         return self._bucket.size(object_key(upload.user_id, upload.key)) is not None
 
     async def complete(self, user_id: str, upload_id: str) -> Uploaded:
-        """Sees to it that the whole file is in the bucket; asking again is fine.
+        """Checks that the whole file is in the bucket, and joins its parts; idempotent.
 
         Raises:
             NotFound: no such upload.
-            UploadIncomplete: says what is missing.
-            FileTooLarge: the file is removed.
+            UploadIncomplete: the message names what is missing.
+            FileTooLarge: the file was too large, and is removed.
         """
         return await run_in_threadpool(self._complete, user_id, upload_id)
 
@@ -176,7 +169,8 @@ class UploadService:
         key = object_key(user_id, upload.key)
         if upload.multipart_id is not None and upload.completed_at is None:
             arrived = self._bucket.parts(key, upload.multipart_id)
-            if arrived is not None:  # else they were joined before, or the store has given them up
+            # Otherwise the parts were joined before, or the bucket has dropped them.
+            if arrived is not None:
                 if missing := _missing(upload, arrived):
                     first = missing[0][0]
                     raise UploadIncomplete(
@@ -192,26 +186,22 @@ class UploadService:
             raise UploadIncomplete(
                 f"The file has {size} bytes in the bucket, and not {upload.bytes}."
             )
-        with self._engine.begin() as connection:
-            done = update(UPLOADS).where(
-                UPLOADS.c.id == upload_id, UPLOADS.c.completed_at.is_(None)
-            )
-            connection.execute(done.values(completed_at=self._clock(), bytes=size))
+        self._uploads.complete(upload_id, size, self._clock())
         return Uploaded(upload_id=upload_id, video_key=upload.key, bytes=size)
 
     def _check_size(self, upload: UploadRow, size: int) -> None:
-        """Removes a file that is over the limit, and raises FileTooLarge; no more URLs are given for it."""
+        """Removes a file over the limit, refuses its upload, and raises FileTooLarge."""
         most = self._settings.max_upload_bytes
         if size <= most:
             return
-        self._store.refuse_upload(upload.user_id, upload.key, size)
+        self._uploads.refuse(upload.user_id, upload.key, size)
         self._bucket.delete(object_key(upload.user_id, upload.key))
         raise FileTooLarge(
             f"The file has {size} bytes, and may have {most} at most. It is removed."
         )
 
     async def abandon(self, user_id: str, upload_id: str) -> None:
-        """Drops what has arrived of an upload that is not complete; a complete one stays. Raises NotFound."""
+        """Drops an upload that is not complete, with what has arrived; raises NotFound."""
         await run_in_threadpool(self._abandon, user_id, upload_id)
 
     def _abandon(self, user_id: str, upload_id: str) -> None:
@@ -221,20 +211,17 @@ class UploadService:
         key = object_key(user_id, upload.key)
         if upload.multipart_id is not None:
             self._bucket.drop_parts(key, upload.multipart_id)
-        elif upload.key not in self._store.keys_in_use(user_id):
+        elif upload.key not in self._uploads.keys_in_use(user_id):
             self._bucket.delete(key)
-        with self._engine.begin() as connection:
-            connection.execute(
-                update(UPLOADS).where(UPLOADS.c.id == upload_id).values(bytes=DROPPED)
-            )
+        self._uploads.drop(upload_id)
 
     def incoming(self, user_id: str) -> IncomingFile:
-        """Returns a file to write into: a temporary one, which goes with the job that it is for."""
+        """Returns a temporary file to write into; the end of its job removes it."""
         key = f"{TEMPORARY}/{uuid.uuid4()}/source.mp4"
         return IncomingFile(self._bucket, user_id, key, self._settings.max_upload_bytes)
 
     async def download(self, user_id: str, key: str) -> DownloadUrl:
-        """Returns a URL of one of the user's own objects, or raises NotFound."""
+        """Returns a presigned URL of one of the user's objects, or raises NotFound."""
         whole = object_key(user_id, key)
         if await run_in_threadpool(self._bucket.size, whole) is None:
             raise NotFound("There is no such object.")
@@ -243,12 +230,10 @@ class UploadService:
         return DownloadUrl(url=url, expires_in=seconds)
 
     def _upload(self, user_id: str, upload_id: str) -> UploadRow:
-        query = select(UPLOADS).where(UPLOADS.c.id == upload_id, UPLOADS.c.user_id == user_id)
-        with self._engine.begin() as connection:
-            row = connection.execute(query).mappings().first()
-        if row is None or (row["bytes"] == DROPPED and row["completed_at"] is None):
+        upload = self._uploads.find(upload_id, user_id)
+        if upload is None:
             raise NotFound(f"There is no upload {upload_id[:64]}.")
-        return UploadRow(**row)
+        return upload
 
     def _ticket(
         self, upload: UploadRow, once: bool = True, has_arrived: bool = False
@@ -283,15 +268,16 @@ class UploadService:
     def _still_missing(
         self, upload: UploadRow, key: str, multipart_id: str
     ) -> tuple[str, list[tuple[int, int, int]]]:
-        """Returns the parts that have not arrived, and of which multipart upload: a new one where the store has given the old one up."""
+        """Returns the multipart upload's id and its missing parts.
+
+        If the bucket has dropped the upload, a new one begins.
+        """
         arrived = self._bucket.parts(key, multipart_id)
         if arrived is None:
             if self._bucket.size(key) == upload.bytes:
-                return multipart_id, []  # joined already
+                return multipart_id, []
             multipart_id, arrived = self._bucket.begin_parts(key, upload.content_type), {}
-            with self._engine.begin() as connection:
-                this = update(UPLOADS).where(UPLOADS.c.id == upload.id)
-                connection.execute(this.values(multipart_id=multipart_id))
+            self._uploads.set_multipart_id(upload.id, multipart_id)
         return multipart_id, _missing(upload, arrived)
 
     def _part(
@@ -302,7 +288,7 @@ class UploadService:
 
 
 def _shortened(filename: str) -> str:
-    """Returns a name that is no longer than a part of a key may be, with its suffix, cut between two characters."""
+    """Returns a name that fits into a key, with its suffix, cut between two characters."""
     if len(filename.encode()) <= MAX_NAME_BYTES:
         return filename
     suffix = PurePosixPath(filename).suffix.encode()[:MAX_SUFFIX_BYTES]
@@ -311,7 +297,7 @@ def _shortened(filename: str) -> str:
 
 
 def _plan(upload: UploadRow) -> list[tuple[int, int, int]]:
-    """Returns (number, offset, bytes) of each part: all of one size but the last, as R2 wants them."""
+    """Returns (number, offset, bytes) of each part; R2 wants one size for all but the last."""
     total = upload.bytes or 0
     size = max(PART_BYTES, -(-total // MAX_PARTS // 2**20) * 2**20)
     return [

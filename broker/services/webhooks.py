@@ -1,8 +1,8 @@
-"""Calls to the clients' servers when their jobs end: signed, tried for three days, never to where they must not go.
+"""Calls clients' servers when their jobs end: signed, tried for three days, and only in public.
 
-The format and the schedule are those of Standard Webhooks 1.0. A target is resolved once per call, all of its addresses must be
-public, and the connection goes to the very address that was checked, so that neither a second answer of the DNS nor a redirect
-leads elsewhere.
+Format and schedule follow Standard Webhooks 1.0. The broker resolves a target once a call, requires
+that all of its addresses are public, and connects to an address that it checked, so that neither a
+second answer of the DNS nor a redirect leads elsewhere.
 """
 
 import asyncio
@@ -45,19 +45,19 @@ log = structlog.get_logger(__name__)
 CALL_SECONDS = 15.0
 #: How long to wait before call 2, 3, … (seconds), ±10 %.
 AGAIN_SECONDS = (5, 300, 1800, 7200, 18_000, 36_000, 50_400, 72_000, 86_400)
-AT_ONCE = 20
 MAX_WEBHOOKS = 10
-#: So many of them to one webhook, so that one receiver that hangs does not hold up the others'.
-AT_ONCE_EACH = 2
+#: Calls at once, in all and to one webhook: a receiver that hangs must not delay the others.
+AT_ONCE, AT_ONCE_EACH = 20, 2
 Resolve = Callable[[str, int], Awaitable[Sequence[str]]]
-#: Threads of their own: a DNS that does not answer must not hold up names that others want.
+#: Threads of their own: a DNS server that does not answer must not delay other names.
 _NAMES = ThreadPoolExecutor(4, thread_name_prefix="webhook-names")
-#: All IPv6 addresses of the internet. What is outside may lead inside, translated (`::ffff:0:127.0.0.1`, `64:ff9b::7f00:1`).
+#: All public IPv6 addresses. Others may be translated to private ones (`::ffff:0:127.0.0.1`,
+#: `64:ff9b::7f00:1`).
 _INTERNET = ipaddress.IPv6Network("2000::/3")
 
 
-class Refused(Exception):  # caught in here, and told in a sentence
-    """The target must not be called."""
+class Refused(Exception):
+    """The broker must not call the target. Caught in this module."""
 
 
 async def resolve(host: str, port: int) -> list[str]:
@@ -68,18 +68,18 @@ async def resolve(host: str, port: int) -> list[str]:
 
 
 def open_caller() -> httpx.AsyncClient:
-    """Returns a client for calls to strangers: no proxy of ours, no redirects, and no cookie of one goes to another."""
-    nobodys = CookieJar(DefaultCookiePolicy(allowed_domains=[]))
-    return httpx.AsyncClient(timeout=CALL_SECONDS, trust_env=False, cookies=nobodys)
+    """Returns an HTTP client without the environment's proxy, without redirects or cookies."""
+    none = CookieJar(DefaultCookiePolicy(allowed_domains=[]))
+    return httpx.AsyncClient(timeout=CALL_SECONDS, trust_env=False, cookies=none)
 
 
 class WebhookService:
-    """The webhooks of all users, one user at a time, and the loop that calls them.
+    """The webhooks of all users, for one user at a time, and the loop that calls them.
 
     Args:
         http: follows no redirects.
         resolve: names to addresses; tests bring their own.
-        on_call: called with what came of each call.
+        on_call: called with the outcome of each call.
     """
 
     def __init__(
@@ -99,26 +99,27 @@ class WebhookService:
         self._clock = clock
         self._woken = asyncio.Event()
         self._closed = False
-        self._calling: dict[asyncio.Task[None], str] = {}  #: and whom
+        #: The webhook that each running call is for.
+        self._calling: dict[asyncio.Task[None], str] = {}
 
-    # ── what a user may do ──────────────────────────────────────────────────────────────────────────────────────
+    # ── what a user may do ──────────────────────────────────────────────────────────────────────
 
-    async def add(self, user_id: str, asked: WebhookRequest) -> WebhookSecret:
-        """Registers a target; its secret is shown this once. Raises InvalidRequest where it must not be called."""
+    async def add(self, user_id: str, request: WebhookRequest) -> WebhookSecret:
+        """Registers a target, and returns its secret this once; raises InvalidRequest."""
         try:
             async with asyncio.timeout(CALL_SECONDS):
-                await self._address(asked.url)
+                await self._address(request.url)
         except (Refused, TimeoutError) as error:
-            told = str(error) or "its name cannot be resolved in time"
-            raise InvalidRequest([("/url", told)]) from error
+            reason = str(error) or "its name cannot be resolved in time"
+            raise InvalidRequest([("/url", reason)]) from error
         known = await run_in_threadpool(self._outbox.webhooks, user_id)
         if sum(row.disabled_at is None for row in known) >= MAX_WEBHOOKS:
             raise InvalidRequest([("/url", f"you have {MAX_WEBHOOKS} webhooks already")])
         row = WebhookRow(
             id=f"wh_{secrets.token_hex(8)}",
             user_id=user_id,
-            url=asked.url,
-            kinds=" ".join(sorted(asked.kinds)),
+            url=request.url,
+            kinds=" ".join(sorted(request.kinds)),
             secret=_new_secret(),
             created_at=self._clock(),
         )
@@ -131,30 +132,31 @@ class WebhookService:
         return WebhookList(webhooks=[WebhookView(**_shown(row)) for row in rows])
 
     async def switch_off(self, user_id: str, webhook_id: str) -> None:
-        """Has a webhook called no more; its log stays. Raises NotFound."""
+        """Disables a webhook and keeps its log; raises NotFound."""
         await self._mine(user_id, webhook_id)
         await run_in_threadpool(self._outbox.change, webhook_id, {"disabled_at": self._clock()})
 
     async def rotate(self, user_id: str, webhook_id: str) -> WebhookSecret:
-        """Draws a new secret; the former one signs along for a day. Raises NotFound."""
+        """Draws a new secret; the former one signs beside it for a day. Raises NotFound."""
         row = await self._mine(user_id, webhook_id)
-        changes = {
-            "secret": _new_secret(),
-            "former_secret": row.secret,
-            "rotated_at": self._clock(),
-        }
+        changes: dict[str, str | int] = {"secret": _new_secret(), "former_secret": row.secret}
+        changes["rotated_at"] = self._clock()
         await run_in_threadpool(self._outbox.change, webhook_id, changes)
         return _with_secret(WebhookRow(**{**row.model_dump(), **changes}))
 
     async def deliveries(self, user_id: str, webhook_id: str) -> DeliveryList:
-        """Returns the newest messages to a webhook and each call that was made, or raises NotFound."""
+        """Returns the newest messages to a webhook, with their calls; raises NotFound."""
         await self._mine(user_id, webhook_id)
         rows = await run_in_threadpool(self._outbox.deliveries, webhook_id, 100)
         return DeliveryList(deliveries=[_delivery(row) for row in rows])
 
     async def send_again(self, user_id: str, webhook_id: str, delivery_id: str) -> DeliveryView:
-        """Has a message sent once more, under the same id, whatever became of it before. Raises NotFound, or InvalidRequest
-        where the webhook is switched off."""
+        """Sends a message again, under the same id.
+
+        Raises:
+            NotFound: no such message.
+            InvalidRequest: the webhook is disabled.
+        """
         if (await self._mine(user_id, webhook_id)).disabled_at is not None:
             raise InvalidRequest([("/webhook_id", "the webhook is switched off")], status=409)
         row = await run_in_threadpool(self._outbox.delivery, delivery_id, webhook_id)
@@ -171,14 +173,14 @@ class WebhookService:
             raise NotFound(f"There is no webhook {webhook_id[:64]}.")
         return row
 
-    # ── the loop ────────────────────────────────────────────────────────────────────────────────────────────────
+    # ── the loop ────────────────────────────────────────────────────────────────────────────────
 
     def wake(self) -> None:
-        """Has it look for messages now."""
+        """Sends what is due at once."""
         self._woken.set()
 
     def close(self) -> None:
-        """Has `run` return; calls that are under way are given up, and made again later."""
+        """Lets `run` return; running calls are given up, and made again later."""
         self._closed = True
         self._woken.set()
 
@@ -188,7 +190,8 @@ class WebhookService:
             self._woken.clear()
             try:
                 await self._send_due()
-            except Exception:  # the database, say: the loop must outlive it
+            except Exception:
+                # The loop outlives any error of the database.
                 log.exception("webhooks_failed")
             try:
                 await asyncio.wait_for(self._woken.wait(), 1.0)
@@ -203,27 +206,29 @@ class WebhookService:
         free = AT_ONCE - len(self._calling)
         calls = Counter(self._calling.values())
         busy = [whom for whom, count in calls.items() if count >= AT_ONCE_EACH]
-        for row in (
-            await run_in_threadpool(self._outbox.due, self._clock(), free, busy) if free else ()
-        ):
+        if not free:
+            return
+        for row in await run_in_threadpool(self._outbox.due, self._clock(), free, busy):
             if calls[row.webhook_id] >= AT_ONCE_EACH:
                 continue
-            # Should we die during the call, it is due again then.
+            # If the broker dies during the call, the message is due again then.
             until = self._clock() + int(2 * CALL_SECONDS * 1000)
             if await run_in_threadpool(self._outbox.claim, row, until):
                 call = asyncio.create_task(self._deliver(row, until))
                 self._calling[call] = row.webhook_id
                 calls[row.webhook_id] += 1
-                call.add_done_callback(self._put_down)
+                call.add_done_callback(self._ended)
 
-    def _put_down(self, call: asyncio.Task[None]) -> None:
+    def _ended(self, call: asyncio.Task[None]) -> None:
         del self._calling[call]
-        self._woken.set()  # there may be more that waited for this one
+        # Other messages may have waited for this call.
+        self._woken.set()
 
     async def _deliver(self, row: DeliveryRow, claimed: int) -> None:
         try:
             webhook = await run_in_threadpool(self._outbox.webhook, row.webhook_id)
-            assert webhook is not None  # noqa: S101  # they are switched off, never deleted
+            # Webhooks are disabled, never deleted.
+            assert webhook is not None  # noqa: S101
             if webhook.disabled_at is not None:
                 await run_in_threadpool(self._outbox.write, row.id, {"due_at": None})
                 return
@@ -236,7 +241,8 @@ class WebhookService:
 
     def _conclude(self, webhook: WebhookRow, row: DeliveryRow, claimed: int, made: HookTry) -> None:
         done = made.status is not None and 200 <= made.status < 300
-        gone = made.status == httpx.codes.GONE  # the receiver's way of saying "never again"
+        # The receiver wants no more calls.
+        gone = made.status == httpx.codes.GONE
         if gone:
             self._outbox.change(webhook.id, {"disabled_at": self._clock()})
 
@@ -247,7 +253,7 @@ class WebhookService:
             if done or gone or tries > len(AGAIN_SECONDS):
                 outcome = "delivered" if done else "given_up"
                 return {"due_at": None, "delivered_at": self._clock() if done else None}
-            wait = AGAIN_SECONDS[tries - 1] * random.uniform(0.9, 1.1)  # noqa: S311  # jitter, not a secret
+            wait = AGAIN_SECONDS[tries - 1] * random.uniform(0.9, 1.1)  # noqa: S311
             return {"due_at": self._clock() + int(wait * 1000), "delivered_at": None}
 
         self._outbox.conclude(row.id, claimed, made.model_dump(), follows)
@@ -255,13 +261,13 @@ class WebhookService:
         log.info("webhook_called", delivery_id=row.id, job_id=row.job_id, status=made.status)
 
     async def _call(self, webhook: WebhookRow, row: DeliveryRow) -> tuple[int | None, str]:
-        """Makes one call; returns the answer's status, if there was one, and a sentence."""
+        """Makes one call; returns the answer's status, or None, and a sentence."""
         try:
             async with asyncio.timeout(CALL_SECONDS):
                 address = await self._address(webhook.url)
                 url = httpx.URL(webhook.url)
                 headers = self._signed(webhook, row) | {"Host": url.netloc.decode()}
-                # To the address that was checked, under the name that the certificate is for.
+                # Connects to the checked address, and verifies the certificate of the name.
                 request = self._http.build_request(
                     "POST",
                     url.copy_with(host=address),
@@ -270,7 +276,8 @@ class WebhookService:
                     extensions={"sni_hostname": url.host},
                 )
                 reply = await self._http.send(request, stream=True)
-                await reply.aclose()  # the answer's body is nothing to us, however long
+                # The answer's body is not read.
+                await reply.aclose()
         except Refused as error:
             return None, str(error)
         except (httpx.HTTPError, TimeoutError, OSError) as error:
@@ -281,21 +288,16 @@ class WebhookService:
 
     def _signed(self, webhook: WebhookRow, row: DeliveryRow) -> dict[str, str]:
         now = datetime.fromtimestamp(self._clock() // 1000, UTC)
-        valid = [webhook.secret]
-        if (
-            webhook.former_secret
-            and webhook.rotated_at
-            and self._clock() - webhook.rotated_at < DAY_MS
-        ):
+        valid, rotated_at = [webhook.secret], webhook.rotated_at
+        if webhook.former_secret and rotated_at and self._clock() - rotated_at < DAY_MS:
             valid.append(webhook.former_secret)
+        signatures = [Webhook(secret).sign(row.id, now, row.body) for secret in valid]
         return {
             "Content-Type": "application/json",
             "User-Agent": "reelbroker",
             "webhook-id": row.id,
             "webhook-timestamp": str(int(now.timestamp())),
-            "webhook-signature": " ".join(
-                Webhook(secret).sign(row.id, now, row.body) for secret in valid
-            ),
+            "webhook-signature": " ".join(signatures),
         }
 
     async def _address(self, target: str) -> str:
@@ -303,7 +305,7 @@ class WebhookService:
         try:
             url = httpx.URL(target)
             host = url.host
-        except (httpx.InvalidURL, UnicodeError):  # UnicodeError: a label that no name may have
+        except (httpx.InvalidURL, UnicodeError):
             raise Refused("this is no URL of a host") from None
         if self._private:
             return host

@@ -1,6 +1,6 @@
-"""Who is asking: API keys and one-use tickets, of which only hashes are kept.
+"""API keys and one-use tickets; only their hashes are kept.
 
-They are drawn with 192 bits, so that one round of SHA-256 is enough: there is nothing to guess.
+Keys and tickets have 192 random bits, so one round of SHA-256 is enough.
 """
 
 import hashlib
@@ -17,17 +17,17 @@ from schemas.access import KeyRequest, KeyView, NewKey
 KEYS = table("api_keys")
 TICKETS = table("access_tickets")
 TICKET_SECONDS = 60
-#: For so long a key is believed without asking the database; one revoked by this broker, not a moment.
+#: How long a key is valid without a query. This broker forgets a key that it revokes at once.
 CACHED_MS = 5_000
 
 
 @dataclass(frozen=True)
 class Principal:
-    """On whose behalf a request is made; an admin may also do what concerns all users.
+    """The user of a request. An admin may also do what concerns all users.
 
     Args:
-        key_id: the API key that was shown, here or for the ticket; it may be revoked while a stream is open.
-        until_ms: when the token expires that was shown.
+        key_id: of the API key that was sent with the request, or for the ticket.
+        until_ms: when the token expires that was sent.
     """
 
     user_id: str
@@ -37,30 +37,27 @@ class Principal:
 
 
 class Credentials:
-    """API keys and tickets in the database. All methods block; `remembered` alone does not."""
+    """API keys and tickets. All methods but `remembered` block."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._cache: dict[str, tuple[int, Principal]] = {}
 
-    def create_key(self, asked: KeyRequest) -> NewKey:
-        """Draws a key; it cannot be shown again."""
+    def create_key(self, request: KeyRequest) -> NewKey:
+        """Creates a key. Only this call returns it."""
         key, key_id, now = (
-            "rb_" + secrets.token_urlsafe(24),
-            "key_" + secrets.token_hex(8),
+            f"rb_{secrets.token_urlsafe(24)}",
+            f"key_{secrets.token_hex(8)}",
             now_ms(),
         )
-        values = asked.model_dump() | {"admin": int(asked.admin)}
+        fields = request.model_dump()
+        row = fields | {"admin": int(request.admin), "sha256": _hash(key), "created_at": now}
         with self._engine.begin() as connection:
-            connection.execute(
-                insert(KEYS).values(id=key_id, sha256=_hash(key), created_at=now, **values)
-            )
-        return NewKey(
-            **asked.model_dump(), id=key_id, created_at=iso(now), revoked_at=None, key=key
-        )
+            connection.execute(insert(KEYS).values(id=key_id, **row))
+        return NewKey(**fields, id=key_id, created_at=iso(now), revoked_at=None, key=key)
 
     def keys(self) -> list[KeyView]:
-        """Returns all keys, the oldest first, without what they are."""
+        """Returns all keys without their secrets, the oldest first."""
         with self._engine.begin() as connection:
             rows = connection.execute(select(KEYS).order_by(KEYS.c.created_at, KEYS.c.id)).all()
         return [
@@ -76,7 +73,7 @@ class Credentials:
         ]
 
     def revoke_key(self, key_id: str) -> None:
-        """Lets a key in no more; raises NotFound where there is none."""
+        """Revokes a key; raises NotFound where there is none."""
         still = update(KEYS).where(KEYS.c.id == key_id, KEYS.c.revoked_at.is_(None))
         with self._engine.begin() as connection:
             if connection.execute(select(KEYS.c.id).where(KEYS.c.id == key_id)).first() is None:
@@ -85,12 +82,12 @@ class Credentials:
         self._cache.clear()
 
     def remembered(self, key: str) -> Principal | None:
-        """Returns whom a key stands for if it was asked for a moment ago."""
+        """Returns the user of a key that was valid a moment ago; does not block."""
         until, principal = self._cache.get(_hash(key), (0, None))
         return principal if now_ms() < until else None
 
     def principal(self, key: str) -> Principal | None:
-        """Returns whom a key stands for, or None."""
+        """Returns the user of a key, or None."""
         valid = select(KEYS.c.id, KEYS.c.user_id, KEYS.c.admin).where(
             KEYS.c.sha256 == _hash(key), KEYS.c.revoked_at.is_(None)
         )
@@ -105,7 +102,7 @@ class Credentials:
         return principal
 
     def holds(self, principal: Principal) -> bool:
-        """Whether what was shown for a principal still lets it in: the token has not expired, and nobody has revoked the key."""
+        """Whether the principal's token has not expired, and its key is not revoked."""
         if principal.until_ms is not None and principal.until_ms <= now_ms():
             return False
         if principal.key_id is None:
@@ -115,9 +112,9 @@ class Credentials:
             return connection.execute(valid).first() is not None
 
     def create_ticket(self, principal: Principal) -> str:
-        """Draws a ticket that lets the user in once, within a minute, and for no longer than what was shown for it.
+        """Creates a ticket: valid once, within a minute, and no longer than its key or token.
 
-        What that was stands in the ticket itself: nobody can change it, since only the hash of the whole lets anybody in.
+        The ticket carries the key's id and the token's end. The hash covers the whole ticket.
         """
         until = "" if principal.until_ms is None else str(principal.until_ms)
         ticket, now = f"{secrets.token_urlsafe(24)}.{principal.key_id or ''}.{until}", now_ms()
@@ -132,13 +129,13 @@ class Credentials:
         return ticket
 
     def redeem_ticket(self, ticket: str) -> Principal | None:
-        """Returns whom a ticket lets in; the second time nobody."""
+        """Returns the user of a ticket, and deletes the ticket."""
         this = TICKETS.c.sha256 == _hash(ticket)
         with self._engine.begin() as connection:
             row = connection.execute(select(TICKETS).where(this)).first()
             if row is None or connection.execute(delete(TICKETS).where(this)).rowcount == 0:
                 return None
-        # One that was drawn by an older broker has neither.
+        # A ticket of an older broker has neither.
         key_id, until = [*ticket.split("."), "", ""][1:3]
         principal = Principal(
             row.user_id, key_id=key_id or None, until_ms=int(until) if until else None

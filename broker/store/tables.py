@@ -1,7 +1,7 @@
-"""The tables. Those of jobs, attempts and events have the columns of the frozen values in jobs/model.py.
+"""The tables. Those of jobs, attempts and events have the fields of the values in jobs/model.py.
 
-Rows never leave store/: it hands out `Job`, `Attempt` and `Event`. On SQLite the tables are STRICT, which refuses a wrong
-type where SQLite would otherwise store it.
+On SQLite the tables are STRICT: a value of a wrong type is refused, which SQLite would otherwise
+store.
 """
 
 import types
@@ -39,21 +39,12 @@ SQLModel.metadata.naming_convention = {
 Int64: TypeEngine[int] = BigInteger().with_variant(Integer(), "sqlite")
 Float64: TypeEngine[float] = Double().with_variant(REAL(), "sqlite")
 #: Numbers that never need 64 bits.
-_SMALL = {
-    "progress",
-    "attempt",
-    "max_attempts",
-    "version",
-    "number",
-    "seq",
-    "part",
-    "timeout_seconds",
-    "ttl_seconds",
-}
-
-
+_SMALL = {"progress", "attempt", "max_attempts", "version", "number", "seq", "part"}
+_SMALL |= {"timeout_seconds", "ttl_seconds"}
 #: Fields whose columns have another name: the source documents fixed this one.
 _COLUMNS: dict[tuple[type[BaseModel], str], str] = {(Job, "provider_job_id"): "runpod_job_id"}
+#: The fields of a job whose columns have another name, by column.
+JOB_FIELDS = {column: field for (model, field), column in _COLUMNS.items() if model is Job}
 
 
 def _columns(model: type[BaseModel], primary_key: set[str]) -> Iterator[Column[Any]]:
@@ -61,13 +52,12 @@ def _columns(model: type[BaseModel], primary_key: set[str]) -> Iterator[Column[A
     for name, field in model.model_fields.items():
         kinds = get_args(field.annotation) or (field.annotation,)
         foreign = [ForeignKey("export_jobs.id")] if name == "job_id" else []
-        optional = types.NoneType in kinds
         yield Column(
             _COLUMNS.get((model, name), name),
             _kind(name, kinds[0]),
             *foreign,
             primary_key=name in primary_key,
-            nullable=optional,
+            nullable=types.NoneType in kinds,
             key=name,
         )
 
@@ -107,7 +97,7 @@ Table("job_events", SQLModel.metadata, *_columns(Event, {"job_id", "seq"}), sqli
 
 
 class IdempotencyKey(SQLModel, table=True):
-    """A key that a client sent along with a job, so that sending it again makes no second one."""
+    """The key that a client sent with a job. A second request with it makes no second job."""
 
     __tablename__ = "idempotency_keys"
     __table_args__: Any = (Index("ix_idempotency_keys_age", "created_at"), {"sqlite_strict": True})
@@ -119,7 +109,7 @@ class IdempotencyKey(SQLModel, table=True):
 
 
 class BrokerFlag(SQLModel, table=True):
-    """What an operator has switched on, and stays so through a restart."""
+    """What an operator turned on; a restart keeps it."""
 
     __tablename__ = "broker_flags"
     __table_args__: Any = ({"sqlite_strict": True},)
@@ -129,7 +119,7 @@ class BrokerFlag(SQLModel, table=True):
 
 
 class ApiKey(SQLModel, table=True):
-    """Who a bearer key stands for; of the key itself only a hash is kept."""
+    """The user of a bearer key. Only a hash of the key is kept."""
 
     __tablename__ = "api_keys"
     __table_args__: Any = ({"sqlite_strict": True},)
@@ -144,7 +134,7 @@ class ApiKey(SQLModel, table=True):
 
 
 class AccessTicket(SQLModel, table=True):
-    """Lets one EventSource or WebSocket in; gone once used."""
+    """Admits one EventSource or WebSocket."""
 
     __tablename__ = "access_tickets"
     __table_args__: Any = (Index("ix_access_tickets_age", "expires_at"), {"sqlite_strict": True})
@@ -165,15 +155,14 @@ class UploadRow(SQLModel, table=True):
     key: str = Field(sa_type=Text)
     content_type: str = Field(sa_type=Text)
     bytes: int | None = Field(default=None, sa_type=Int64)  #: as announced
-    multipart_id: str | None = Field(
-        default=None, sa_type=Text
-    )  #: the store's own id, where it goes in parts
+    #: The store's own id of an upload in parts.
+    multipart_id: str | None = Field(default=None, sa_type=Text)
     created_at: int = Field(sa_type=Int64)
     completed_at: int | None = Field(default=None, sa_type=Int64)
 
 
 class WebhookRow(SQLModel, table=True):
-    """Where a user wants to be called."""
+    """A URL to call when a user's job ends."""
 
     __tablename__ = "webhooks"
     __table_args__: Any = (Index("ix_webhooks_user", "user_id"), {"sqlite_strict": True})
@@ -183,16 +172,15 @@ class WebhookRow(SQLModel, table=True):
     url: str = Field(sa_type=Text)
     kinds: str = Field(sa_type=Text)  #: separated by blanks
     secret: str = Field(sa_type=Text)
-    former_secret: str | None = Field(
-        default=None, sa_type=Text
-    )  #: signs along for a day after a rotation
+    #: Signs beside the new secret for a day after a rotation.
+    former_secret: str | None = Field(default=None, sa_type=Text)
     rotated_at: int | None = Field(default=None, sa_type=Int64)
     created_at: int = Field(sa_type=Int64)
     disabled_at: int | None = Field(default=None, sa_type=Int64)
 
 
 class DeliveryRow(SQLModel, table=True):
-    """One message to one webhook, written in the transaction of the move that it tells of."""
+    """One message to one webhook, written in the SQL transaction of the job's transition."""
 
     __tablename__ = "webhook_deliveries"
     __table_args__: Any = (

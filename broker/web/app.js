@@ -1,21 +1,32 @@
-// Which screen is shown: the part of the address behind the `#` says it. Here too: who is signed in.
+// Which screen is shown: the part of the address behind the `#` says it. Here too: who is signed
+// in.
 
-import { ask, key, Problem } from "./api.js";
+import { ask, key, Problem, refusedWith, saying } from "./api.js";
 import { confirmed } from "./dialog.js";
-import { fill, h } from "./dom.js";
+import { byId, fill, h } from "./dom.js";
 import { jobPage } from "./job.js";
 import { jobsPage } from "./jobs.js";
 import { newExport } from "./new.js";
 import { operationsPage } from "./operations.js";
 
-const main = document.getElementById("main");
+/** @typedef {(main: HTMLElement, visit: Visit) => Promise<void>} Screen */
+
+const main = byId("main");
+/** @type {Me | null} */
 let me = null;
 let leaving = new AbortController();
+/** Whether a screen was shown before: the first one leaves the focus alone. */
+let moved = false;
 
-/** The screen of a path, and its entry in the menu. */
-function screenOf([first, second]) {
+/**
+ * The screen of a path, its entry in the menu and its title.
+ * @param {string[]} path
+ * @param {Me} user
+ * @returns {[Screen, string, string]}
+ */
+function screenOf([first, second], user) {
   if (first === "jobs") return second ? [jobPage, "jobs", "Job"] : [jobsPage, "jobs", "Jobs"];
-  if (first === "operations" && me.admin) return [operationsPage, "operations", "Operations"];
+  if (first === "operations" && user.admin) return [operationsPage, "operations", "Operations"];
   return [newExport, "new", "New export"];
 }
 
@@ -23,23 +34,23 @@ async function go() {
   leaving.abort();
   leaving = new AbortController();
   const { signal } = leaving;
-  const fail = (error) => {
+  const fail = (/** @type {unknown} */ error) => {
     if (signal.aborted) return;
-    if (error.status === 401) signIn();
+    if (refusedWith(error, 401)) signIn();
     else trouble(error);
   };
   await takeKey(signal);
   if (signal.aborted) return;
   const [path, query] = location.hash.replace(/^#\/?/, "").split("?");
   try {
-    me ??= await ask("GET", "/api/me");
+    const user = (me ??= /** @type {Me} */ (await ask("GET", "/api/me")));
     const parts = path.split("/").filter(Boolean);
-    const [screen, entry, title] = screenOf(parts);
-    menu(entry);
+    const [screen, entry, title] = screenOf(parts, user);
+    menu(entry, user);
     document.title = `${title} · Reelbroker`;
-    await screen(main, { me, path: parts, query: new URLSearchParams(query), signal, fail });
-    if (go.moved && !signal.aborted) main.querySelector("h1")?.focus();
-    go.moved = true;
+    await screen(main, { me: user, path: parts, query: new URLSearchParams(query), signal, fail });
+    if (moved && !signal.aborted) main.querySelector("h1")?.focus();
+    moved = true;
   } catch (error) {
     fail(error);
   }
@@ -49,7 +60,7 @@ async function go() {
  * `#key=…`, as `reelbroker up` prints it: signs in, and leaves nothing of it in the address.
  * Anybody can make such a link, so the page asks before it replaces a stored key.
  */
-async function takeKey(signal) {
+async function takeKey(/** @type {AbortSignal} */ signal) {
   const given = new URLSearchParams(location.hash.slice(1)).get("key");
   if (given === null) return;
   history.replaceState(null, "", "#/new");
@@ -62,7 +73,7 @@ async function takeKey(signal) {
   key.set(given);
 }
 
-const isWanted = (signal) =>
+const isWanted = (/** @type {AbortSignal} */ signal) =>
   confirmed({
     title: "Use the key from this link?",
     text:
@@ -73,17 +84,23 @@ const isWanted = (signal) =>
     signal,
   });
 
-function menu(current) {
-  const entries = [["new", "New export"], ["jobs", "Jobs"], me.admin && ["operations", "Operations"]].filter(Boolean);
+function menu(/** @type {string} */ current, /** @type {Me} */ user) {
+  const entries = [
+    ["new", "New export"],
+    ["jobs", "Jobs"],
+    ...(user.admin ? [["operations", "Operations"]] : []),
+  ];
   fill(
-    document.getElementById("nav"),
-    entries.map(([name, text]) => h("a", { href: `#/${name}`, "aria-current": name === current ? "page" : null }, text)),
+    byId("nav"),
+    entries.map(([name, text]) =>
+      h("a", { href: `#/${name}`, "aria-current": name === current ? "page" : null }, text),
+    ),
     h("a", { href: "docs" }, "API"),
   );
   fill(
-    document.getElementById("who"),
-    h("span", { class: "quiet" }, me.user_id),
-    key.get() && h("button", { id: "sign-out", onclick: signOut }, "Sign out"),
+    byId("who"),
+    h("span", { class: "quiet" }, user.user_id),
+    key.get() !== "" && h("button", { id: "sign-out", onclick: signOut }, "Sign out"),
   );
 }
 
@@ -95,13 +112,15 @@ function signOut() {
 /** Forgets the key, and what else this browser has stored for its owner. */
 function forgetUser() {
   me = null;
-  for (const name of Object.keys(localStorage)) if (name.startsWith("reelbroker-")) localStorage.removeItem(name);
+  for (const name of Object.keys(localStorage)) {
+    if (name.startsWith("reelbroker-")) localStorage.removeItem(name);
+  }
 }
 
 function signIn(refused = key.get() && "The broker does not know this key.") {
   me = null;
-  fill(document.getElementById("nav"));
-  fill(document.getElementById("who"));
+  fill(byId("nav"));
+  fill(byId("who"));
   const given = h("input", {
     type: "password",
     id: "key",
@@ -109,9 +128,11 @@ function signIn(refused = key.get() && "The broker does not know this key.") {
     required: true,
     "aria-describedby": "key-hint",
   });
-  const enter = (event) => {
+  const enter = (/** @type {SubmitEvent} */ event) => {
     event.preventDefault();
-    if (!key.isOne(given.value.trim())) return signIn("This is no key: it has spaces or other characters that none has.");
+    if (!key.isOne(given.value.trim())) {
+      return signIn("This is no key: it has spaces or other characters that none has.");
+    }
     key.set(given.value.trim());
     me = null;
     go();
@@ -122,13 +143,14 @@ function signIn(refused = key.get() && "The broker does not know this key.") {
       "form",
       { class: "card signin", onsubmit: enter },
       h("h1", { tabindex: "-1" }, "Sign in"),
-      refused && h("p", { class: "alert", role: "alert" }, refused),
+      refused !== "" && h("p", { class: "alert", role: "alert" }, refused),
       h("label", { for: "key" }, "Your key"),
       given,
       h(
         "p",
         { class: "quiet", id: "key-hint" },
-        "It begins with rb_. An operator makes one with “reelbroker keys create”; on your own machine, “reelbroker up” prints it. It stays in this browser.",
+        "It begins with rb_. An operator makes one with “reelbroker keys create”; on your own " +
+          "machine, “reelbroker up” prints it. It stays in this browser.",
       ),
       h("button", { class: "main" }, "Sign in"),
     ),
@@ -136,10 +158,11 @@ function signIn(refused = key.get() && "The broker does not know this key.") {
   given.focus();
 }
 
-function trouble(error) {
+function trouble(/** @type {unknown} */ error) {
   if (!(error instanceof Problem)) console.error(error);
-  const [title, told] =
-    error.status === 404 ? ["Not here", "There is no such job, or it is another user's."] : ["That did not work", error.message];
+  const [title, told] = refusedWith(error, 404)
+    ? ["Not here", "There is no such job, or it is another user's."]
+    : ["That did not work", saying(error)];
   fill(
     main,
     h(

@@ -6,17 +6,23 @@ const [WIDTH, HEIGHT] = [480, 150];
 
 /**
  * Bars over time, stacked.
- * @param title what is counted
- * @param points {label, values: number[], told}: one a bar, its values from the bottom up
- * @param series {name, className}: what the values are
+ * @param {string} title what is counted
+ * @param {{label: string, values: number[], told: string}[]} points one a bar, its values from the
+ *   bottom up
+ * @param {{name: string, className: string}[]} series what the values are
+ * @param {string} unit
  */
 export function bars(title, points, series, unit = "") {
   const top = nice(Math.max(...points.map((point) => sum(point.values)), 0));
   const step = WIDTH / points.length;
-  const y = (value) => HEIGHT - (value / top) * HEIGHT;
+  const y = (/** @type {number} */ value) => HEIGHT - (value / top) * HEIGHT;
   const lines = [0, 0.5, 1].map((share) => [
     h("line", { class: "grid", x1: 0, x2: WIDTH, y1: y(top * share), y2: y(top * share) }),
-    h("text", { class: "axis", x: -6, y: y(top * share) + 4, "text-anchor": "end" }, short(top * share)),
+    h(
+      "text",
+      { class: "axis", x: -6, y: y(top * share) + 4, "text-anchor": "end" },
+      short(top * share),
+    ),
   ]);
   const drawn = points.map((point, index) => {
     let below = 0;
@@ -44,7 +50,12 @@ export function bars(title, points, series, unit = "") {
   const every = Math.ceil(points.length / 6);
   const labels = points.map(
     (point, index) =>
-      index % every === 0 && h("text", { class: "axis", x: (index + 0.5) * step, y: HEIGHT + 18, "text-anchor": "middle" }, point.label),
+      index % every === 0 &&
+      h(
+        "text",
+        { class: "axis", x: (index + 0.5) * step, y: HEIGHT + 18, "text-anchor": "middle" },
+        point.label,
+      ),
   );
   const legend =
     series.length > 1 &&
@@ -70,19 +81,27 @@ export function bars(title, points, series, unit = "") {
     ),
     numbers(
       ["Hour", ...series.map(({ name }) => name)],
-      points.map((point) => [point.label, ...point.values.map((value) => `${short(value)}${unit}`)]),
+      points.map((point) => [
+        point.label,
+        ...point.values.map((value) => `${short(value)}${unit}`),
+      ]),
     ),
   );
 }
 
-/** Shares of a whole, or counts side by side: {name, value, className}. */
-export function ranks(title, items, nothing) {
+/**
+ * Shares of a whole, or counts side by side.
+ * @param {string} title
+ * @param {{name: string, value: number, className: string}[]} items
+ * @param {string} nothing what to say where every count is 0
+ */
+export function ranks(title, items, nothing = "") {
   const most = Math.max(...items.map(({ value }) => value), 1);
   return h(
     "figure",
     { class: "card chart" },
     h("figcaption", {}, h("h2", {}, title)),
-    items.every(({ value }) => value === 0) && nothing
+    items.every(({ value }) => value === 0) && nothing !== ""
       ? h("p", { class: "quiet" }, nothing)
       : h(
           "dl",
@@ -92,7 +111,10 @@ export function ranks(title, items, nothing) {
             h(
               "dd",
               {},
-              h("span", { class: `fill ${className}`, style: { width: `${(100 * value) / most}%` } }),
+              h("span", {
+                class: `fill ${className}`,
+                style: { width: `${(100 * value) / most}%` },
+              }),
               h("span", {}, String(value)),
             ),
           ]),
@@ -100,7 +122,7 @@ export function ranks(title, items, nothing) {
   );
 }
 
-const numbers = (head, rows) =>
+const numbers = (/** @type {string[]} */ head, /** @type {string[][]} */ rows) =>
   h(
     "details",
     {},
@@ -136,12 +158,16 @@ const numbers = (head, rows) =>
     ),
   );
 
-const sum = (values) => values.reduce((total, value) => total + value, 0);
-const short = (value) => (value >= 1000 ? `${Number((value / 1000).toFixed(1))}k` : String(Number(value.toFixed(value < 10 ? 1 : 0))));
+const sum = (/** @type {number[]} */ values) => values.reduce((total, value) => total + value, 0);
+const short = (/** @type {number} */ value) =>
+  value >= 1000
+    ? `${Number((value / 1000).toFixed(1))}k`
+    : String(Number(value.toFixed(value < 10 ? 1 : 0)));
 
 /** The next number up that reads well on an axis. */
-function nice(value) {
+function nice(/** @type {number} */ value) {
   if (value <= 2) return 2;
   const power = 10 ** Math.floor(Math.log10(value));
-  return (power < 10 ? [2, 4, 6, 8, 10] : [1, 2, 3, 4, 5, 6, 8, 10]).map((factor) => factor * power).find((round) => round >= value);
+  const steps = power < 10 ? [2, 4, 6, 8, 10] : [1, 2, 3, 4, 5, 6, 8, 10];
+  return power * (steps.find((step) => step * power >= value) ?? 10);
 }

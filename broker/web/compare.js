@@ -5,13 +5,40 @@ import { cropAt, hasCrop, pieces, sourceOf } from "./edit.js";
 import { isCropped } from "./picture.js";
 import { Timeline } from "./timeline.js";
 
-const DRIFT = 0.08; // seconds that the two may be apart while they play
+/** Seconds that the two may be apart while they play. */
+const DRIFT = 0.08;
+/** @type {[string, string][]} */
+const WAYS = [
+  ["wiped", "Wipe"],
+  ["beside", "Side by side"],
+];
+
+/**
+ * The source's part of a comparison.
+ * @typedef {{
+ *   video: HTMLVideoElement, outline: HTMLElement, wipe: HTMLInputElement, map: Piece[] | null,
+ * }} Before
+ */
 
 export class Compare {
-  /** @param params the job's, with moments; @param urls {before, after}; `before` is null where it cannot be shown beside the result */
+  /**
+   * @param {Job & {result: Result}} job
+   * @param {Params} params the job's, with moments
+   * @param {{before: string | null, after: string}} urls `before` is null where it cannot be shown
+   *   beside the result
+   */
   constructor(job, params, urls) {
-    Object.assign(this, { job, params });
-    this.after = h("video", { playsinline: true, preload: "auto", src: urls.after, tabindex: "-1", "aria-label": "The result" });
+    this.job = job;
+    this.params = params;
+    /** @type {Before | null} */
+    this.before = null;
+    this.after = h("video", {
+      playsinline: true,
+      preload: "auto",
+      src: urls.after,
+      tabindex: "-1",
+      "aria-label": "The result",
+    });
     this.timeline = new Timeline(
       this.after,
       () => ({ from: 0, to: undefined, keys: [], bars: [] }),
@@ -19,83 +46,115 @@ export class Compare {
     );
     this.after.addEventListener("loadedmetadata", () => this.timeline.draw());
     const { width, height } = job.result;
-    const wiped = { class: "wiped", style: { "--ratio": `${width} / ${height}`, "--wide": width / height } };
-    this.pair = h("div", wiped, h("div", { class: "after" }, this.after, h("span", { class: "tag right" }, "Result")));
+    const wiped = {
+      class: "wiped",
+      style: { "--ratio": `${width} / ${height}`, "--wide": width / height },
+    };
+    this.pair = h(
+      "div",
+      wiped,
+      h("div", { class: "after" }, this.after, h("span", { class: "tag right" }, "Result")),
+    );
     this.element = h("figure", { class: "compare" }, this.pair, this.timeline.element);
     if (urls.before) this.addBefore(urls.before);
   }
 
-  addBefore(url) {
-    this.before = h("video", { playsinline: true, preload: "auto", src: url, tabindex: "-1", "aria-label": "The source" });
-    this.before.muted = true;
-    this.outline = h("div", { class: "outline" });
-    this.pair.prepend(h("div", { class: "before" }, this.before, this.outline, h("span", { class: "tag" }, "Source")));
-    this.wipe = h("input", {
+  addBefore(/** @type {string} */ url) {
+    const video = h("video", {
+      playsinline: true,
+      preload: "auto",
+      src: url,
+      tabindex: "-1",
+      "aria-label": "The source",
+    });
+    video.muted = true;
+    const outline = h("div", { class: "outline" });
+    this.pair.prepend(
+      h("div", { class: "before" }, video, outline, h("span", { class: "tag" }, "Source")),
+    );
+    const wipe = h("input", {
       type: "range",
       class: "wipe",
       min: 0,
       max: 100,
       value: 50,
       "aria-label": "How much of the source is shown",
-      oninput: () => this.show(),
+      oninput: () => this.show(before),
     });
-    this.pair.append(this.wipe, h("div", { class: "edge", "aria-hidden": "true" }));
-    const buttons = [
-      ["wiped", "Wipe"],
-      ["beside", "Side by side"],
-    ].map(([way, text]) =>
-      h("button", { "data-way": way, "aria-pressed": String(way === "wiped"), onclick: () => this.lay(way, buttons) }, text),
+    const before = (this.before = { video, outline, wipe, map: null });
+    this.pair.append(wipe, h("div", { class: "edge", "aria-hidden": "true" }));
+    /** @type {HTMLButtonElement[]} */
+    const buttons = WAYS.map(([way, text]) =>
+      h(
+        "button",
+        {
+          "data-way": way,
+          "aria-pressed": String(way === "wiped"),
+          onclick: () => this.lay(way, buttons),
+        },
+        text,
+      ),
     );
-    this.element.append(h("div", { class: "tabs", role: "group", "aria-label": "Compare" }, buttons));
-    for (const [name, act] of [
-      ["play", () => this.before.play().catch(() => {})],
-      ["pause", () => this.before.pause()],
-    ])
-      this.after.addEventListener(name, act);
-    this.before.addEventListener("loadedmetadata", () => this.known());
-    this.before.addEventListener("error", () => this.before.src && this.element.classList.add("alone"));
-    this.show();
+    this.element.append(
+      h("div", { class: "tabs", role: "group", "aria-label": "Compare" }, buttons),
+    );
+    this.after.addEventListener("play", () => video.play().catch(() => {}));
+    this.after.addEventListener("pause", () => video.pause());
+    video.addEventListener("loadedmetadata", () => this.known(before));
+    video.addEventListener("error", () => video.src && this.element.classList.add("alone"));
+    this.show(before);
   }
 
   /** Has the browser fetch no more of the videos. */
   close() {
-    for (const video of [this.after, this.before].filter(Boolean)) {
-      video.removeAttribute("src");
-      video.load();
+    for (const video of [this.after, this.before?.video]) {
+      video?.removeAttribute("src");
+      video?.load();
     }
   }
 
-  known() {
-    this.map = pieces(this.job.type, this.params, this.before.duration);
-    this.before.parentElement.style.setProperty("--whole", `${this.before.videoWidth} / ${this.before.videoHeight}`);
+  known(/** @type {Before} */ before) {
+    const { video } = before;
+    before.map = pieces(this.job.type, this.params, video.duration);
+    const whole = `${video.videoWidth} / ${video.videoHeight}`;
+    video.parentElement?.style.setProperty("--whole", whole);
     this.sync();
   }
 
-  lay(way, buttons) {
+  lay(/** @type {string} */ way, /** @type {HTMLButtonElement[]} */ buttons) {
     this.pair.className = way;
-    for (const button of buttons) button.setAttribute("aria-pressed", String(button.dataset.way === way));
+    for (const button of buttons) {
+      button.setAttribute("aria-pressed", String(button.dataset.way === way));
+    }
     this.sync();
   }
 
-  show() {
-    this.pair.style.setProperty("--wipe", `${this.wipe.value}%`);
-    set(this.wipe, { "aria-valuetext": `${this.wipe.value} percent` });
+  show(/** @type {Before} */ { wipe }) {
+    this.pair.style.setProperty("--wipe", `${wipe.value}%`);
+    set(wipe, { "aria-valuetext": `${wipe.value} percent` });
   }
 
-  /** Brings the source to the moment that the result shows, and lays the part of it that was kept under the result. */
+  /**
+   * Brings the source to the moment that the result shows, and lays the part of it that was kept
+   * under the result.
+   */
   sync() {
-    if (!this.map?.length) return;
-    const { moment, speed } = sourceOf(this.map, this.after.currentTime);
-    if (this.after.paused || Math.abs(this.before.currentTime - moment) > DRIFT) {
-      if (Math.abs(this.before.currentTime - moment) > 0.001) this.before.currentTime = moment;
-    }
-    this.before.playbackRate = speed;
+    if (!this.before?.map?.length) return;
+    const { map, video, outline } = this.before;
+    const { moment, speed } = sourceOf(map, this.after.currentTime);
+    const apart = Math.abs(video.currentTime - moment);
+    if (apart > (this.after.paused ? 0.001 : DRIFT)) video.currentTime = moment;
+    video.playbackRate = speed;
     const { params } = this;
-    const [width, height] = [this.before.videoWidth, this.before.videoHeight];
-    const box = hasCrop(this.job.type) || isCropped(params) ? cropAt(params, moment, width, height) : { x: 0, y: 0, width, height };
-    const share = (part, whole) => `${(100 * part) / whole}%`;
+    const [width, height] = [video.videoWidth, video.videoHeight];
+    const box =
+      hasCrop(this.job.type) || isCropped(params)
+        ? cropAt(params, moment, width, height)
+        : { x: 0, y: 0, width, height };
+    const share = (/** @type {number} */ part, /** @type {number} */ whole) =>
+      `${(100 * part) / whole}%`;
     const beside = this.pair.className === "beside";
-    set(this.before, {
+    set(video, {
       style: beside
         ? { left: "0", top: "0", width: "100%", height: "100%" }
         : {
@@ -105,8 +164,13 @@ export class Compare {
             height: share(height, box.height),
           },
     });
-    set(this.outline, {
-      style: { left: share(box.x, width), top: share(box.y, height), width: share(box.width, width), height: share(box.height, height) },
+    set(outline, {
+      style: {
+        left: share(box.x, width),
+        top: share(box.y, height),
+        width: share(box.width, width),
+        height: share(box.height, height),
+      },
     });
   }
 }

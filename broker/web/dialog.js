@@ -5,9 +5,12 @@ import { h } from "./dom.js";
 /**
  * Asks a question with two answers; returns whether it was `yes`. Escape is `no`, and so is leaving
  * the screen. The focus is on `no`: that answer changes nothing.
+ * @param {{title: string, text: string, yes: string, no: string, signal: AbortSignal}} question
+ * @returns {Promise<boolean>}
  */
 export function confirmed({ title, text, yes, no, signal }) {
   return new Promise((resolve) => {
+    /** @type {(word: string, value: string, props: Props) => HTMLButtonElement} */
     const answer = (word, value, props) =>
       h("button", { type: "button", onclick: () => dialog.close(value), ...props }, word);
     const dialog = h(

@@ -1,11 +1,12 @@
 // One job: how far it is, what happened to it, and what came out.
 
-import { ask, ended, follow, objectUrl, Problem, send } from "./api.js";
+import { ask, ended, follow, objectUrl, Problem, refusedWith, send } from "./api.js";
 import { Compare } from "./compare.js";
 import { ago, bytes, dollars, fill, h, lasting, nameOf, tell, time } from "./dom.js";
-import { pieces, timed, TYPES } from "./edit.js";
+import { pieces, timed, typeNamed } from "./edit.js";
 import { byFrame } from "./picture.js";
 
+/** @type {[string, string[]][]} */
 const STEPS = [
   ["Accepted", ["accepted", "submitting"]],
   ["Waiting for a GPU", ["queued"]],
@@ -13,12 +14,14 @@ const STEPS = [
   ["Uploading", ["uploading", "verifying"]],
   ["Done", ["done"]],
 ];
+/** @type {Record<Line, string>} */
 const LINES = {
   live: "Live",
   polling: "Polling: the live line does not come through",
   away: "The broker cannot be reached; trying again …",
   gone: "The job is not there any more",
 };
+/** @type {Record<string, string>} */
 const KINDS = {
   accepted: "Accepted",
   attempt_begun: "An attempt begins",
@@ -28,9 +31,23 @@ const KINDS = {
 };
 
 export class JobScreen {
-  /** @param version of the job: the number of the last event that is in it */
+  /**
+   * @param {Job} job
+   * @param {number} version of the job: the number of the last event that is in it
+   * @param {AbortSignal} signal
+   */
   constructor(job, version, signal) {
-    Object.assign(this, { job, version, signal, events: [] });
+    this.job = job;
+    this.version = version;
+    this.signal = signal;
+    /** @type {JobEvent[]} */
+    this.events = [];
+    /** @type {number | null} */
+    this.frame = null;
+    /** @type {Line | null} */
+    this.line = null;
+    this.drawn = "";
+    this.compared = false;
     this.head = h("header", { class: "jobhead" });
     this.online = h("span", { class: "line", role: "status" });
     this.state = h("section", { class: "card state", "aria-label": "Progress" });
@@ -46,7 +63,12 @@ export class JobScreen {
       h(
         "div",
         { class: "halves" },
-        h("section", { class: "card", "aria-label": "What happened" }, h("h2", {}, "What happened"), this.history),
+        h(
+          "section",
+          { class: "card", "aria-label": "What happened" },
+          h("h2", {}, "What happened"),
+          this.history,
+        ),
         this.facts,
       ),
     );
@@ -54,7 +76,7 @@ export class JobScreen {
   }
 
   /** An event: the history grows by it; the job changes by what it does not know yet. */
-  take(event) {
+  take(/** @type {JobEvent} */ event) {
     this.events.push(event);
     const news = event.seq > this.version;
     if (news) {
@@ -66,11 +88,11 @@ export class JobScreen {
   }
 
   /** At the end: everything as the broker says it now. */
-  async settle(news) {
+  async settle(/** @type {boolean} */ news) {
     try {
       this.job = await ask("GET", `/api/jobs/${this.job.job_id}`, { signal: this.signal });
-    } catch (error) {
-      if (error.name === "AbortError") return;
+    } catch {
+      if (this.signal.aborted) return;
     }
     if (news) tell(`${nameOf(this.job.input_key)}: ${WORDS[this.job.status].toLowerCase()}`);
     this.draw();
@@ -84,25 +106,31 @@ export class JobScreen {
   }
 
   /** How the line to the broker is; said only when that changes. */
-  isOnline(line) {
+  isOnline(/** @type {Line} */ line) {
     if (this.line === line) return;
     this.line = line;
     this.online.className = `line ${line}`;
     this.online.textContent = LINES[line];
   }
 
-  // ── what is shown ─────────────────────────────────────────────────────────────────────────────────────────────
+  // ── what is shown ─────────────────────────────────────────────────────────────────────────────
 
   draw() {
     const { job } = this;
-    document.title = `${ended(job.status) ? WORDS[job.status] : `${job.progress} %`} · ${nameOf(job.input_key)} · Reelbroker`;
+    const state = ended(job.status) ? WORDS[job.status] : `${job.progress} %`;
+    document.title = `${state} · ${nameOf(job.input_key)} · Reelbroker`;
     this.drawHead();
     this.drawState();
     this.drawFacts();
     fill(
       this.history,
       told(this.events).map(({ at, text, kind }) =>
-        h("li", { class: kind }, h("time", { datetime: at, title: at }, time(at)), h("span", {}, text)),
+        h(
+          "li",
+          { class: kind },
+          h("time", { datetime: at, title: at }, time(at)),
+          h("span", {}, text),
+        ),
       ),
     );
     if (job.status === "complete" && !this.compared) this.showResult();
@@ -116,14 +144,29 @@ export class JobScreen {
     this.drawn = drawn;
     fill(
       this.head,
-      h("p", { class: "quiet" }, h("a", { href: "#/jobs" }, "Jobs"), " / ", TYPES.find(([type]) => type === job.type)[1]),
-      h("div", { class: "row" }, h("h1", { id: "title", class: "grow", tabindex: "-1" }, nameOf(job.input_key)), this.actions()),
+      h(
+        "p",
+        { class: "quiet" },
+        h("a", { href: "#/jobs" }, "Jobs"),
+        " / ",
+        typeNamed(job.type).name,
+      ),
+      h(
+        "div",
+        { class: "row" },
+        h("h1", { id: "title", class: "grow", tabindex: "-1" }, nameOf(job.input_key)),
+        this.actions(),
+      ),
     );
   }
 
   actions() {
     const { job } = this;
-    const again = h("a", { class: "button", id: "again", href: `#/new?from=${job.job_id}` }, "Edit again");
+    const again = h(
+      "a",
+      { class: "button", id: "again", href: `#/new?from=${job.job_id}` },
+      "Edit again",
+    );
     if (!ended(job.status)) {
       const asked = job.cancel_requested_at !== null;
       return h(
@@ -132,9 +175,16 @@ export class JobScreen {
         asked ? "Cancelling …" : "Cancel",
       );
     }
-    if (job.status === "complete")
-      return [again, h("button", { id: "download", class: "main", onclick: () => this.download() }, "Download")];
-    return [again, h("button", { id: "retry", class: "main", onclick: () => this.retry() }, "Retry")];
+    if (job.status === "complete") {
+      return [
+        again,
+        h("button", { id: "download", class: "main", onclick: () => this.download() }, "Download"),
+      ];
+    }
+    return [
+      again,
+      h("button", { id: "retry", class: "main", onclick: () => this.retry() }, "Retry"),
+    ];
   }
 
   drawState() {
@@ -148,10 +198,15 @@ export class JobScreen {
         "div",
         { class: "row" },
         badge(job),
-        h("span", { class: "grow message" }, job.status === "complete" ? summary(job.result) : job.message),
+        h(
+          "span",
+          { class: "grow message" },
+          job.result && job.status === "complete" ? summary(job.result) : job.message,
+        ),
         !over && this.online,
       ),
-      !failed && h("progress", { class: "wide", max: 100, value: job.progress, "aria-label": "Progress" }),
+      !failed &&
+        h("progress", { class: "wide", max: 100, value: job.progress, "aria-label": "Progress" }),
       !failed &&
         h(
           "ol",
@@ -159,13 +214,21 @@ export class JobScreen {
           STEPS.map(([name], index) =>
             h(
               "li",
-              { class: index < at || over ? "past" : index === at ? "now" : "", "aria-current": index === at && !over ? "step" : null },
+              {
+                class: index < at || over ? "past" : index === at ? "now" : "",
+                "aria-current": index === at && !over ? "step" : null,
+              },
               name,
             ),
           ),
         ),
       job.stalled &&
-        h("p", { class: "note" }, "The worker has told nothing new for a while. It may be stuck; the job goes on, or is tried again."),
+        h(
+          "p",
+          { class: "note" },
+          "The worker has told nothing new for a while. It may be stuck; the job goes on, or is " +
+            "tried again.",
+        ),
       job.status === "error" &&
         h(
           "p",
@@ -174,7 +237,10 @@ export class JobScreen {
           h(
             "small",
             {},
-            `${job.error_code}${job.retryable ? ": the same may succeed when it is sent again" : ": sent again as it is, it would fail again"}`,
+            `${job.error_code}: `,
+            job.retryable
+              ? "the same may succeed when it is sent again"
+              : "sent again as it is, it would fail again",
           ),
         ),
     );
@@ -183,17 +249,34 @@ export class JobScreen {
   drawFacts() {
     const { job } = this;
     const { result } = job;
+    /** @type {([string, Child] | false | null | "")[]} */
     const rows = [
       ["Job", h("code", {}, job.job_id)],
       ["Made", ago(job.created_at)],
-      job.started_at && ["Waited", lasting(Math.max(0, (Date.parse(job.started_at) - Date.parse(job.created_at)) / 1000))],
-      job.started_at && job.completed_at && ["Took", lasting((Date.parse(job.completed_at) - Date.parse(job.started_at)) / 1000)],
+      job.started_at && [
+        "Waited",
+        lasting(Math.max(0, (Date.parse(job.started_at) - Date.parse(job.created_at)) / 1000)),
+      ],
+      job.started_at &&
+        job.completed_at && [
+          "Took",
+          lasting((Date.parse(job.completed_at) - Date.parse(job.started_at)) / 1000),
+        ],
       ["Attempt", `${job.attempt} of ${job.max_attempts}`],
-      job.gpu_seconds !== null && ["GPU", `${lasting(job.gpu_seconds)}${job.cost_usd === null ? "" : ` · ${dollars(job.cost_usd)}`}`],
+      job.gpu_seconds !== null && [
+        "GPU",
+        `${lasting(job.gpu_seconds)}${job.cost_usd === null ? "" : ` · ${dollars(job.cost_usd)}`}`,
+      ],
       result && ["Result", `${result.frames} frames, ${Number(result.fps.toFixed(2))} a second`],
       result && ["Codecs", [result.video_codec, result.audio_codec].filter(Boolean).join(" + ")],
-      job.last_evidence && ["Last seen", [`${job.last_evidence.source}, `, ago(job.last_evidence.at)]],
-      job.retry_of && ["Retry of", h("a", { href: `#/jobs/${job.retry_of}` }, job.retry_of.slice(0, 8))],
+      job.last_evidence && [
+        "Last seen",
+        [`${job.last_evidence.source}, `, ago(job.last_evidence.at)],
+      ],
+      job.retry_of && [
+        "Retry of",
+        h("a", { href: `#/jobs/${job.retry_of}` }, job.retry_of.slice(0, 8)),
+      ],
       job.runpod_job_id && ["At RunPod", h("code", {}, job.runpod_job_id)],
     ];
     const open = this.facts.querySelector("details")?.open;
@@ -203,32 +286,42 @@ export class JobScreen {
       h(
         "dl",
         {},
-        rows.filter(Boolean).map(([name, value]) => [h("dt", {}, name), h("dd", {}, value)]),
+        rows.map((row) => row && [h("dt", {}, row[0]), h("dd", {}, row[1])]),
       ),
-      h("details", { open }, h("summary", {}, "Params"), h("pre", { tabindex: "0" }, JSON.stringify(job.params, null, 2))),
+      h(
+        "details",
+        { open },
+        h("summary", {}, "Params"),
+        h("pre", { tabindex: "0" }, JSON.stringify(job.params, null, 2)),
+      ),
     );
   }
 
   async showResult() {
     this.compared = true;
     const { job } = this;
-    const params = timed(job.params, job.result);
-    const comparable = pieces(job.type, params, Infinity) !== null && !params.rotation && !byFrame(params);
-    const gone = () => null; // the source may have been removed since
-    const [after, before] = await Promise.all([objectUrl(job.output_key), comparable ? objectUrl(job.input_key).catch(gone) : null]).catch(
-      (error) => {
-        this.refused(error);
-        return [];
-      },
-    );
-    if (!after || this.signal.aborted) return;
-    this.compare = new Compare(job, params, { before, after });
-    this.signal.addEventListener("abort", () => this.compare.close());
+    const { result, input_key: key } = job;
+    if (result === null) return;
+    const params = timed(job.params, result);
+    const comparable =
+      pieces(job.type, params, Infinity) !== null && !params.rotation && !byFrame(params);
+    // The source may have been removed since.
+    const gone = () => null;
+    const [after, before] = await Promise.all([
+      objectUrl(job.output_key),
+      comparable && key ? objectUrl(key).catch(gone) : null,
+    ]).catch((error) => {
+      this.refused(error);
+      return [null, null];
+    });
+    if (after === null || this.signal.aborted) return;
+    const compare = new Compare({ ...job, result }, params, { before, after });
+    this.signal.addEventListener("abort", () => compare.close());
     this.result.hidden = false;
-    fill(this.result, this.compare.element);
+    fill(this.result, compare.element);
   }
 
-  // ── what can be done ──────────────────────────────────────────────────────────────────────────────────────────
+  // ── what can be done ──────────────────────────────────────────────────────────────────────────
 
   async cancel() {
     await this.act(async () => {
@@ -245,7 +338,10 @@ export class JobScreen {
     });
   }
 
-  /** The link is good for an hour, so it is asked for when it is wanted; it is the bucket's, which names the file. */
+  /**
+   * The link is good for an hour, so it is asked for when it is wanted; it is the bucket's, which
+   * names the file.
+   */
   async download() {
     await this.act(async () => {
       h("a", { href: await objectUrl(this.job.output_key), download: "" }).click();
@@ -253,7 +349,7 @@ export class JobScreen {
     });
   }
 
-  async act(what) {
+  async act(/** @type {() => Promise<void>} */ what) {
     try {
       await what();
     } catch (error) {
@@ -262,36 +358,56 @@ export class JobScreen {
     this.draw();
   }
 
-  refused(error) {
+  refused(/** @type {unknown} */ error) {
     if (!(error instanceof Problem)) throw error;
     tell(error.message);
   }
 }
 
-export const WORDS = { pending: "Waiting", processing: "Working", complete: "Complete", error: "Failed", cancelled: "Cancelled" };
+/** @type {Record<Status, string>} */
+export const WORDS = {
+  pending: "Waiting",
+  processing: "Working",
+  complete: "Complete",
+  error: "Failed",
+  cancelled: "Cancelled",
+};
 
-const summary = (result) => `${result.width} × ${result.height} · ${lasting(result.duration_seconds)} · ${bytes(result.bytes)}`;
+const summary = (/** @type {Result} */ result) =>
+  [
+    `${result.width} × ${result.height}`,
+    lasting(result.duration_seconds),
+    bytes(result.bytes),
+  ].join(" · ");
 
-export const badge = (job) =>
-  h("span", { class: `badge ${job.status}` }, job.cancel_requested_at && !ended(job.status) ? "Cancelling" : WORDS[job.status]);
+export const badge = (/** @type {Job} */ job) =>
+  h(
+    "span",
+    { class: `badge ${job.status}` },
+    job.cancel_requested_at && !ended(job.status) ? "Cancelling" : WORDS[job.status],
+  );
 
 /** The events as people tell them: what was said again, and the percents between, are one line. */
-function told(events) {
+function told(/** @type {JobEvent[]} */ events) {
+  /** @type {{at: string, said: string, text: string, kind: string}[]} */
   const lines = [];
   for (const { at, kind, changes } of events) {
-    const text = changes.message ?? KINDS[kind];
+    const said = changes.message ?? KINDS[kind];
     const last = lines.at(-1);
-    const percent = changes.progress > 0 && changes.progress < 100 ? `${changes.progress} %` : null;
-    if (text === undefined || text === last?.said) {
-      if (last && percent) last.text = `${last.said}, ${percent}`;
-      continue;
-    }
-    lines.push({ at, said: text, text: percent ? `${text}, ${percent}` : text, kind: changes.status ?? "" });
+    const { progress = 0 } = changes;
+    const percent = progress > 0 && progress < 100 ? `, ${progress} %` : "";
+    if (said !== undefined && said !== last?.said) {
+      lines.push({ at, said, text: said + percent, kind: changes.status ?? "" });
+    } else if (last && percent) last.text = last.said + percent;
   }
   return lines;
 }
 
-/** Shows a job, and follows it until its end. */
+/**
+ * Shows a job, and follows it until its end.
+ * @param {HTMLElement} main
+ * @param {Visit} visit
+ */
 export async function jobPage(main, { path, signal, fail }) {
   const [, id] = path;
   const reply = await send("GET", `/api/jobs/${id}`, { signal });
@@ -303,5 +419,5 @@ export async function jobPage(main, { path, signal, fail }) {
     onevent: (event) => screen.take(event),
     onjob: (job) => (Object.assign(screen.job, job), screen.draw()),
     online: (line) => screen.isOnline(line),
-  }).catch((error) => (error.status === 404 ? screen.isOnline("gone") : fail(error)));
+  }).catch((error) => (refusedWith(error, 404) ? screen.isOnline("gone") : fail(error)));
 }

@@ -1,8 +1,8 @@
 // All jobs, newest first: filtered, searched, and as they are now.
 
-import { ask, ended } from "./api.js";
+import { ask, ended, refusedWith, saying } from "./api.js";
 import { ago, dollars, fill, h, nameOf, select } from "./dom.js";
-import { TYPES } from "./edit.js";
+import { typeNamed, TYPES } from "./edit.js";
 import { badge } from "./job.js";
 
 const BUSY_MS = 2000;
@@ -15,37 +15,60 @@ const FILTERS = [
   ["cancelled", "Cancelled"],
 ];
 
-/** Shows the list, and asks again every two seconds while something moves and somebody looks. */
+/**
+ * Shows the list, and asks again every two seconds while something moves and somebody looks.
+ * @param {HTMLElement} main
+ * @param {Visit} visit
+ */
 export async function jobsPage(main, { query, signal, fail }) {
-  const asked = { status: query.get("status") ?? "", type: query.get("type") ?? "", search: query.get("search") ?? "" };
+  /** @type {{status: string, type: string, search: string}} */
+  const asked = {
+    status: query.get("status") ?? "",
+    type: query.get("type") ?? "",
+    search: query.get("search") ?? "",
+  };
   let pages = 1;
+  /** @type {ReturnType<typeof setTimeout> | undefined} */
   let timer;
   const rows = h("tbody", {});
-  const more = h("button", { id: "more", hidden: true, onclick: () => ((pages += 1), load()) }, "Show more");
+  const more = h(
+    "button",
+    { id: "more", hidden: true, onclick: () => ((pages += 1), load()) },
+    "Show more",
+  );
   const none = h("p", { class: "empty", hidden: true });
-  const change = (name, value) => {
+  const change = (/** @type {keyof typeof asked} */ name, /** @type {string} */ value) => {
     asked[name] = value;
     pages = 1;
     const given = Object.entries(asked).filter(([, each]) => each);
     history.replaceState(null, "", `#/jobs${given.length ? `?${new URLSearchParams(given)}` : ""}`);
-    for (const button of filters.children) button.setAttribute("aria-pressed", String(button.dataset.status === asked.status));
+    for (const button of buttons) {
+      button.setAttribute("aria-pressed", String(button.dataset.status === asked.status));
+    }
     load();
   };
-  const filters = h(
-    "div",
-    { class: "tabs", role: "group", "aria-label": "Which jobs" },
-    FILTERS.map(([status, text]) =>
-      h(
-        "button",
-        { "data-status": status, "aria-pressed": String(status === asked.status), onclick: () => change("status", status) },
-        text,
-      ),
+  const buttons = FILTERS.map(([status, text]) =>
+    h(
+      "button",
+      {
+        "data-status": status,
+        "aria-pressed": String(status === asked.status),
+        onclick: () => change("status", status),
+      },
+      text,
     ),
   );
-  const kinds = select(asked.type, [["", "All types"], ...TYPES.map(([type, name]) => [type, name])], (value) => change("type", value), {
-    id: "kind",
-    "aria-label": "Type",
-  });
+  const filters = h("div", { class: "tabs", role: "group", "aria-label": "Which jobs" }, buttons);
+  const kinds = select(
+    asked.type,
+    [["", "All types"], ...TYPES.map(([type, name]) => [type, name])],
+    (value) => change("type", value),
+    {
+      id: "kind",
+      "aria-label": "Type",
+    },
+  );
+  /** @type {ReturnType<typeof setTimeout> | undefined} */
   let typing;
   const search = h("input", {
     type: "search",
@@ -53,7 +76,10 @@ export async function jobsPage(main, { query, signal, fail }) {
     placeholder: "File, id or metadata",
     value: asked.search,
     "aria-label": "Search",
-    oninput: () => (clearTimeout(typing), (typing = setTimeout(() => change("search", search.value.trim()), 250))),
+    oninput: () => (
+      clearTimeout(typing),
+      (typing = setTimeout(() => change("search", search.value.trim()), 250))
+    ),
   });
   const table = h(
     "table",
@@ -64,33 +90,45 @@ export async function jobsPage(main, { query, signal, fail }) {
       h(
         "tr",
         {},
-        ["Video", "Type", "Status", "Progress", "Made", "Cost"].map((name) => h("th", { scope: "col" }, name)),
+        ["Video", "Type", "Status", "Progress", "Made", "Cost"].map((name) =>
+          h("th", { scope: "col" }, name),
+        ),
       ),
     ),
     rows,
   );
-  fill(main, h("h1", { tabindex: "-1" }, "Jobs"), h("div", { class: "filters" }, filters, kinds, search), table, none, more);
+  fill(
+    main,
+    h("h1", { tabindex: "-1" }, "Jobs"),
+    h("div", { class: "filters" }, filters, kinds, search),
+    table,
+    none,
+    more,
+  );
 
+  /** @type {Map<string, HTMLTableRowElement>} */
   const known = new Map();
   let turn = 0;
   async function load() {
     const mine = (turn += 1);
     clearTimeout(timer);
+    /** @type {Job[]} */
     let jobs = [];
+    /** @type {string | null} */
     let cursor = null;
     try {
       for (let page = 0; page < pages; page += 1) {
-        const given = Object.entries({ ...asked, cursor, limit: 50 }).filter(([, value]) => value);
-        const found = await ask("GET", `/api/jobs?${new URLSearchParams(given)}`, { signal });
+        /** @type {{jobs: Job[], next_cursor: string | null}} */
+        const found = await ask("GET", `/api/jobs?${pageOf(asked, cursor)}`, { signal });
         jobs = jobs.concat(found.jobs);
         cursor = found.next_cursor;
         if (cursor === null) break;
       }
     } catch (error) {
       if (signal.aborted || mine !== turn) return;
-      if (error.status === 401) return fail(error);
+      if (refusedWith(error, 401)) return fail(error);
       none.hidden = false;
-      none.textContent = error.message;
+      none.textContent = saying(error);
       timer = setTimeout(load, BUSY_MS);
       return;
     }
@@ -98,17 +136,21 @@ export async function jobsPage(main, { query, signal, fail }) {
     show(jobs);
     table.hidden = jobs.length === 0;
     none.hidden = jobs.length > 0;
-    none.textContent = Object.values(asked).some(Boolean) ? "No job is like that." : "No jobs yet. Make the first one: New export.";
+    none.textContent = Object.values(asked).some(Boolean)
+      ? "No job is like that."
+      : "No jobs yet. Make the first one: New export.";
     more.hidden = cursor === null;
     timer = setTimeout(again, jobs.some((job) => !ended(job.status)) ? BUSY_MS : QUIET_MS);
   }
   /** Rows stay, and change in place: somebody may be about to click. */
-  function show(jobs) {
-    for (const [id, row] of known) if (!jobs.some((job) => job.job_id === id)) (row.remove(), known.delete(id));
+  function show(/** @type {Job[]} */ jobs) {
+    for (const [id, row] of known) {
+      if (!jobs.some((job) => job.job_id === id)) (row.remove(), known.delete(id));
+    }
     jobs.forEach((job, index) => {
-      if (!known.has(job.job_id)) known.set(job.job_id, h("tr", {}, head(job)));
-      const row = known.get(job.job_id);
-      row.replaceChildren(row.firstChild, ...cells(job));
+      const row = known.get(job.job_id) ?? h("tr", {}, head(job));
+      known.set(job.job_id, row);
+      row.replaceChildren(row.firstChild ?? head(job), ...cells(job));
       if (rows.children[index] !== row) rows.insertBefore(row, rows.children[index] ?? null);
     });
   }
@@ -117,7 +159,13 @@ export async function jobsPage(main, { query, signal, fail }) {
   await load();
 }
 
-const head = (job) =>
+/** The query of one page of the list: what is asked for, without what is left empty. */
+const pageOf = (/** @type {Record<string, string>} */ asked, /** @type {string | null} */ cursor) =>
+  new URLSearchParams(
+    Object.entries({ ...asked, cursor: cursor ?? "", limit: "50" }).filter(([, value]) => value),
+  );
+
+const head = (/** @type {Job} */ job) =>
   h(
     "th",
     { scope: "row" },
@@ -125,14 +173,18 @@ const head = (job) =>
     h("small", {}, job.job_id.slice(0, 8)),
   );
 
-function cells(job) {
-  const cell = (...children) => h("td", {}, children);
+function cells(/** @type {Job} */ job) {
+  const cell = (/** @type {Child[]} */ ...children) => h("td", {}, children);
   return [
-    cell(TYPES.find(([type]) => type === job.type)[1]),
+    cell(typeNamed(job.type).name),
     cell(badge(job), job.error && h("small", {}, job.error)),
     cell(
       !ended(job.status) && [
-        h("progress", { max: 100, value: job.progress, "aria-label": `Progress of ${nameOf(job.input_key)}` }),
+        h("progress", {
+          max: 100,
+          value: job.progress,
+          "aria-label": `Progress of ${nameOf(job.input_key)}`,
+        }),
         h("small", {}, `${job.progress} % · ${job.message}`),
       ],
     ),

@@ -1,6 +1,6 @@
 // New export: a video in, its edit on the picture, the request that comes of it, and off it goes.
 
-import { ask, Problem, uuid } from "./api.js";
+import { ask, Problem, refusedWith, saying, uuid } from "./api.js";
 import { dollars, fill, h, lasting, tell } from "./dom.js";
 import { fresh, isOneClip, ratioOf, refitted, round, timed } from "./edit.js";
 import { panel } from "./panel.js";
@@ -13,16 +13,40 @@ import { refusal } from "./upload.js";
 
 const DRAFT = "reelbroker-draft";
 const QUOTE_MS = 500;
+const TYPED_IN = "textarea, select, input:not([type=range], [type=radio], [type=checkbox])";
+const PRESSED_BY_SPACE = "button, a, summary, [type=radio], [type=checkbox]";
 
 /** What is edited is `request`, as it will be sent; all that is shown follows from it. */
 export class NewExport {
-  constructor(me) {
+  constructor(/** @type {Me} */ me) {
     this.me = me;
+    /** @type {Source[]} */
     this.sources = [];
-    this.shown = 0; // the source on the picture
-    this.chosen = 0; // which of several highlights is being edited
+    /** The source on the picture. */
+    this.shown = 0;
+    /** Which of several highlights is being edited. */
+    this.chosen = 0;
+    /** Whether a size of one's own is asked for. */
+    this.custom = false;
     this.request = fresh("framing");
-    this.former = new Map(); // what was edited of other types, for those who only look
+    /**
+     * What was edited of other types, for those who only try them.
+     * @type {Map<JobType, ExportRequest>}
+     */
+    this.former = new Map();
+    this.idempotency = uuid();
+    this.broken = false;
+    this.waiting = false;
+    this.sending = false;
+    this.isOver = false;
+    /** How many quotes were asked for: an older answer counts no more. */
+    this.turn = 0;
+    /** @type {ReturnType<typeof setTimeout> | undefined} */
+    this.quoting = undefined;
+    /** @type {number | null} */
+    this.frame = null;
+    /** @type {EventTarget | null} */
+    this.typing = null;
     this.stage = new Stage(
       () => items(this),
       () => veil(this.request),
@@ -33,31 +57,43 @@ export class NewExport {
       () => this.moved(),
     );
     this.view = new RequestView(me.user_id, (request) => this.rewritten(request));
-    this.stage.video.addEventListener("loadedmetadata", () => this.learned());
-    this.stage.video.addEventListener("error", () => this.sources.length && this.learned());
-    this.build();
-  }
-
-  build() {
-    const taken = () => this.take([...this.picker.files]);
-    const props = { type: "file", accept: "video/*,.mkv", multiple: true, hidden: true, id: "file" };
+    const taken = () => this.take([...(this.picker.files ?? [])]);
+    const props = {
+      type: "file",
+      accept: "video/*,.mkv",
+      multiple: true,
+      hidden: true,
+      id: "file",
+    };
     this.picker = h("input", { ...props, "aria-label": "Videos", onchange: taken });
     this.refused = h("p", { class: "alert", role: "alert", hidden: true });
     this.files = h("ul", { class: "files", "aria-label": "Videos" });
     this.settings = h("div", { class: "settings" });
-    this.settings.addEventListener("input", (event) => (this.typing = event.target));
-    for (const over of ["change", "focusout"]) this.settings.addEventListener(over, () => this.typed(), true);
     this.quoted = h("p", { class: "quote", "aria-live": "polite" });
-    this.button = h("button", { class: "main", id: "export", onclick: () => this.send() }, "Export");
+    this.button = h(
+      "button",
+      { class: "main", id: "export", onclick: () => this.send() },
+      "Export",
+    );
     const send = h("div", { class: "send" }, this.quoted, this.view.wrong, this.button);
     this.editor = h(
       "div",
       { class: "editor", hidden: true },
-      h("section", { class: "picture", "aria-label": "Picture" }, this.stage.element, this.timeline.element, this.files),
+      h(
+        "section",
+        { class: "picture", "aria-label": "Picture" },
+        this.stage.element,
+        this.timeline.element,
+        this.files,
+      ),
       h("section", { class: "card side", "aria-label": "Settings" }, this.settings, send),
       this.view.element,
     );
-    this.chooser = h("button", { class: "main", id: "choose", onclick: () => this.picker.click() }, "Choose a file");
+    this.chooser = h(
+      "button",
+      { class: "main", id: "choose", onclick: () => this.picker.click() },
+      "Choose a file",
+    );
     this.drop = h(
       "section",
       { class: "drop", "aria-label": "Choose a video" },
@@ -67,37 +103,63 @@ export class NewExport {
       this.chooser,
     );
     const title = h("h1", { tabindex: "-1" }, "New export");
-    this.element = h("div", { class: "new" }, title, this.refused, this.picker, this.drop, this.editor);
-    const over = (is) => (event) => (event.preventDefault(), this.drop.classList.toggle("over", is));
+    this.element = h(
+      "div",
+      { class: "new" },
+      title,
+      this.refused,
+      this.picker,
+      this.drop,
+      this.editor,
+    );
+    this.listen();
+  }
+
+  listen() {
+    this.stage.video.addEventListener("loadedmetadata", () => this.learned());
+    this.stage.video.addEventListener("error", () => this.sources.length && this.learned());
+    this.settings.addEventListener("input", (event) => (this.typing = event.target));
+    for (const over of ["change", "focusout"]) {
+      this.settings.addEventListener(over, () => this.typed(), true);
+    }
+    const over = (/** @type {boolean} */ is) => (/** @type {Event} */ event) => (
+      event.preventDefault(),
+      this.drop.classList.toggle("over", is)
+    );
     for (const name of ["dragenter", "dragover"]) this.element.addEventListener(name, over(true));
     for (const name of ["dragleave", "drop"]) this.element.addEventListener(name, over(false));
-    this.element.addEventListener("drop", (event) => this.take([...event.dataTransfer.files]));
+    this.element.addEventListener("drop", (event) =>
+      this.take([...(event.dataTransfer?.files ?? [])]),
+    );
     this.element.addEventListener("keydown", (event) => this.key(event));
   }
 
-  // ── sources ───────────────────────────────────────────────────────────────────────────────────────────────────
+  // ── sources ───────────────────────────────────────────────────────────────────────────────────
 
   /** Takes files: one is a source to edit, several are clips to join. */
-  take(files) {
+  take(/** @type {File[]} */ files) {
     this.picker.value = "";
     const reason = files.map(refusal).find((each) => each !== null) ?? null;
     this.refuse(reason);
     if (reason !== null || files.length === 0) return;
     const joins = this.request.type === "multi_clip";
     if (!joins) this.forget();
-    for (const file of files) this.sources.push(Source.from(file, (source) => this.uploaded(source)));
-    if (joins || files.length > 1) this.join(joins ? this.request : fresh("multi_clip", this.request));
-    else this.request = fresh(this.request.type);
+    for (const file of files) {
+      this.sources.push(Source.from(file, (source) => this.uploaded(source)));
+    }
+    if (joins || files.length > 1) {
+      this.join(joins ? this.request : fresh("multi_clip", this.request));
+    } else this.request = fresh(this.request.type);
     this.open(joins ? this.sources.length - files.length : 0);
   }
 
-  refuse(reason) {
+  refuse(/** @type {string | null} */ reason) {
     this.refused.textContent = reason ?? "";
     this.refused.hidden = reason === null;
   }
 
   /** Opens an edit whose videos lie in the bucket; raises Problem where they do not. */
-  async restore(request) {
+  async restore(/** @type {ExportRequest} */ request) {
     this.sources = await Promise.all(keysOf(request).map((key) => Source.at(key)));
     if (this.sources.length === 0) return;
     this.request = request;
@@ -105,7 +167,7 @@ export class NewExport {
   }
 
   /** Puts a source on the picture; what is made of one source is made of that one. */
-  open(index) {
+  open(/** @type {number} */ index) {
     this.shown = index;
     this.drop.hidden = true;
     this.editor.hidden = false;
@@ -118,17 +180,20 @@ export class NewExport {
   learned() {
     this.source.learn(this.stage.video);
     this.element.classList.toggle("unplayable", !this.source.playable);
-    for (const clip of this.request.type === "multi_clip" ? this.request.params.clips : []) {
-      if (clip.input_key === this.source.key && this.source.playable) clip.end_time ??= round(this.source.duration, 3);
+    for (const clip of this.request.type === "multi_clip" ? clipsOf(this.request) : []) {
+      if (clip.input_key === this.source.key && this.source.playable) {
+        clip.end_time ??= round(this.source.duration, 3);
+      }
     }
     this.showFiles();
     this.changed();
   }
 
   /** An upload has come further: its bar grows, or it has its key, or it is over. */
-  uploaded(source) {
-    if (source.upload.key && source.key !== source.upload.key) {
-      source.key = source.upload.key;
+  uploaded(/** @type {Source} */ source) {
+    const key = source.upload?.key;
+    if (key && source.key !== key) {
+      source.key = key;
       for (const request of [this.request, ...this.former.values()]) this.named(request);
       this.changed();
     } else if (!source.advanced()) {
@@ -141,9 +206,11 @@ export class NewExport {
   }
 
   /** Gives every source that a request names by its stand-in the key that it has by now. */
-  named(request) {
+  named(/** @type {ExportRequest} */ request) {
     for (const { standIn, key } of this.sources) {
-      for (const one of [request, ...(request.params.clips ?? [])]) if (one.input_key && one.input_key === standIn) one.input_key = key;
+      for (const one of [request, ...clipsOf(request)]) {
+        if (one.input_key && one.input_key === standIn) one.input_key = key;
+      }
     }
   }
 
@@ -155,12 +222,13 @@ export class NewExport {
     localStorage.removeItem(DRAFT);
   }
 
-  remove(source) {
+  remove(/** @type {Source} */ source) {
     source.close();
     this.sources = this.sources.filter((other) => other !== source);
     if (this.sources.length === 0) return this.empty();
-    for (const { type, params } of [this.request, ...this.former.values()]) {
-      if (type === "multi_clip") params.clips = params.clips.filter((clip) => clip.input_key !== source.key);
+    for (const request of [this.request, ...this.former.values()]) {
+      if (request.type !== "multi_clip") continue;
+      request.params.clips = clipsOf(request).filter((clip) => clip.input_key !== source.key);
     }
     this.open(0);
     if (this.waiting) this.send();
@@ -175,7 +243,7 @@ export class NewExport {
     this.chooser.focus();
   }
 
-  // ── the edit ──────────────────────────────────────────────────────────────────────────────────────────────────
+  // ── the edit ──────────────────────────────────────────────────────────────────────────────────
 
   get source() {
     return this.sources[this.shown];
@@ -186,7 +254,7 @@ export class NewExport {
   }
 
   /** Turns to another type, and to what was edited of it before. */
-  choose(type) {
+  choose(/** @type {JobType} */ type) {
     const { type: now } = this.request;
     this.former.set(now, this.request);
     const request = this.former.get(type) ?? fresh(type, this.request);
@@ -197,41 +265,56 @@ export class NewExport {
   }
 
   /** Gives every video that has no clip yet one of its whole length. */
-  join(request) {
+  join(/** @type {ExportRequest} */ request) {
+    const clips = (request.params.clips ??= []);
     for (const { key, duration } of this.sources) {
-      if (request.params.clips.some((clip) => clip.input_key === key)) continue;
-      request.params.clips.push({ input_key: key, start_time: 0, ...(duration && { end_time: round(duration, 3) }) });
+      if (clips.some((clip) => clip.input_key === key)) continue;
+      clips.push({
+        input_key: key,
+        start_time: 0,
+        ...(duration > 0 && { end_time: round(duration, 3) }),
+      });
     }
     this.request = request;
   }
 
+  /**
+   * @param {number | undefined} width
+   * @param {number | undefined} height
+   */
   resize(width, height) {
     const { params } = this.request;
     Object.assign(params, { output_width: width, output_height: height });
     if (params.crop_keyframes && this.source.width && !byFrame(params)) {
-      params.crop_keyframes = refitted(params.crop_keyframes, ratioOf(params), this.source.width, this.source.height);
+      params.crop_keyframes = refitted(
+        params.crop_keyframes,
+        ratioOf(params),
+        this.source.width,
+        this.source.height,
+      );
     }
     this.changed();
   }
 
-  edit(change) {
+  edit(/** @type {() => void} */ change) {
     change();
     this.changed();
   }
 
-  key(event) {
-    const typing = event.target.matches("textarea, select, input:not([type=range], [type=radio], [type=checkbox])");
-    if (typing || event.ctrlKey || event.metaKey || event.altKey || this.sources.length === 0) return;
+  key(/** @type {KeyboardEvent} */ event) {
+    const { target } = event;
+    if (!(target instanceof Element) || target.matches(TYPED_IN)) return;
+    if (event.ctrlKey || event.metaKey || event.altKey || this.sources.length === 0) return;
     if (event.key === "k") addKey(this);
     else if (event.key === "Delete" || event.key === "Backspace") removeKey(this);
-    else if (event.key === " " && !event.target.matches("button, a, summary, [type=radio], [type=checkbox]")) this.timeline.toggle();
+    else if (event.key === " " && !target.matches(PRESSED_BY_SPACE)) this.timeline.toggle();
     else return;
     event.preventDefault();
   }
 
-  // ── what is shown ─────────────────────────────────────────────────────────────────────────────────────────────
+  // ── what is shown ─────────────────────────────────────────────────────────────────────────────
 
-  /** After any change of the request: shows it everywhere, keeps it, and asks what it would take. */
+  /** After any change of the request: shows it everywhere, keeps it, and asks for its price. */
   changed() {
     this.idempotency = uuid();
     this.stage.draw();
@@ -254,8 +337,8 @@ export class NewExport {
   }
 
   /**
-   * In the next frame: not for each of many moves of a pointer, and not while the focus is on its way from one control to another. What
-   * somebody is typing is left alone until it is typed.
+   * In the next frame: not for each of many moves of a pointer, and not while the focus is on its
+   * way from one control to another. What somebody is typing is left alone until it is typed.
    */
   showSettings() {
     this.frame ??= requestAnimationFrame(() => {
@@ -271,7 +354,7 @@ export class NewExport {
   }
 
   /** The JSON was changed by hand; null: into something that is no request. */
-  rewritten(request) {
+  rewritten(/** @type {ExportRequest | null} */ request) {
     this.broken = request === null;
     clearTimeout(this.quoting);
     if (request === null) return this.showButton();
@@ -282,13 +365,18 @@ export class NewExport {
 
   showFiles() {
     const several = this.sources.length > 1;
-    const row = (source, index) =>
-      source.row(index, several ? index === this.shown : null, { show: () => this.open(index), remove: () => this.remove(source) });
+    const row = (/** @type {Source} */ source, /** @type {number} */ index) =>
+      source.row(index, several ? index === this.shown : null, {
+        show: () => this.open(index),
+        remove: () => this.remove(source),
+      });
     fill(this.files, this.sources.map(row));
   }
 
   showButton() {
-    this.button.disabled = Boolean(this.broken || this.sending || this.waiting || this.sources.some((source) => source.isLost));
+    this.button.disabled = Boolean(
+      this.broken || this.sending || this.waiting || this.sources.some((source) => source.isLost),
+    );
     this.button.textContent = this.waiting
       ? "Exports once uploaded …"
       : this.sending
@@ -301,28 +389,50 @@ export class NewExport {
   async quote() {
     if (this.sources.length === 0 || this.broken) return;
     const asked = { ...this.request };
-    if (isOneClip(asked.type) && this.source.duration) asked.source_seconds = round(this.source.duration, 3);
-    const turn = (this.turn = (this.turn ?? 0) + 1);
-    const quote = await this.sure(ask("POST", "/api/jobs/quote", { body: asked }), () => turn === this.turn);
+    if (isOneClip(asked.type) && this.source.duration) {
+      asked.source_seconds = round(this.source.duration, 3);
+    }
+    const turn = (this.turn += 1);
+    /** @type {Quote | null} */
+    const quote = await this.sure(
+      ask("POST", "/api/jobs/quote", { body: asked }),
+      () => turn === this.turn,
+    );
     if (turn !== this.turn) return;
     fill(this.quoted, quote && said(quote));
     if (quote) this.view.complain([]);
   }
 
-  /** What was asked for, or null where the broker refused it; then it is said, unless that matters no more. */
+  /**
+   * What was asked for, or null where the broker refused it; then it is said, unless that matters
+   * no more.
+   * @template T
+   * @param {Promise<T>} asked
+   */
   async sure(asked, matters = () => true) {
     try {
       return await asked;
     } catch (error) {
       if (!(error instanceof Problem)) throw error;
-      if (matters()) this.view.complain(error.errors.length ? error.errors : [{ pointer: "", detail: error.message }]);
+      if (matters()) {
+        this.view.complain(
+          error.errors.length ? error.errors : [{ pointer: "", detail: error.message }],
+        );
+      }
       return null;
     }
   }
 
   /** Keeps the edit for a page that is loaded anew, as soon as its videos are in the bucket. */
   keep() {
-    if (this.sources.length && this.isThere) localStorage.setItem(DRAFT, JSON.stringify(this.request));
+    if (this.sources.length && this.isThere) {
+      localStorage.setItem(DRAFT, JSON.stringify(this.request));
+    }
+  }
+
+  /** Whether it is the edit of a user, and not sent yet. */
+  isOf(/** @type {Me} */ user) {
+    return !this.isOver && this.me.user_id === user.user_id;
   }
 
   /** Whether every video is in the bucket. */
@@ -334,7 +444,7 @@ export class NewExport {
     return this.sources.some((source) => !source.isThere && !source.isLost);
   }
 
-  // ── off it goes ───────────────────────────────────────────────────────────────────────────────────────────────
+  // ── off it goes ───────────────────────────────────────────────────────────────────────────────
 
   async send() {
     this.waiting = !this.isThere;
@@ -342,6 +452,7 @@ export class NewExport {
     this.showButton();
     if (this.waiting) return;
     const headers = { "Idempotency-Key": this.idempotency };
+    /** @type {Job | null} */
     const job = await this.sure(ask("POST", "/api/jobs", { body: this.request, headers }));
     this.sending = false;
     this.showButton();
@@ -353,7 +464,10 @@ export class NewExport {
     if (looked) location.hash = `#/jobs/${job.job_id}`;
   }
 
-  /** Lets go of everything; what has arrived of an upload stays, so that it goes on when the file is chosen again. */
+  /**
+   * Lets go of everything; what has arrived of an upload stays, so that it goes on when the file is
+   * chosen again.
+   */
   close() {
     clearTimeout(this.quoting);
     this.isOver = true;
@@ -362,48 +476,92 @@ export class NewExport {
   }
 }
 
-const keysOf = ({ input_key: key, params }) => [...new Set([key, ...(params.clips ?? []).map((clip) => clip.input_key)])].filter(Boolean);
+const clipsOf = (/** @type {ExportRequest} */ { params }) => params.clips ?? [];
 
-function said(quote) {
-  const cost = quote.cost_usd === null ? "" : ` · ${dollars(quote.cost_usd)} to ${dollars(quote.cost_usd_p90)}`;
-  const basis = quote.basis === "history" ? "by your own jobs like it" : "a rough guess, until you have jobs of your own";
+/** The videos that a request names, each once. */
+const keysOf = (/** @type {ExportRequest} */ request) => [
+  ...new Set([request, ...clipsOf(request)].flatMap(({ input_key: key }) => (key ? [key] : []))),
+];
+
+function said(/** @type {Quote} */ quote) {
+  const cost =
+    quote.cost_usd === null
+      ? ""
+      : ` · ${dollars(quote.cost_usd)} to ${dollars(quote.cost_usd_p90)}`;
+  const basis =
+    quote.basis === "history"
+      ? "by your own jobs like it"
+      : "a rough guess, until you have jobs of your own";
   const gpu = `${lasting(quote.gpu_seconds)} to ${lasting(quote.gpu_seconds_p90)} of GPU`;
-  return [h("strong", {}, `${lasting(quote.output_seconds)} of video`), ` · ${gpu}${cost}`, h("small", {}, basis)];
+  return [
+    h("strong", {}, `${lasting(quote.output_seconds)} of video`),
+    ` · ${gpu}${cost}`,
+    h("small", {}, basis),
+  ];
 }
 
-/** The editor stays, with its uploads, while other screens are looked at. */
+/**
+ * The editor stays, with its uploads, while other screens are shown.
+ * @type {NewExport | null}
+ */
 let screen = null;
 
 addEventListener("beforeunload", (event) => {
   if (screen?.isUploading && !screen.isOver) event.preventDefault();
 });
 
-/** Shows the editor: as it was left, with the edit of a page that was closed, or with a job's (`#/new?from=JOB`). */
+/**
+ * Shows the editor: as it was left, with the edit of a page that was closed, or with a job's
+ * (`#/new?from=JOB`).
+ * @param {HTMLElement} main
+ * @param {Visit} visit
+ */
 export async function newExport(main, { me, query, signal }) {
   const from = query.get("from");
-  const goesOn = screen && !screen.isOver && screen.me.user_id === me.user_id && !from;
-  if (!goesOn) {
-    screen?.close();
-    screen = new NewExport(me);
-  }
-  const editor = screen;
+  const goesOn = !from && screen?.isOf(me);
+  const editor = goesOn && screen ? screen : begin(me);
   fill(main, editor.element);
   signal.addEventListener("abort", () => editor.stage.video.pause());
   if (goesOn) return;
   try {
-    if (from) await editor.restore(requestOf(await ask("GET", `/api/jobs/${encodeURIComponent(from)}`, { signal })));
-    else await editor.restore(JSON.parse(localStorage.getItem(DRAFT) ?? '{"params": {}}'));
-    if (from) history.replaceState(null, "", "#/new"); // loaded anew, it is the edit that comes back, and not the job
+    await editor.restore(from ? await requestFrom(from, signal) : draft());
+    // Loaded anew, it is the edit that comes back, and not the job.
+    if (from) history.replaceState(null, "", "#/new");
   } catch (error) {
-    if (signal.aborted || error.status === 401) throw error;
-    if (error.status === 404 && !from) localStorage.removeItem(DRAFT);
-    editor.refuse(`The edit cannot be opened. ${error.message}`);
+    if (signal.aborted || refusedWith(error, 401)) throw error;
+    if (!from) forgetDraftAfter(error);
+    editor.refuse(`The edit cannot be opened. ${saying(error)}`);
   }
 }
 
-/** What was asked for with a job; frame numbers become moments where its result says how long a frame is. */
+/** Begins an editor in place of the one that was left. */
+function begin(/** @type {Me} */ me) {
+  screen?.close();
+  screen = new NewExport(me);
+  return screen;
+}
+
+/** Where a video of it is not there any more, it would never open. */
+function forgetDraftAfter(/** @type {unknown} */ error) {
+  if (refusedWith(error, 404)) localStorage.removeItem(DRAFT);
+}
+
+/** @returns {ExportRequest} */
+const draft = () => JSON.parse(localStorage.getItem(DRAFT) ?? '{"params": {}}');
+
+const requestFrom = async (/** @type {string} */ jobId, /** @type {AbortSignal} */ signal) =>
+  requestOf(await ask("GET", `/api/jobs/${encodeURIComponent(jobId)}`, { signal }));
+
+/**
+ * What was asked for with a job; frame numbers become moments where its result says how long a
+ * frame is.
+ * @param {Job} job
+ * @returns {ExportRequest}
+ */
 function requestOf({ type, input_key, params, project_id, game_id, metadata, result }) {
-  const given = Object.entries({ input_key, project_id, game_id }).filter(([, value]) => value !== null);
+  const given = Object.entries({ input_key, project_id, game_id }).filter(
+    ([, value]) => value !== null,
+  );
   const about = Object.keys(metadata).length ? { metadata } : {};
   return { type, ...Object.fromEntries(given), ...about, params: timed(params, result) };
 }

@@ -1,6 +1,6 @@
 // For operators: is the fleet well, what does it cost, and what needs a look.
 
-import { ask, Problem } from "./api.js";
+import { ask, Problem, refusedWith, saying } from "./api.js";
 import { bars, ranks } from "./chart.js";
 import { ago, dollars, fill, h, lasting, tell, time } from "./dom.js";
 
@@ -10,6 +10,7 @@ const ENDS = [
   { name: "failed", className: "error" },
   { name: "cancelled", className: "cancelled" },
 ];
+/** @type {[WorkerState, string, string][]} */
 const WORKERS = [
   ["running", "At work", "processing"],
   ["idle", "Idle", "complete"],
@@ -18,13 +19,23 @@ const WORKERS = [
   ["unhealthy", "Unhealthy", "error"],
 ];
 
+/**
+ * @param {HTMLElement} main
+ * @param {Visit} visit
+ */
 export async function operationsPage(main, { me, signal, fail }) {
   const board = h("div", { class: "board" });
   const fresh = h("p", { class: "quiet" });
   const switched = h("button", { id: "drain", onclick: () => drain() });
   let draining = false;
+  /** @type {ReturnType<typeof setTimeout> | undefined} */
   let timer;
-  fill(main, h("div", { class: "row" }, h("h1", { class: "grow", tabindex: "-1" }, "Operations"), switched), fresh, board);
+  fill(
+    main,
+    h("div", { class: "row" }, h("h1", { class: "grow", tabindex: "-1" }, "Operations"), switched),
+    fresh,
+    board,
+  );
   signal.addEventListener("abort", () => clearTimeout(timer));
 
   async function drain() {
@@ -42,17 +53,20 @@ export async function operationsPage(main, { me, signal, fail }) {
   async function load() {
     clearTimeout(timer);
     try {
+      /** @type {Fleet} */
       const fleet = await ask("GET", "/api/operations", { signal });
       draining = fleet.draining;
       switched.textContent = draining ? "Take jobs again" : "Drain";
       fresh.textContent = `All users, as of ${time(fleet.at)}.`;
       const open = [...board.querySelectorAll("details")].map((details) => details.open);
       fill(board, shown(fleet, me));
-      board.querySelectorAll("details").forEach((details, index) => (details.open = open[index] ?? false));
+      board
+        .querySelectorAll("details")
+        .forEach((details, index) => (details.open = open[index] ?? false));
     } catch (error) {
       if (signal.aborted) return;
-      if ([401, 403].includes(error.status)) return fail(error);
-      fresh.textContent = error.message;
+      if (refusedWith(error, 401, 403)) return fail(error);
+      fresh.textContent = saying(error);
     }
     timer = setTimeout(again, EVERY_MS);
   }
@@ -60,16 +74,27 @@ export async function operationsPage(main, { me, signal, fail }) {
   await load();
 }
 
-function shown(fleet, me) {
+/** @returns {Child[]} */
+function shown(/** @type {Fleet} */ fleet, /** @type {Me} */ me) {
   const { provider, today, hours } = fleet;
   const open = Object.values(fleet.open_jobs).reduce((sum, count) => sum + count, 0);
-  const waiting = ["accepted", "submitting", "queued"].reduce((sum, phase) => sum + (fleet.open_jobs[phase] ?? 0), 0);
+  const waiting = ["accepted", "submitting", "queued"].reduce(
+    (sum, phase) => sum + (fleet.open_jobs[phase] ?? 0),
+    0,
+  );
   const up = provider && provider.workers.running + provider.workers.idle;
   const failed = Object.values(fleet.error_codes).reduce((sum, count) => sum + count, 0);
-  const hour = (each) => new Date(each.at).toLocaleTimeString([], { hour: "2-digit", minute: "2-digit", hourCycle: "h23" });
+  const hour = (/** @type {Hour} */ each) =>
+    new Date(each.at).toLocaleTimeString([], {
+      hour: "2-digit",
+      minute: "2-digit",
+      hourCycle: "h23",
+    });
   return [
-    fleet.draining && h("p", { class: "note wide" }, "The broker is being drained: no new jobs are taken or sent."),
-    !provider && h("p", { class: "alert wide" }, `The GPU provider does not answer: ${fleet.provider_error}`),
+    fleet.draining &&
+      h("p", { class: "note wide" }, "The broker is being drained: no new jobs are taken or sent."),
+    !provider &&
+      h("p", { class: "alert wide" }, `The GPU provider does not answer: ${fleet.provider_error}`),
     h(
       "dl",
       { class: "tiles wide" },
@@ -77,11 +102,21 @@ function shown(fleet, me) {
       tile(
         "Waiting",
         waiting,
-        fleet.oldest_wait_seconds === null ? "nobody waits" : `the longest for ${lasting(fleet.oldest_wait_seconds)}`,
+        fleet.oldest_wait_seconds === null
+          ? "nobody waits"
+          : `the longest for ${lasting(fleet.oldest_wait_seconds)}`,
       ),
-      tile("Workers up", up ?? "?", provider ? `${provider.queued} queued at the provider` : "not known"),
+      tile(
+        "Workers up",
+        up ?? "?",
+        provider ? `${provider.queued} queued at the provider` : "not known",
+      ),
       tile("GPU today", lasting(today.gpu_seconds), `${today.complete} complete, since 00:00 UTC`),
-      tile("Cost today", dollars(today.cost_usd), today.cost_usd === null ? "no price is set" : "as billed by the second"),
+      tile(
+        "Cost today",
+        dollars(today.cost_usd),
+        today.cost_usd === null ? "no price is set" : "as billed by the second",
+      ),
       tile("Failed", failed, "in 24 hours", failed ? "bad" : ""),
     ),
     bars(
@@ -89,7 +124,9 @@ function shown(fleet, me) {
       hours.map((each) => ({
         label: hour(each),
         values: [each.complete, each.error, each.cancelled],
-        told: `${hour(each)}: ${each.complete} complete, ${each.error} failed, ${each.cancelled} cancelled`,
+        told:
+          `${hour(each)}: ${each.complete} complete, ` +
+          `${each.error} failed, ${each.cancelled} cancelled`,
       })),
       ENDS,
     ),
@@ -106,31 +143,67 @@ function shown(fleet, me) {
     provider &&
       ranks(
         "Workers by state",
-        WORKERS.map(([state, name, className]) => ({ name, value: provider.workers[state], className })),
+        WORKERS.map(([state, name, className]) => ({
+          name,
+          value: provider.workers[state],
+          className,
+        })),
       ),
     ranks(
       "Why jobs failed, in 24 hours",
-      Object.entries(fleet.error_codes).map(([name, value]) => ({ name, value, className: "error" })),
+      Object.entries(fleet.error_codes).map(([name, value]) => ({
+        name,
+        value,
+        className: "error",
+      })),
       "Nothing failed.",
     ),
-    list("Stalled jobs", fleet.stalled, ["Job", "User", "Phase", "Since"], "No job is stuck.", (job) => [
-      job.user_id === me.user_id ? h("a", { href: `#/jobs/${job.job_id}` }, job.job_id.slice(0, 8)) : h("code", {}, job.job_id),
-      job.user_id,
-      `${job.phase}, ${job.progress} %`,
-      ago(job.since),
-    ]),
-    list("Orphans", fleet.orphans, ["Job", "At the provider", "Why", "Cost at most"], "No run is left over.", (orphan) => [
-      h("code", {}, `${orphan.job_id.slice(0, 8)} / ${orphan.attempt}`),
-      h("code", {}, orphan.runpod_job_id ?? "not known"),
-      orphan.why,
-      `${lasting(orphan.seconds_at_most)}, ${dollars(orphan.usd_at_most)}`,
-    ]),
+    list(
+      "Stalled jobs",
+      fleet.stalled,
+      ["Job", "User", "Phase", "Since"],
+      "No job is stuck.",
+      (job) => [
+        job.user_id === me.user_id
+          ? h("a", { href: `#/jobs/${job.job_id}` }, job.job_id.slice(0, 8))
+          : h("code", {}, job.job_id),
+        job.user_id,
+        `${job.phase}, ${job.progress} %`,
+        ago(job.since),
+      ],
+    ),
+    list(
+      "Orphans",
+      fleet.orphans,
+      ["Job", "At the provider", "Why", "Cost at most"],
+      "No run is left over.",
+      (orphan) => [
+        h("code", {}, `${orphan.job_id.slice(0, 8)} / ${orphan.attempt}`),
+        h("code", {}, orphan.runpod_job_id ?? "not known"),
+        orphan.why,
+        `${lasting(orphan.seconds_at_most)}, ${dollars(orphan.usd_at_most)}`,
+      ],
+    ),
   ];
 }
 
+/** @type {(name: string, value: number | string, told: string, kind?: string) => HTMLElement} */
 const tile = (name, value, told, kind = "") =>
-  h("div", { class: `card tile ${kind}` }, h("dt", {}, name), h("dd", {}, h("strong", {}, String(value)), h("small", {}, told)));
+  h(
+    "div",
+    { class: `card tile ${kind}` },
+    h("dt", {}, name),
+    h("dd", {}, h("strong", {}, String(value)), h("small", {}, told)),
+  );
 
+/**
+ * @template T
+ * @param {string} title
+ * @param {T[]} items
+ * @param {string[]} head
+ * @param {string} nothing what to say where there are none
+ * @param {(item: T) => Child[]} cells
+ */
 function list(title, items, head, nothing, cells) {
   const table = () =>
     h(

@@ -6,13 +6,21 @@ const FRAME = 1 / 25;
 
 export class Timeline {
   /**
-   * @param video whose time this is
-   * @param marks returns {from, to, keys: [{time, label}], bars: [{from, to, label}]}: the part that is kept, and what lies on it
-   * @param onmoment called whenever another moment is shown
+   * @param {HTMLVideoElement} video whose time this is
+   * @param {() => Marks} marks returns the part that is kept, and what lies on it
+   * @param {(moment: number) => void} onmoment called whenever another moment is shown
    */
   constructor(video, marks, onmoment) {
-    Object.assign(this, { video, marks, onmoment });
-    this.button = h("button", { class: "round", "aria-label": "Play", onclick: () => this.toggle() }, "▶");
+    this.video = video;
+    this.marks = marks;
+    this.onmoment = onmoment;
+    /** @type {number | undefined} */
+    this.wanted = undefined;
+    this.button = h(
+      "button",
+      { class: "round", "aria-label": "Play", onclick: () => this.toggle() },
+      "▶",
+    );
     this.now = h("output", { class: "moment" }, "0:00.0");
     this.range = h("input", {
       type: "range",
@@ -25,15 +33,35 @@ export class Timeline {
     this.element = h(
       "div",
       { class: "timeline" },
-      h("div", { class: "transport" }, this.button, this.step(-1, "‹", "A frame back"), this.step(1, "›", "A frame on"), this.now),
+      h(
+        "div",
+        { class: "transport" },
+        this.button,
+        this.step(-1, "‹", "A frame back"),
+        this.step(1, "›", "A frame on"),
+        this.now,
+      ),
       h("div", { class: "line" }, this.track, this.range),
     );
-    for (const name of ["play", "pause", "ended"]) video.addEventListener(name, () => this.playing());
-    for (const name of ["seeked", "loadedmetadata", "timeupdate"]) video.addEventListener(name, () => this.show());
+    for (const name of ["play", "pause", "ended"]) {
+      video.addEventListener(name, () => this.playing());
+    }
+    for (const name of ["seeked", "loadedmetadata", "timeupdate"]) {
+      video.addEventListener(name, () => this.show());
+    }
   }
 
+  /**
+   * @param {1 | -1} way
+   * @param {string} sign
+   * @param {string} label
+   */
   step(way, sign, label) {
-    return h("button", { class: "round", "aria-label": label, onclick: () => this.seek(this.moment + way * FRAME) }, sign);
+    return h(
+      "button",
+      { class: "round", "aria-label": label, onclick: () => this.seek(this.moment + way * FRAME) },
+      sign,
+    );
   }
 
   get moment() {
@@ -49,7 +77,7 @@ export class Timeline {
     else this.video.pause();
   }
 
-  seek(moment) {
+  seek(/** @type {number} */ moment) {
     this.wanted = Math.min(Math.max(0, moment), this.duration);
     this.video.currentTime = this.wanted;
     this.show();
@@ -70,19 +98,29 @@ export class Timeline {
   show() {
     const moment = this.moment;
     this.now.textContent = `${clock(moment)} / ${clock(this.duration)}`;
-    set(this.range, { max: this.duration, value: moment, "aria-valuetext": `${moment.toFixed(2)} seconds` });
+    set(this.range, {
+      max: this.duration,
+      value: moment,
+      "aria-valuetext": `${moment.toFixed(2)} seconds`,
+    });
     this.onmoment(moment);
   }
 
   /** Draws what lies on the time line. */
   draw() {
     const { from, to, keys, bars } = this.marks();
-    const at = (seconds) => `${(100 * Math.min(seconds, this.duration || 1)) / (this.duration || 1)}%`;
-    const span = (first, last) => ({ left: at(first), width: `calc(${at(last)} - ${at(first)})` });
+    const at = (/** @type {number} */ seconds) =>
+      `${(100 * Math.min(seconds, this.duration || 1)) / (this.duration || 1)}%`;
+    const span = (/** @type {number} */ first, /** @type {number} */ last) => ({
+      left: at(first),
+      width: `calc(${at(last)} - ${at(first)})`,
+    });
     fill(
       this.track,
       h("span", { class: "kept", style: span(from, to ?? this.duration) }),
-      bars.map((bar) => h("span", { class: "bar", style: span(bar.from, bar.to), title: bar.label })),
+      bars.map((bar) =>
+        h("span", { class: "bar", style: span(bar.from, bar.to), title: bar.label }),
+      ),
       keys.map((key, index) =>
         h("button", {
           id: `key-${index}`,

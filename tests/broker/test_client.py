@@ -1,4 +1,4 @@
-"""The client, sync and async alike, against a broker on a real port and the real bucket; and a network that fails."""
+"""Both clients against a broker on a real port, the real bucket, and a failing network."""
 
 import asyncio
 import contextlib
@@ -52,7 +52,7 @@ def make(request):
 
 @pytest.fixture
 def database_url(tmp_path):
-    """SQLite: a client sees nothing of the database."""
+    """SQLite is enough: a client uses HTTP only."""
     return f"sqlite:///{tmp_path}/broker.db"
 
 
@@ -78,7 +78,7 @@ def bucket(settings):
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch):
     """Tries come soon after one another."""
-    monkeypatch.setattr(clients, "AGAIN_SECONDS", (0.05,) * 6)
+    monkeypatch.setattr(clients, "RETRY_SECONDS", (0.05,) * 6)
 
 
 def finish_soon(provider, bucket):
@@ -96,14 +96,14 @@ def finish_soon(provider, bucket):
 
 
 def test_the_whole_journey(served, make, provider, bucket, tmp_path, monkeypatch):
-    """Upload in parts, submit, watch to the end, download: the bytes are the job's, and each step was told."""
+    """Upload in parts, submit, watch to the end, download, with progress of each transfer."""
     monkeypatch.setattr(uploads, "PART_BYTES", 5 * 2**20)
     monkeypatch.setattr(uploads, "IN_PARTS_FROM", 12_000_000)
-    video, told = tmp_path / "clip.mp4", []
+    video, moved = tmp_path / "clip.mp4", []
     video.write_bytes(b"x" * 12_500_000)
     with make(served.url, API_KEY) as client:
-        key = client.upload(video, told=told.append)
-        assert (sum(told), key.endswith("/clip.mp4")) == (12_500_000, True)
+        key = client.upload(video, on_progress=moved.append)
+        assert (sum(moved), key.endswith("/clip.mp4")) == (12_500_000, True)
         assert client.quote(JOB, source_seconds=2.0).output_seconds == 2.0
         job = client.submit(JOB | {"input_key": key})
         working = finish_soon(provider, bucket)
@@ -116,8 +116,8 @@ def test_the_whole_journey(served, make, provider, bucket, tmp_path, monkeypatch
         )
         assert [one.progress for one in seen] == sorted(one.progress for one in seen)
         assert client.get(job.job_id).status == "complete"
-        got = client.download(seen[-1], tmp_path / "out.mp4", told=told.append)
-        assert (got.read_bytes(), sum(told), list(tmp_path.glob("*.part"))) == (
+        got = client.download(seen[-1], tmp_path / "out.mp4", on_progress=moved.append)
+        assert (got.read_bytes(), sum(moved), list(tmp_path.glob("*.part"))) == (
             b"a film",
             12_500_006,
             [],
@@ -175,7 +175,7 @@ def losing(make, method, lost):
 
 
 def test_an_upload_whose_answer_is_lost_has_arrived(served, make, tmp_path):
-    """The bucket refuses to take the file again, with 412: it is there, and `complete` says that it is whole."""
+    """The bucket answers 412 to a second PUT. `complete` confirms that the file is whole."""
     video, lost = tmp_path / "clip.mp4", []
     video.write_bytes(b"x" * 3_000_000)
     with make(served.url, API_KEY, transport=losing(make, "PUT", lost)) as client:
@@ -185,7 +185,7 @@ def test_an_upload_whose_answer_is_lost_has_arrived(served, make, tmp_path):
 
 
 def test_an_answer_that_is_lost_makes_no_second_job(served, make):
-    """The submit is sent again with the key that was drawn for it."""
+    """The client sends the submit again with the same idempotency key."""
     lost = []
     with make(served.url, API_KEY, transport=losing(make, "POST", lost)) as client:
         job = client.submit(JOB)
@@ -194,7 +194,7 @@ def test_an_answer_that_is_lost_makes_no_second_job(served, make):
 
 
 def test_watching_goes_on_through_a_restart_of_the_broker(settings, make, provider, bucket):
-    """The stream ends, nobody listens for a while, and then it goes on where it was."""
+    """The stream ends, no broker listens for a while, and the stream goes on at the same event."""
     made = settings()
     bucket.write(f"{made.user_id}/a.mp4", b"a video")
     with serve(made, provider) as first:
@@ -234,13 +234,15 @@ def test_a_caption_with_other_line_ends_is_no_end_of_a_frame(served, make):
 
 
 def test_a_quiet_job_behind_a_line_that_is_cut_again_and_again_is_watched_on(make):
-    """As by a proxy that ends what is silent: as long as the broker answers, there is hope."""
+    """A proxy may end silent connections. The client goes on as long as the broker answers."""
     answered = []
 
     def answer(request):
         answered.append(request.url.query)
         if len(answered) > 30:
-            return httpx.Response(404, json={"code": "not_found", "detail": "enough", "retryable": False}, headers={"content-type": "application/problem+json"})  # fmt: skip
+            problem = {"code": "not_found", "detail": "enough", "retryable": False}
+            kind = {"content-type": "application/problem+json"}
+            return httpx.Response(404, json=problem, headers=kind)
         return httpx.Response(
             200, headers={"content-type": "text/event-stream"}, content=b": hello\n\n"
         )
@@ -253,8 +255,8 @@ def test_a_quiet_job_behind_a_line_that_is_cut_again_and_again_is_watched_on(mak
     assert len(answered) == 31
 
 
-def test_what_is_no_broker_is_said_to_be_none(make):
-    """A proxy that leads to another address, or a page where an answer should be."""
+def test_an_answer_of_another_server_is_an_error(make):
+    """A proxy's redirect, and a web page instead of an answer."""
     for reply in (
         httpx.Response(301, headers={"location": "https://x"}),
         httpx.Response(200, text="<html>"),
@@ -262,13 +264,13 @@ def test_what_is_no_broker_is_said_to_be_none(make):
         with make(
             "http://broker", "k", transport=httpx.MockTransport(lambda _, reply=reply: reply)
         ) as client:
-            for ask in (client.get, lambda job_id, client=client: list(client.watch(job_id))):
+            for call in (client.get, lambda job_id, client=client: list(client.watch(job_id))):
                 with pytest.raises(ClientError, match=r"301|200"):
-                    ask("j")
+                    call("j")
 
 
-def test_on_a_slow_line_urls_are_asked_for_anew(served, make, tmp_path, monkeypatch):
-    """Before they are too old to be used."""
+def test_on_a_slow_line_the_client_requests_new_urls(served, make, tmp_path, monkeypatch):
+    """Before the old ones expire."""
     monkeypatch.setattr(uploads, "PART_BYTES", 5 * 2**20)
     monkeypatch.setattr(uploads, "IN_PARTS_FROM", 12_000_000)
     video = tmp_path / "clip.mp4"
@@ -280,7 +282,7 @@ def test_on_a_slow_line_urls_are_asked_for_anew(served, make, tmp_path, monkeypa
 
 
 def test_a_line_that_is_cut_within_a_frame_leaves_nothing_behind(served, make):
-    """What was half told is told again, and is not mixed with what comes first on the new line."""
+    """The client drops half a frame. The new connection begins with a whole one."""
     with make(served.url, API_KEY) as client:
         job = client.submit(JOB)
         client.cancel(job.job_id)

@@ -45,7 +45,9 @@ def job_of(stack, job_id):
 
 
 def test_from_a_dropped_file_to_a_played_result(browser, stack, clip, tmp_path):
-    """Dropped, cropped at two moments, quoted, sent, watched, compared, played, downloaded whole."""
+    """Dropped, cropped at two moments, quoted, sent, watched, compared, played, downloaded
+    whole.
+    """
     page = browser()
     drop(page, clip)
     uploaded(page)
@@ -80,7 +82,9 @@ def test_from_a_dropped_file_to_a_played_result(browser, stack, clip, tmp_path):
 
 
 def test_the_source_under_the_wipe_is_where_the_result_is(browser, stack, clip):
-    """The two halves of the picture show the same place of the source at the same moment: PSNR of one against the other."""
+    """The two halves of the picture show the same place of the source at the same moment: PSNR
+    of one against the other.
+    """
     key = stack.upload(clip)
     keys = [
         {"time": 0, "x": 20, "y": 0, "width": 202.5, "height": 360},
@@ -94,7 +98,11 @@ def test_the_source_under_the_wipe_is_where_the_result_is(browser, stack, clip):
     halves = []
     for wipe in (0, 100):
         page.evaluate(
-            "(w) => { const r = document.querySelector('.wipe'); r.value = w; r.dispatchEvent(new Event('input')); }",
+            """(share) => {
+              const range = document.querySelector(".wipe");
+              range.value = share;
+              range.dispatchEvent(new Event("input"));
+            }""",
             wipe,
         )
         page.wait_for_timeout(200)
@@ -118,7 +126,9 @@ def psnr(first, second):
 
 
 def test_a_job_outlives_a_reload_and_the_broker(browser, stack, big_buck_bunny):
-    """Reloaded in the middle, the page knows all; the broker killed in the middle, it says so, and goes on by itself."""
+    """Reloaded in the middle, the page knows all; the broker killed in the middle, it says so,
+    and goes on by itself.
+    """
     browser.may_fail = True
     page = browser()
     choose(page, big_buck_bunny)
@@ -139,7 +149,9 @@ def test_a_job_outlives_a_reload_and_the_broker(browser, stack, big_buck_bunny):
 
 
 def test_a_job_is_cancelled_and_sent_again(browser, stack, big_buck_bunny):
-    """The GPU is stopped; the retry is a job of its own, which leads back; its edit can be changed and sent anew."""
+    """The GPU is stopped; the retry is a job of its own, which leads back; its edit can be
+    changed and sent anew.
+    """
     page = browser(f"#{stack.submit(stack.upload(big_buck_bunny)).removeprefix('/api')}")
     cancelled = page.url
     page.wait_for_selector(".history :text('Editing')")
@@ -158,7 +170,9 @@ def test_a_job_is_cancelled_and_sent_again(browser, stack, big_buck_bunny):
 
 
 def test_an_upload_goes_on_after_a_cut(browser, clip, tmp_path):
-    """The line is cut, the page loaded anew, the same file chosen again: only what is missing is sent."""
+    """The line is cut, the page loaded anew, the same file chosen again: only what is missing is
+    sent.
+    """
     browser.may_fail = True
     large = tmp_path / "large.mp4"
     room = 130_000_000
@@ -199,7 +213,9 @@ def part_of(url):
 
 
 def test_what_is_no_video_is_refused_with_a_reason(browser, tmp_path, stack):
-    """A text at once, by name; what only looks like a video by the worker, in a sentence, and nothing is lost."""
+    """A text at once, by name; what only looks like a video by the worker, in a sentence, and
+    nothing is lost.
+    """
     page = browser()
     notes, broken = tmp_path / "notes.txt", tmp_path / "broken.mp4"
     notes.write_text("no video")
@@ -216,7 +232,9 @@ def test_what_is_no_video_is_refused_with_a_reason(browser, tmp_path, stack):
 
 
 def test_the_request_can_be_written_by_hand(browser, clip):
-    """What is typed is what is edited; what is wrong is said with its field; curl and the console get the same."""
+    """What is typed is what is edited; what is wrong is said with its field; curl and the
+    console get the same.
+    """
     browser.may_fail = True
     page = browser()
     choose(page, clip)
@@ -284,7 +302,9 @@ def test_highlights_texts_and_clips(browser, stack, clip):
 
 
 def test_the_edit_survives_what_people_do(browser, clip, tmp_path):
-    """Looking at other types and other screens, a reload, nonsense in a field, a file with an odd name."""
+    """Looking at other types and other screens, a reload, nonsense in a field, a file with an
+    odd name.
+    """
     browser.may_fail = True  # quotes of edits that are not whole yet
     odd = tmp_path / "cash $& $$ 'x' ü.mp4"
     odd.write_bytes(clip.read_bytes())
@@ -346,7 +366,9 @@ def test_several_files_and_another_type(browser, clip, tmp_path):
 
 
 def test_an_upload_goes_on_while_other_screens_are_looked_at(browser, stack, clip):
-    """And what waits for it is sent when it is over, without taking anybody away from where they are."""
+    """And what waits for it is sent when it is over, without taking anybody away from where they
+    are.
+    """
     page = browser()
     held = []
     page.route("**/uploads/*/bunny.mp4?*", lambda route: held.append(route))
@@ -404,7 +426,9 @@ def test_by_keyboard_alone(browser, clip, is_accessible):
     "size", [pytest.param({}, id="desk-light"), pytest.param(PHONE, id="phone-dark")]
 )
 def test_all_screens_are_accessible(browser, stack, clip, is_accessible, size):
-    """By axe-core, without a violation, at both sizes and in both schemes; nothing scrolls sideways."""
+    """By axe-core, without a violation, at both sizes and in both schemes; nothing scrolls
+    sideways.
+    """
     page = browser(**size)
     is_accessible(page, "new export, empty")
     choose(page, clip)
@@ -443,7 +467,9 @@ def test_all_screens_are_accessible(browser, stack, clip, is_accessible, size):
 
 
 def test_the_list_is_live_and_can_be_searched(browser, stack, clip):
-    """A job that somebody sends appears by itself; filters and words narrow the list, and the address keeps them."""
+    """A job that somebody sends appears by itself; filters and words narrow the list, and the
+    address keeps them.
+    """
     page = browser("#/jobs")
     page.wait_for_selector("h1:text('Jobs')")
     url = stack.submit(stack.upload(clip, "needle.mp4"))
@@ -599,7 +625,8 @@ def test_the_picture_shows_what_the_worker_makes(browser):
         const crop = cropAt(params, moments[index], 1280, 720);
         const map = pieces("framing", params, 10);
         const seconds = map.reduce((sum, piece) => sum + piece.seconds, 0);
-        return [crop.x, crop.y, crop.width, crop.height, seconds, sourceOf(map, (seconds * moments[index]) / 12).moment];
+        const { moment } = sourceOf(map, (seconds * moments[index]) / 12);
+        return [crop.x, crop.y, crop.width, crop.height, seconds, moment];
       });
     }"""
     for found, params, moment in zip(

@@ -1,7 +1,8 @@
-"""The routes that older clients speak, over the same service: each with its own names, and four statuses instead of five.
+"""The routes of older clients, over the same service: each with its own names and four statuses.
 
-There a cancelled job reads `error`, "Cancelled by user". A job that names a project and no video takes the newest finished framing,
-multi_clip or upscale export of that project: what those clients call its working video.
+A cancelled job has the status `error` and the error "Cancelled by user". A job that names a project
+but no video takes the project's newest finished framing, multi_clip or upscale export, which those
+clients call its working video.
 """
 
 import json
@@ -44,14 +45,14 @@ LISTED = 100
 async def start(request: Request) -> Response:
     """Start an export (first API). Params stand beside `project_id`, or under `params`."""
     job_type = _job_type(request)
-    asked = await requests.body(request, StartRequest)
+    fields = await requests.body(request, StartRequest)
     user, service = requests.user(request), requests.service(request)
-    key = asked.input_key or await _working_video(
-        service, user, asked.project_id, job_type, asked.params
+    key = fields.input_key or await _working_video(
+        service, user, fields.project_id, job_type, fields.params
     )
-    text = json.dumps({**asked.job_fields, "type": job_type, "input_key": key})
-    # It may take thirty times as much memory as the text, and the text may have to wait for its turn.
-    del asked
+    text = json.dumps({**fields.job_fields, "type": job_type, "input_key": key})
+    # The fields may take thirty times the text's memory, and the text may wait for its turn.
+    del fields
     job = await requests.validated(JobRequest, text)
     stored, _ = await service.submit(
         user, job, requests.idempotency_key(request), traceparent=requests.traceparent(request)
@@ -60,7 +61,7 @@ async def start(request: Request) -> Response:
 
 
 async def status(request: Request) -> Response:
-    """Look at an export (first API)."""
+    """Get an export (first API)."""
     _job_type(request)
     return requests.json(ExportStatus.of(await _job(request)))
 
@@ -68,17 +69,21 @@ async def status(request: Request) -> Response:
 async def jobs(request: Request) -> Response:
     """List your newest exports (first API)."""
     page = await requests.service(request).page(requests.user(request), JobFilter(), None, LISTED)
-    return requests.json(ExportJobList(jobs=[ExportJob.of(job) for job in page.jobs]))
+    return requests.json(
+        ExportJobList(jobs=[ExportJob.of(requests.view(request, job)) for job in page.jobs])
+    )
 
 
 async def active(request: Request) -> Response:
-    """List your exports that are under way: what a page asks for when it comes back."""
+    """List your exports that have not ended, for a page that is loaded again."""
     page = await requests.service(request).page(requests.user(request), _OPEN, None, LISTED)
-    return requests.json(ExportList(exports=[ExportSummary.of(job) for job in page.jobs]))
+    return requests.json(
+        ExportList(exports=[ExportSummary.of(requests.view(request, job)) for job in page.jobs])
+    )
 
 
 async def remote_status(request: Request) -> Response:
-    """Say whether an export still runs, and what became of it."""
+    """Get whether an export runs, and its outcome."""
     return requests.json(RemoteStatus.of(await _job(request)))
 
 
@@ -92,23 +97,24 @@ async def cancel(request: Request) -> Response:
 
 
 async def upscale(request: Request) -> Response:
-    """Send a video and its keyframes in one form. The file goes to the bucket as it arrives, and is removed with the job's end."""
-    user, service, uploads = (
-        requests.user(request),
-        requests.service(request),
-        request.state.uploads,
-    )
-    service.check_open()  # before a gigabyte has come in
+    """Submit a video and its keyframes in one form.
+
+    The file goes to the bucket as it arrives. The job's end removes it.
+    """
+    user, service = requests.user(request), requests.service(request)
+    # Refused before a gigabyte has arrived.
+    service.check_open()
+    uploads: UploadService = request.state.uploads
     file = uploads.incoming(user)
     try:
-        fields = await read_form(request, "video", file)
+        form = await read_form(request, "video", file)
         if await file.complete() == 0:
             raise InvalidRequest([("/video", "send the video as a file")])
-        asked = await requests.validated(UpscaleFields, json.dumps(fields))
-        given_id, text = asked.export_id, json.dumps(asked.job_fields(file.key))
+        fields = await requests.validated(UpscaleFields, json.dumps(form))
+        given_id, text = fields.export_id, json.dumps(fields.job_fields(file.key))
         job_id = _new_job_id(user, given_id)
         # As above.
-        del asked
+        del fields
         job = await requests.validated(JobRequest, text)
         stored = await _known(service, user, job_id)
         if stored is None:
@@ -117,7 +123,8 @@ async def upscale(request: Request) -> Response:
         with anyio.CancelScope(shield=True):
             await file.discard()
         raise
-    if stored.input_key != file.key:  # sent again: the first one's file is the job's
+    # A repeated form: the job has the first file.
+    if stored.input_key != file.key:
         await file.discard()
     export_id = given_id or stored.id
     return requests.json(
@@ -140,7 +147,7 @@ async def presigned_url(request: Request) -> Response:
 
 
 def as_job_id(user: str, export_id: str) -> str:
-    """Returns the job id for an id that a client has made up: itself if it is a UUID, else one that follows from it."""
+    """Returns the job id for a client's id: the id itself if it is a UUID, else a derived one."""
     try:
         return str(uuid.UUID(export_id))
     except ValueError:
@@ -148,7 +155,7 @@ def as_job_id(user: str, export_id: str) -> str:
 
 
 def _new_job_id(user: str, export_id: str | None) -> str:
-    """Returns the id of a job that is to be made; raises InvalidRequest where a client may not choose it."""
+    """Returns the id of a new job; raises InvalidRequest where a client may not choose it."""
     if export_id is None:
         return str(uuid.uuid4())
     job_id = as_job_id(user, export_id)
@@ -168,14 +175,18 @@ async def _working_video(
     only = JobFilter(status=(JobStatus.COMPLETE,), type=_WORKING, project_id=project_id)
     found = await service.page(user, only, None, 1)
     if not found.jobs:
-        sentence = "no working video found: give an input_key, or finish a framing export of this project first"
+        sentence = (
+            "no working video found: give an input_key, or finish a framing export of this "
+            "project first"
+        )
         raise InvalidRequest([("/project_id", sentence)], status=400)
     return found.jobs[0].output_key
 
 
 async def _job(request: Request) -> JobView:
     service = requests.service(request)
-    return service.view(await service.job(requests.user(request), _job_id(request)))
+    job = await service.job(requests.user(request), _job_id(request))
+    return requests.view(request, job)
 
 
 def _job_id(request: Request) -> str:

@@ -1,4 +1,4 @@
-"""A multipart form (RFC 7578) with one large file, read as it arrives: the file goes on at once, the fields are kept."""
+"""A multipart form (RFC 7578) with one large file, which is passed on as it arrives."""
 
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
@@ -26,13 +26,13 @@ class Sink(Protocol):
 
 
 async def read_form(request: Request, file_name: str, sink: Sink) -> dict[str, str]:
-    """Reads a form: the part called `file_name` is written into `sink`, all others are returned.
+    """Reads a form: writes the part `file_name` into `sink`, and returns the other fields.
 
     Raises:
-        HTTPException: 415 where it is no form.
-        InvalidRequest: it is a broken one.
-        BodyTooLarge: its fields are over the body limit; the file's limit is the sink's.
-        TooSlow: nothing came for too long.
+        HTTPException: 415 where the body is no form.
+        InvalidRequest: the form is broken.
+        BodyTooLarge: the fields are over the body limit; the sink limits the file.
+        TooSlow: nothing arrived for too long.
     """
     settings: Settings = request.state.settings
     kind, options = parse_options_header(request.headers.get("content-type"))
@@ -57,7 +57,7 @@ async def read_form(request: Request, file_name: str, sink: Sink) -> dict[str, s
 
 
 async def _chunks(request: Request, seconds: float) -> AsyncIterator[bytes]:
-    """Yields what arrives, as long as something does every so many seconds."""
+    """Yields what arrives; raises TooSlow after so many seconds without data."""
     stream = request.stream()
     while True:
         try:
@@ -72,7 +72,7 @@ async def _chunks(request: Request, seconds: float) -> AsyncIterator[bytes]:
 
 @dataclass
 class _Form:
-    """Takes what the parser finds."""
+    """Collects what the parser finds."""
 
     file_name: str
     limit: int
@@ -96,7 +96,7 @@ class _Form:
         }
 
     def taken(self) -> list[bytes]:
-        """Returns what has come of the file since it was last asked for."""
+        """Returns what has arrived of the file since the last call."""
         taken, self._file = self._file, []
         return taken
 

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from broker.api.routes import OPERATIONS
+from broker.api.routes import ROUTES
 from broker.store.jobs import JobStore
 from tests.broker.api.calls import on_one_database
 
@@ -30,7 +30,7 @@ async def test_no_answer_can_be_framed(client):
     pages = [await client.get(path) for path in ("/", "/docs")]
     named = re.compile(r'(?:src|href)="((?:web|docs)/[^"]+)"')
     files = {f"/{path}" for page in pages for path in named.findall(page.text)}
-    paths = {re.sub(r"\{\w+\}", "none", operation.path) for operation in OPERATIONS}
+    paths = {re.sub(r"\{\w+\}", "none", operation.path) for operation in ROUTES}
     others = {"/", "/docs", "/docs/", "/docs/files/", "/web/", "/openapi.json", "/nothing"}
     statuses = set()
     for path in sorted(files | paths | others):

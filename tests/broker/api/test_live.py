@@ -170,7 +170,7 @@ async def stir(client, url):
     for number in range(12):
         job, _ = await asyncio.to_thread(store.load, job_id)
         change = JobChange(message=f"move {number}")
-        await asyncio.to_thread(store.move, job, EventKind.PROGRESS, change)
+        await asyncio.to_thread(store.transition, job, EventKind.PROGRESS, change)
         await asyncio.sleep(random.random() * 0.01)
     await client.post(f"{url}/cancel")
 
@@ -201,7 +201,7 @@ async def test_a_slow_watcher_and_one_told_in_the_wrong_order_miss_nothing(clien
     for number in range(100):
         job, _ = await asyncio.to_thread(store.load, job_id)
         change = JobChange(message=f"move {number}")
-        await asyncio.to_thread(store.move, job, EventKind.PROGRESS, change)
+        await asyncio.to_thread(store.transition, job, EventKind.PROGRESS, change)
     for event in [*held[1::2], *held[::2], held[5]]:
         announce(*event)
     store._on_event = announce
@@ -314,7 +314,7 @@ async def test_an_end_that_comes_while_one_asks_is_told(served, monkeypatch):
             seen = version(self, job_id, user_id)
             monkeypatch.undo()
             job, _ = store.load(job_id)
-            store.move(job, EventKind.CANCELLED, JobChange(status="cancelled"))
+            store.transition(job, EventKind.CANCELLED, JobChange(status="cancelled"))
             return seen
 
         after = version(

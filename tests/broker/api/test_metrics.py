@@ -20,7 +20,7 @@ from sqlalchemy.exc import OperationalError
 
 from broker.bucket import open_bucket
 from broker.ops.metrics import Metrics
-from broker.ops.overview import FleetService
+from broker.ops.overview import Overview
 from schemas.keys import object_key
 from tests.broker.api.calls import JOB, on_one_database, until
 from tests.broker.provider import Worker, refuse
@@ -182,7 +182,7 @@ async def test_what_cannot_be_seen_is_not_a_number(client, monkeypatch):
         raise OperationalError("SELECT", {}, Exception("away"))
 
     await scrape(client)
-    monkeypatch.setattr(FleetService, "backlog", away)
+    monkeypatch.setattr(Overview, "backlog", away)
     told = await scrape(client)
     assert told["database_up"] == 0
     for name in (("open_jobs", "queued"), "oldest_wait_seconds", "reconcile_lag_seconds"):

@@ -13,7 +13,7 @@ from jsonschema_rs import Draft202012Validator
 
 from broker.api.openapi import EXAMPLES, document
 from broker.api.route import Access
-from broker.api.routes import OPERATIONS
+from broker.api.routes import ROUTES
 from schemas.jobs import JobRequest, JobType
 from tests.broker.api.calls import JOB, on_one_database
 from tests.broker.api.served import API_KEY
@@ -57,7 +57,7 @@ def test_the_broker_does_what_its_document_says(served, tmp_path, measured):
     )
     assert run.returncode == 0, run.stdout[-60000:] + run.stderr[-2000:]
     tested = re.search(r"Tested: (\d+)", run.stdout)
-    assert int(tested[1]) == len(OPERATIONS) - 1
+    assert int(tested[1]) == len(ROUTES) - 1
     measured("schemathesis: " + re.search(r"Test cases:\s+(.*)", run.stdout)[1])
 
 
@@ -66,7 +66,7 @@ async def test_every_answer_is_in_the_document(client):
     """Each operation has its access, its problems and a sentence; the document says which params go with which type."""
     document = (await client.get("/openapi.json")).json()
     assert document["openapi"] == "3.1.0"
-    for operation in OPERATIONS:
+    for operation in ROUTES:
         described = document["paths"][operation.path][operation.method.lower()]
         assert described["summary"].endswith(".") or described["summary"].endswith(":")
         assert ("401" in described["responses"]) == (operation.access is not Access.PUBLIC)
@@ -118,7 +118,7 @@ def described(told):
 @pytest.mark.abuse
 def test_every_default_is_a_value_that_may_be_sent():
     """No default breaks its own schema, none is null, and no body has one."""
-    told = document(OPERATIONS)
+    told = document(ROUTES)
     defaults = dict(described(told))
     for where, schema in defaults.items():
         whole = {"allOf": [schema], "components": told["components"]}
@@ -133,7 +133,7 @@ def test_every_default_is_a_value_that_may_be_sent():
 @pytest.mark.abuse
 def test_nothing_optional_in_a_query_or_a_form_can_be_null():
     """There is no null in a URL or a form: what is optional is left out."""
-    told = document(OPERATIONS)
+    told = document(ROUTES)
     fields = told["paths"]["/api/export/upscale"]["post"]["requestBody"]["content"]
     schemas = [*fields["multipart/form-data"]["schema"]["properties"].values()]
     for path in told["paths"].values():
@@ -148,7 +148,7 @@ def test_nothing_optional_in_a_query_or_a_form_can_be_null():
 @pytest.fixture
 def folder(tmp_path):
     """A folder with the document in it."""
-    (tmp_path / "openapi.json").write_text(json.dumps(document(OPERATIONS)))
+    (tmp_path / "openapi.json").write_text(json.dumps(document(ROUTES)))
     return tmp_path
 
 
@@ -184,11 +184,11 @@ def test_linters_find_no_error_in_the_document(folder):
 @pytest.mark.abuse
 def test_types_made_from_the_document_ask_for_what_is_required_alone(folder):
     """The types take the least of each request and all examples, and nothing with a field less."""
-    told = document(OPERATIONS)
+    told = document(ROUTES)
     status, said = node_tool("openapi-typescript", "openapi.json", "-o", "api.ts", cwd=folder)
     assert status == 0, said
     samples = [*LEAST.items(), *(("JobRequest", example) for example in EXAMPLES.values())]
-    bodies = {operation.body.__name__ for operation in OPERATIONS if operation.body}
+    bodies = {operation.body.__name__ for operation in ROUTES if operation.body}
     assert bodies <= LEAST.keys()
     lines = ['import type { components } from "./api";', 'type Model = components["schemas"];']
     for number, (name, sample) in enumerate(samples):

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from typer.testing import CliRunner
 from websockets.sync.client import connect
 
-from broker.api.routes import OPERATIONS, routes
+from broker.api.routes import ROUTES, routes
 from broker.bucket import open_bucket
 from broker.cli.main import cli
 from broker.client import Client
@@ -288,5 +288,5 @@ def test_what_cannot_be_a_prefix_is_refused(settings, given):
 
 def test_a_prefix_cannot_be_any_path_of_the_broker(settings):
     """The settings refuse what any route begins with, and nothing else."""
-    paths = [part.path for part in (*OPERATIONS, *routes(settings()))]
+    paths = [part.path for part in (*ROUTES, *routes(settings()))]
     assert {path.split("/")[1] for path in paths} - {""} == OWN_PATHS

@@ -7,7 +7,7 @@ import pytest
 import websockets
 
 from broker.api.route import Access
-from broker.api.routes import OPERATIONS
+from broker.api.routes import ROUTES
 from tests.broker.api.calls import JOB, on_one_database
 from tests.broker.provider import refuse
 
@@ -26,10 +26,10 @@ BODIES = {
 }
 NAMED = [
     operation
-    for operation in OPERATIONS
+    for operation in ROUTES
     if "_id}" in operation.path and operation.access is not Access.PUBLIC
 ]
-ASKING = [operation for operation in OPERATIONS if operation.access is not Access.PUBLIC]
+ASKING = [operation for operation in ROUTES if operation.access is not Access.PUBLIC]
 
 
 @pytest.fixture

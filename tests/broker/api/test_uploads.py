@@ -10,6 +10,7 @@ from broker.ops.retention import Retention
 from broker.services import uploads
 from broker.store.engine import reading
 from broker.store.jobs import JobStore
+from broker.store.uploads import UploadStore
 from tests.broker.api.calls import JOB, on_one_database, until
 
 pytestmark = on_one_database
@@ -116,7 +117,7 @@ async def test_joined_but_not_noted_is_complete_all_the_same(client, small_parts
             == 200
         )
     with monkeypatch.context() as patch:
-        patch.setattr(uploads, "update", lambda *_: 1 / 0)
+        patch.setattr(UploadStore, "complete", lambda *_: 1 / 0)
         assert (await client.post(ticket["complete_url"])).status_code == 500
     assert (await client.post(ticket["complete_url"])).json()["bytes"] == len(film)
 
@@ -198,8 +199,10 @@ def swept(made, bucket, days):
     """What of the user's uploads is left after a sweep in so many days."""
     with reading(made.database_url) as engine:
         store = JobStore(engine)
-        store.forget = lambda *_: None  # only read: the broker has the database
-        Retention(made, store, bucket, lambda: now_ms() + days * DAY_MS).sweep()
+        known = UploadStore(engine)
+        # Only read: the broker has the database.
+        store.forget_keys = known.forget = lambda *_: None
+        Retention(made, store, known, bucket, lambda: now_ms() + days * DAY_MS).sweep()
     prefix = f"{made.user_id}/"
     return {found.key.removeprefix(prefix) for found in bucket.listed(f"{prefix}uploads/")}
 

@@ -64,7 +64,9 @@ class Office:
     def finish(self, status=JobStatus.CANCELLED):
         """A job ends; returns it."""
         job = self.store.add(self.make_job())
-        job = self.store.move(job, EventKind.ERROR, JobChange.model_validate({"status": status}))
+        job = self.store.transition(
+            job, EventKind.ERROR, JobChange.model_validate({"status": status})
+        )
         self.now = max(self.now, now_ms())
         return job
 
@@ -121,11 +123,11 @@ async def test_only_the_users_own_and_wanted_ends_are_told(office):
     """Not another user's, not other ends, and nothing while a job goes on."""
     await office.add(kinds={"job.error"})
     job = office.store.add(office.make_job())
-    office.store.move(job, EventKind.PROGRESS, JobChange.model_validate({"progress": 5}))
+    office.store.transition(job, EventKind.PROGRESS, JobChange.model_validate({"progress": 5}))
     office.finish()
     office.make_job.count += 100
     other = office.store.add(office.make_job(user_id="u2"))
-    office.store.move(
+    office.store.transition(
         other,
         EventKind.ERROR,
         JobChange.model_validate(
@@ -432,13 +434,15 @@ def test_what_is_told_is_committed_with_the_move(database_url, make_job):
     job = store.add(make_job())
     stale = job.model_copy(update={"version": 7})
     assert (
-        store.move(
+        store.transition(
             stale, EventKind.ERROR, JobChange.model_validate({"status": JobStatus.CANCELLED})
         )
         is None
     )
     assert outbox.due(now_ms(), 9) == []
-    store.move(job, EventKind.ERROR, JobChange.model_validate({"status": JobStatus.CANCELLED}))
+    store.transition(
+        job, EventKind.ERROR, JobChange.model_validate({"status": JobStatus.CANCELLED})
+    )
     assert [row.job_id for row in outbox.due(now_ms(), 9)] == [job.id]
     engine.dispose()
 

@@ -1,4 +1,4 @@
-"""What an operator types, on a real database and bucket; the provider is where nobody listens."""
+"""The operator's commands on a real database and bucket. No provider listens."""
 
 import json
 
@@ -7,8 +7,9 @@ import structlog
 from typer.testing import CliRunner
 
 from broker.bucket import open_bucket
-from broker.cli.main import WORKER_NEEDS, cli
+from broker.cli.main import cli
 from broker.clock import now_ms
+from broker.embedded.endpoint import WORKER_VARIABLES
 from broker.jobs.model import Attempt, AttemptState, EventKind, JobChange
 from broker.store.engine import open_engine
 from broker.store.jobs import JobStore
@@ -27,16 +28,17 @@ class Desk:
         self.store = JobStore(open_engine(settings.database_url))
 
     def submitted(self, token="0" * 32, **attempt):
-        """A job that the provider has."""
+        """Returns a job that the provider has accepted."""
         job = self.make_job(user_id=self.settings.user_id, created_at=now_ms(), due_at=now_ms())
         self.bucket.write(object_key(job.user_id, job.input_key), b"x")
         self.store.add(job)
         fields = {
-            "token": token, "job_id": job.id, "number": 1, "state": AttemptState.SUBMITTED, "provider": "runpod", "target": "http://127.0.0.1:9/v2/e",
-            "provider_job_id": "rp-1", "created_at": now_ms(), "submitted_at": now_ms() - 60_000,
+            "token": token, "job_id": job.id, "number": 1, "state": AttemptState.SUBMITTED,
+            "provider": "runpod", "target": "http://127.0.0.1:9/v2/e", "provider_job_id": "rp-1",
+            "created_at": now_ms(), "submitted_at": now_ms() - 60_000,
         }  # fmt: skip
         changes = {"attempt": 1, "status": JobStatus.PROCESSING, "provider_job_id": "rp-1"}
-        return self.store.move(
+        return self.store.transition(
             job, EventKind.SUBMITTED, JobChange.model_validate(changes), Attempt(**fields | attempt)
         )
 
@@ -63,14 +65,15 @@ def desk(settings, make_job, monkeypatch):
     desk = Desk(made, make_job)
     yield desk
     desk.store.close()
-    structlog.reset_defaults()  # commands log to a terminal that is gone
+    # The commands log to a terminal that is gone.
+    structlog.reset_defaults()
 
 
-def test_a_jobs_whole_story_is_told_beside_a_running_broker(desk):
-    """Its fields, attempts and events; as JSON too. One that is not there is said."""
+def test_jobs_show_works_beside_a_running_broker(desk):
+    """`jobs show` prints fields, attempts and events, as text and JSON, and names a missing job."""
     job = desk.submitted()
-    told = desk.types("jobs", "show", job.id)
-    assert all(word in told for word in (job.id, "rp-1", "accepted", "submitted"))
+    printed = desk.types("jobs", "show", job.id)
+    assert all(word in printed for word in (job.id, "rp-1", "accepted", "submitted"))
     story = json.loads(desk.types("jobs", "show", job.id, "--json"))
     assert [event["kind"] for event in story["events"]] == ["accepted", "submitted"]
     assert (story["attempts"][0]["runpod_job_id"], story["job"]["status"]) == ("rp-1", "processing")
@@ -88,16 +91,16 @@ def test_orphans_are_listed_with_what_they_cost_at_most(desk, monkeypatch):
     assert orphan["usd_at_most"] == pytest.approx(orphan["seconds_at_most"] * 0.5, rel=0.05)
 
 
-def test_a_rehearsal_tells_what_would_be_and_changes_nothing(desk):
-    """Beside a running broker: a result that nobody has seen yet, a job that nobody has sent, one that cannot be seen."""
+def test_reconcile_dry_run_lists_changes_and_makes_none(desk):
+    """Beside a running broker: an unread result, an unsent job, and a job out of sight."""
     done, unseen = desk.submitted(), desk.submitted("1" * 32)
     new = desk.store.add(desk.make_job(user_id=desk.settings.user_id, created_at=now_ms()))
     desk.worker(done).finish()
     before = [desk.store.load(job.id) for job in (done, unseen, new)]
-    told = {row["job"]: row for row in json.loads(desk.types("reconcile", "--dry-run", "--json"))}
-    assert told[done.id]["would be"] == "complete, attempt 1"
-    assert told[new.id]["would be"] == "sent, attempt 1"
-    assert told[unseen.id]["would be"] == "cannot be seen"
+    rows = {row["job"]: row for row in json.loads(desk.types("reconcile", "--dry-run", "--json"))}
+    assert rows[done.id]["would be"] == "complete, attempt 1"
+    assert rows[new.id]["would be"] == "sent, attempt 1"
+    assert rows[unseen.id]["would be"] == "cannot be seen"
     assert [desk.store.load(job.id) for job in (done, unseen, new)] == before
     assert desk.bucket.size(desk.worker(unseen, "1" * 32).key("stop.json")) is None
 
@@ -134,7 +137,7 @@ def test_a_sweep_lists_before_it_removes(desk, monkeypatch):
     """The same objects; and removes only where no broker runs."""
     job = desk.submitted()
     document = desk.worker(job).start("rp-1") or desk.worker(job).key("started.json")
-    desk.store.move(
+    desk.store.transition(
         job,
         EventKind.ERROR,
         JobChange.model_validate(
@@ -153,7 +156,7 @@ def test_a_sweep_lists_before_it_removes(desk, monkeypatch):
 
 
 def test_a_drain_needs_a_running_broker(desk):
-    """It is the broker that sends."""
+    """Only the broker sends jobs."""
     assert "did not do it" in desk.types("drain", code=1)
 
 
@@ -164,7 +167,7 @@ def test_a_missing_setting_is_named(desk, monkeypatch):
 
 
 def test_keys_are_made_by_the_running_broker(desk, monkeypatch):
-    """Shown once, listed without what they are, revoked; on SQLite it alone may write."""
+    """The broker shows a key once, lists keys without their secrets, and revokes keys."""
     desk.store.close()
     with serve(desk.settings, Provider()) as served:
         monkeypatch.setenv("REELBROKER_PORT", served.url.rpartition(":")[2])
@@ -184,7 +187,7 @@ def test_keys_are_made_by_the_running_broker(desk, monkeypatch):
 
 
 def test_the_bucket_gets_its_rules_and_keeps_its_others(desk, monkeypatch):
-    """Pages of the settings' origins may put and get; asked twice, the rules are there once."""
+    """Pages of the settings' origins may put and get. A second setup adds no second rule."""
     monkeypatch.setenv("REELBROKER_CORS_ORIGINS", "https://app.example")
     client, name = desk.bucket._client, desk.settings.r2_bucket_name
     before = client.get_bucket_cors(Bucket=name)["CORSRules"]
@@ -205,18 +208,15 @@ def test_the_bucket_gets_its_rules_and_keeps_its_others(desk, monkeypatch):
 
 
 def test_a_worker_needs_an_environment_or_a_stack(monkeypatch, tmp_path):
-    """What is missing is named; without a queue the SDK would run a test job, which nobody asked for."""
-    for name in WORKER_NEEDS:
+    """The command names missing settings. Without a queue, the SDK runs a test job."""
+    for name in WORKER_VARIABLES:
         monkeypatch.setenv(name, "set")
     monkeypatch.delenv("R2_BUCKET_NAME")
     monkeypatch.setenv("RUNPOD_WEBHOOK_GET_JOB", "")
     result = CliRunner().invoke(cli, ["worker"])
-    assert (result.exit_code, result.stderr.splitlines()) == (
-        2,
-        [
-            "not in the environment: R2_BUCKET_NAME, RUNPOD_WEBHOOK_GET_JOB (--folder joins a stack on this machine)"
-        ],
-    )
+    missing = "not in the environment: R2_BUCKET_NAME, RUNPOD_WEBHOOK_GET_JOB"
+    hint = "(--folder joins a stack on this machine)"
+    assert (result.exit_code, result.stderr.splitlines()) == (2, [f"{missing} {hint}"])
     (tmp_path / "ended").mkdir()
     (tmp_path / "ended" / "stack.json").write_text("{}")
     for folder in ("none", "ended"):

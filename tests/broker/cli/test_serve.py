@@ -1,4 +1,4 @@
-"""`reelbroker serve` as systemd starts it: the listening socket outlives the broker, so a restart refuses nobody."""
+"""`reelbroker serve` under systemd: the listening socket outlives the broker."""
 
 import signal
 import socket
@@ -25,8 +25,8 @@ def environment(settings):
     return environment_of(settings())
 
 
-def test_a_restart_refuses_nobody(environment, tmp_path):
-    """Requests on a connection each, without trying again: those that come while no broker runs wait in the socket."""
+def test_a_restart_refuses_no_connection(environment, tmp_path):
+    """Connections that arrive while no broker runs wait in the socket. No client retries."""
     over, answers = threading.Event(), []
     with (
         socket.create_server(("127.0.0.1", 0), backlog=512) as listening,
@@ -34,7 +34,7 @@ def test_a_restart_refuses_nobody(environment, tmp_path):
     ):
         url = f"http://127.0.0.1:{listening.getsockname()[1]}/healthz"
 
-        def ask():
+        def send():
             while not over.is_set():
                 answers.append(
                     httpx.get(url, headers={"Connection": "close"}, timeout=30).status_code
@@ -43,7 +43,7 @@ def test_a_restart_refuses_nobody(environment, tmp_path):
         process = serve(listening, environment, log)
         try:
             assert httpx.get(url, timeout=30).status_code == 200
-            threads = [threading.Thread(target=ask) for _ in range(4)]
+            threads = [threading.Thread(target=send) for _ in range(4)]
             for thread in threads:
                 thread.start()
             while len(answers) < len(threads):
@@ -64,7 +64,7 @@ def test_a_restart_refuses_nobody(environment, tmp_path):
 
 
 def test_a_broker_that_cannot_begin_says_why_in_a_line(environment, database_url):
-    """Another one has its database: no traceback, and an exit code that a supervisor sees."""
+    """Another broker has the database: an exit code for a supervisor, and no traceback."""
     engine = open_engine(database_url)
     command = [sys.executable, "-m", "broker.cli.main", "serve"]
     ended = subprocess.run(

@@ -1,4 +1,4 @@
-"""What a developer types, against a broker on a real port: each command, its exit code, and its JSON."""
+"""The developer's commands against a broker on a real port: output, exit codes and JSON."""
 
 import json
 import re
@@ -17,7 +17,7 @@ from tests.broker.test_client import finish_soon
 
 @pytest.fixture
 def database_url(tmp_path):
-    """SQLite: a terminal sees nothing of the database."""
+    """SQLite is enough: the commands use HTTP only."""
     return f"sqlite:///{tmp_path}/broker.db"
 
 
@@ -25,9 +25,8 @@ def database_url(tmp_path):
 def shell(settings, monkeypatch):
     """A terminal with a broker in its environment."""
     made, provider = settings(), Provider()
-    log_to_stderr(
-        "CRITICAL"
-    )  # the broker is in this process, and what it says is not the command's
+    # The broker runs in this process, and its log is not the command's output.
+    log_to_stderr("CRITICAL")
     with serve(made, provider) as served:
         monkeypatch.setenv("REELBROKER_URL", served.url)
         monkeypatch.setenv("REELBROKER_API_KEY", API_KEY)
@@ -52,7 +51,7 @@ def test_the_whole_journey_is_one_line(shell, tmp_path):
     video.write_bytes(b"a video")
     params.write_text('{"output_width": 270, "output_height": 480}')
     working = finish_soon(shell.provider, shell.bucket)
-    told = shell.types(
+    printed = shell.types(
         "submit",
         video,
         "--params",
@@ -67,7 +66,7 @@ def test_the_whole_journey_is_one_line(shell, tmp_path):
         "--json",
     )
     working.join()
-    job = json.loads(told)
+    job = json.loads(printed)
     assert (job["status"], job["project_id"], job["metadata"], job["params"]["output_width"]) == (
         "complete",
         7,
@@ -99,11 +98,11 @@ def test_a_job_that_fails_or_is_cancelled_has_an_exit_code_of_its_own(shell):
     assert json.loads(shell.types("retry", job, "--json"))["retry_of"] == job
 
 
-def test_what_is_wrong_is_said_before_anything_is_sent(shell, tmp_path):
-    """2, by the field's name, and no upload."""
+def test_a_wrong_command_line_sends_nothing(shell, tmp_path):
+    """Exit code 2, with the field's name and without an upload."""
     video = tmp_path / "clip.mp4"
     video.write_bytes(b"a video")
-    for words, told in [
+    for words, message in [
         (("submit", video, "--params", '{"end_time": "x"}'), "/params/end_time"),
         (("submit", video, "--params", "{"), "no JSON"),
         (("submit", video, "--params", tmp_path / "none.json"), "No such file"),
@@ -114,7 +113,7 @@ def test_what_is_wrong_is_said_before_anything_is_sent(shell, tmp_path):
         (("submit", video, "-o", tmp_path / "none" / "out.mp4"), "there is no folder"),
         (("download", "some-job", tmp_path), "is a folder"),
     ]:
-        assert told in shell.types(*words, code=2)
+        assert message in shell.types(*words, code=2)
     assert list(shell.bucket.listed(f"{shell.user}/uploads/")) == []
     assert "not_found" not in shell.types("watch", "none", code=1)
     key = shell.types("upload", video).strip()
@@ -122,8 +121,8 @@ def test_what_is_wrong_is_said_before_anything_is_sent(shell, tmp_path):
 
 
 def test_a_quote_reads_its_params_from_standard_input(shell):
-    """As all that takes params does."""
-    told = shell.types(
+    """`--params -`, as for `submit`."""
+    printed = shell.types(
         "quote",
         "a.mp4",
         "--params",
@@ -132,24 +131,24 @@ def test_a_quote_reads_its_params_from_standard_input(shell):
         "4",
         input='{"output_width": 540, "output_height": 960}',
     )
-    assert told.startswith("4 s of video: ")
+    assert printed.startswith("4 s of video: ")
     assert (
         json.loads(shell.types("quote", "a.mp4", "--seconds", "4", "--json"))["source_known"]
         is True
     )
 
 
-def test_a_broker_that_is_not_there_is_said_in_a_line(monkeypatch):
-    """1, with where it was looked for."""
+def test_a_missing_broker_is_an_error_in_one_line(monkeypatch):
+    """Exit code 1, with the broker's address."""
     monkeypatch.setenv("REELBROKER_URL", "http://127.0.0.1:9")
-    monkeypatch.setattr("broker.client.AGAIN_SECONDS", (0.01,))
+    monkeypatch.setattr("broker.client.RETRY_SECONDS", (0.01,))
     result = CliRunner().invoke(cli, ["jobs", "list"])
     assert (result.exit_code, "http://127.0.0.1:9" in result.output) == (1, True)
 
 
 @pytest.mark.abuse
-def test_what_a_worker_tells_steers_no_terminal(shell):
-    """A job's error may quote its source: `watch`, the list, and JSON show it spelled out."""
+def test_a_workers_error_steers_no_terminal(shell):
+    """An error may quote its source. `watch`, `jobs list` and JSON escape control characters."""
     shell.bucket.write(f"{shell.user}/a.mp4", b"a video")
     job = json.loads(shell.types("submit", "a.mp4", "--json"))
     attack = "\x1b]0;owned\x07\x9b2J\u202e"
@@ -157,10 +156,10 @@ def test_what_a_worker_tells_steers_no_terminal(shell):
         time.sleep(0.05)
     output = {"error_code": "invalid_media", "retryable": False}
     shell.provider.only().update(status="FAILED", error=f"Not a video: {attack}", output=output)
-    told = [shell.types("watch", job["job_id"], code=1), shell.types("jobs", "list")]
+    texts = [shell.types("watch", job["job_id"], code=1), shell.types("jobs", "list")]
     as_json = shell.types("watch", job["job_id"], "--json", code=1)
-    for shown in (*told, as_json):
+    for shown in (*texts, as_json):
         assert not set("\x1b\x07\x9b\u202e") & set(shown)
-    for shown in told:
+    for shown in texts:
         assert r"Not a video: \x1b]0;owned\x07\x9b2J\u202e" in shown
     assert json.loads(as_json)["error"].endswith(attack)

@@ -1,4 +1,4 @@
-"""The embedded store does what R2 does, as far as we use it, and keeps what it was given."""
+"""The embedded store does what the project needs of R2, and keeps its objects."""
 
 import os
 import signal
@@ -121,7 +121,7 @@ def listening(url):
 
 
 def first_bytes(port, tls=None):
-    """What a port answers to the beginning of a gRPC call, in the clear or through TLS without a certificate."""
+    """Returns a port's answer to a gRPC call, in the clear or in TLS without a certificate."""
     with socket.create_connection(("127.0.0.1", port), timeout=5) as plain:
         try:
             with plain if tls is None else tls.wrap_socket(plain) as channel:
@@ -131,8 +131,8 @@ def first_bytes(port, tls=None):
             return b""
 
 
-def asked(method, port, path):
-    """The answer to a request without a key from another site's page; None where HTTP is not spoken."""
+def fetched(method, port, path):
+    """Returns the answer to a request of another site's page, or None from a port without HTTP."""
     try:
         headers = {"Origin": "http://elsewhere.test"}
         return httpx.request(method, f"http://127.0.0.1:{port}{path}", headers=headers, timeout=5)
@@ -142,12 +142,13 @@ def asked(method, port, path):
 
 @pytest.mark.abuse
 def test_no_port_gives_out_or_deletes_an_object_without_a_key(object_store):
-    """Each port that the store listens on is asked for an object and for its deletion, by all names that it has."""
+    """A GET and a DELETE of an object, on each port and by each of the object's names."""
     bucket, key = view(object_store), "u/private.mp4"
     bucket.write(key, b"a private film")
     deadline = time.monotonic() + 20
     while (ports := listening(object_store.url)) != set(object_store.ports.values()):
-        assert time.monotonic() < deadline  # the admin part comes up last
+        # The admin part starts last.
+        assert time.monotonic() < deadline
         time.sleep(0.1)
     paths = [
         f"/buckets/{object_store.bucket}/{key}",
@@ -160,13 +161,13 @@ def test_no_port_gives_out_or_deletes_an_object_without_a_key(object_store):
         "/dir/assign",
         "/dir/lookup?volumeId=1",
     ]
-    told = [
-        asked(method, port, path)
+    answers = [
+        fetched(method, port, path)
         for method in ("GET", "DELETE")
         for port in ports
         for path in paths
     ]
-    replies = [reply for reply in told if reply is not None]
+    replies = [reply for reply in answers if reply is not None]
     assert len(replies) == 2 * 5 * len(paths)
     assert not [reply for reply in replies if b"private film" in reply.content]
     listings = [reply for reply in replies if key not in reply.url.path]
@@ -188,7 +189,7 @@ def test_no_port_gives_out_or_deletes_an_object_without_a_key(object_store):
 
 @pytest.mark.abuse
 def test_no_grpc_port_talks_to_a_client_without_a_certificate(object_store):
-    """`weed shell` and its kind get no further than the handshake: in the clear, and through TLS."""
+    """`weed shell` and others fail at the handshake, in the clear and through TLS."""
     anybody = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     anybody.check_hostname, anybody.verify_mode = False, ssl.CERT_NONE
     anybody.set_alpn_protocols(["h2"])

@@ -1,4 +1,4 @@
-"""RunPod's states and lifetimes, with time in the test's hand."""
+"""RunPod's states and lifetimes, at times that the tests choose."""
 
 import json
 import sqlite3
@@ -33,46 +33,43 @@ def add(queue, name="a", now=0.0, **overrides):
 
 
 def test_jobs_are_handed_out_oldest_first_and_once(queue):
-    """Two workers never hold one job."""
+    """Two workers never hold the same job."""
     add(queue, "a", 0), add(queue, "b", 1), add(queue, "c", 2)
-    assert [job.id for job in queue.take("w1", 2, 5)] == ["a", "b"]
-    assert [job.id for job in queue.take("w2", 2, 5)] == ["c"]
-    assert queue.take("w3", 2, 5) == []
+    assert [queue.take(worker, 5).id for worker in ("w1", "w1", "w2")] == ["a", "b", "c"]
+    assert queue.take("w3", 5) is None
 
 
 def test_the_status_has_the_fields_that_have_a_value(queue):
     """Durations in milliseconds; nothing that is not known."""
     job = add(queue)
     assert job.status() == {"id": "a", "status": "IN_QUEUE"}
-    queue.take("w1", 1, 2.5)
+    queue.take("w1", 2.5)
     queue.progress("w1", job, {"progress": 5}, 3)
     assert job.status() == {
         "id": "a",
         "status": "IN_PROGRESS",
-        "delayTime": 2500,
         "workerId": "w1",
         "output": {"progress": 5},
     }
-    queue.done("w1", job, {"ok": 1}, None, 4)
-    assert job.status() | {"output": None} == {
-        "id": "a", "status": "COMPLETED", "delayTime": 2500, "executionTime": 1500, "workerId": "w1", "output": None,
-    }  # fmt: skip
+    queue.finish("w1", job, {"ok": 1}, None, 4)
+    ended = {"status": "COMPLETED", "executionTime": 1500, "output": {"ok": 1}}
+    assert job.status() == {"id": "a", "workerId": "w1"} | ended
 
 
 def test_progress_after_the_end_is_ignored(queue):
     """A late message does not un-finish a job."""
     job = add(queue)
-    queue.take("w1", 1, 0)
-    queue.done("w1", job, {"ok": 1}, None, 1)
+    queue.take("w1", 0)
+    queue.finish("w1", job, {"ok": 1}, None, 1)
     queue.progress("w1", job, {"progress": 5}, 2)
     assert (job.state, job.output) == (State.COMPLETED, {"ok": 1})
-    assert not queue.done("w1", job, None, "late", 3)
+    assert not queue.finish("w1", job, None, "late", 3)
 
 
 def test_a_worker_that_names_its_job_keeps_it(queue):
     """A ping without the job's name is no proof of life for the job."""
     job = add(queue)
-    queue.take("w1", 1, 0)
+    queue.take("w1", 0)
     for now in range(0, 60, 2):
         queue.ping("w1", ["a"], now)
         queue.expire(now)
@@ -84,132 +81,95 @@ def test_a_worker_that_names_its_job_keeps_it(queue):
 
 
 def test_a_job_is_lost_once_and_then_failed(queue):
-    """The platform's own retry, with its words."""
+    """RunPod's own retry, with RunPod's error text."""
     job = add(queue)
-    queue.take("w1", 1, 0)
+    queue.take("w1", 0)
     assert queue.expire(11) == []
     assert (job.state, job.retries) == (State.IN_QUEUE, 1)
-    queue.take("w2", 1, 12)
+    queue.take("w2", 12)
     assert queue.expire(23) == [job]
     assert (job.state, job.error) == (State.FAILED, LOST)
 
 
 def test_a_result_from_a_worker_that_was_given_up_counts(queue):
-    """And the one that took over is told to stop."""
+    """The queue stops the worker that took over."""
     job = add(queue)
-    queue.take("w1", 1, 0)
+    queue.take("w1", 0)
     queue.expire(11)
-    queue.take("w2", 1, 12)
-    assert queue.done("w1", job, {"ok": 1}, None, 13)
+    queue.take("w2", 12)
+    assert queue.finish("w1", job, {"ok": 1}, None, 13)
     assert (job.state, job.worker_id) == (State.COMPLETED, "w1")
-    assert queue.stops_for("w2") == ["a"]
-    assert queue.stops_for("w2") == []
+    assert queue.pop_stops("w2") == ["a"]
+    assert queue.pop_stops("w2") == []
 
 
 def test_a_job_that_runs_too_long_is_timed_out_and_stopped(queue):
     """executionTimeout counts from the take; the progress so far is no output."""
     job = add(queue, execution_timeout=30)
-    queue.take("w1", 1, 100)
+    queue.take("w1", 100)
     for now in range(100, 134, 2):
         queue.progress("w1", job, {"progress": 1}, now)
         queue.expire(now)
     assert (job.state, job.output) == (State.TIMED_OUT, None)
-    assert queue.stops_for("w1") == ["a"]
+    assert queue.pop_stops("w1") == ["a"]
 
 
 def test_a_stop_is_repeated_until_the_worker_lets_go(queue):
     """The SDK loses a stop that comes too early; its pings show that it works on."""
     job = add(queue)
-    queue.take("w1", 1, 0)
+    queue.take("w1", 0)
     queue.cancel(job, 1)
-    assert queue.stops_for("w1") == ["a"]
+    assert queue.pop_stops("w1") == ["a"]
     queue.ping("w1", ["a"], 2)
-    assert queue.stops_for("w1") == ["a"]
+    assert queue.pop_stops("w1") == ["a"]
     queue.ping("w1", [], 4)
-    assert queue.stops_for("w1") == []
+    assert queue.pop_stops("w1") == []
 
 
-def test_a_stop_does_not_outlive_its_run(queue):
-    """A retried job that comes back to the same worker is not hit by the stop of its earlier run."""
-    job = add(queue, execution_timeout=5)
-    queue.take("w1", 1, 0)
-    queue.expire(6)
-    queue.retry(job, 7)
-    queue.take("w1", 1, 8)
-    assert queue.stops_for("w1") == []
-
-
-def test_a_lost_job_is_next_and_its_delay_counts_anew(queue):
-    """It has waited its turn already; the platform, too, restarts delayTime."""
+def test_a_lost_job_is_next(queue):
+    """The job has waited its turn already."""
     job = add(queue, "lost", 0)
-    queue.take("w1", 1, 1)
+    queue.take("w1", 1)
     add(queue, "later", 2)
     queue.expire(12)
-    assert queue.take("w2", 1, 15) == [job]
-    assert job.status()["delayTime"] == 3000
+    assert queue.take("w2", 15) is job
 
 
 def test_a_job_whose_hand_over_failed_is_next_and_was_not_tried(queue):
     """The worker hung up while it waited: nothing has run."""
     job = add(queue, "a", 0)
     add(queue, "b", 1)
-    queue.take("w1", 1, 2)
+    queue.take("w1", 2)
     queue.give_back(job)
     assert job.status() == {"id": "a", "status": "IN_QUEUE"}
-    assert queue.take("w2", 1, 3) == [job]
+    assert queue.take("w2", 3) is job
 
 
-def test_chunks_count_only_from_the_worker_that_holds_the_job(queue):
-    """They renew its lease, as progress does; a retry begins without them."""
-    job = add(queue)
-    queue.take("w1", 1, 0)
-    queue.append_stream("w2", job, "foreign", 5)
-    queue.append_stream("w1", job, "kept", 8)
-    queue.expire(17)
-    assert (job.state, job.stream) == (State.IN_PROGRESS, ["kept"])
-    queue.done("w1", job, None, "broken", 18)
-    queue.append_stream("w1", job, "late", 19)
-    assert job.stream == ["kept"]
-    queue.retry(job, 20)
-    assert job.stream == []
-
-
-def test_a_worker_whose_own_checks_failed_is_told_apart(queue):
-    """The SDK says so once, before it ends."""
-    queue.see("w1", 0)
-    queue.see_unhealthy("w2", 0)
-    assert {name: worker.is_healthy for name, worker in queue.workers.items()} == {
-        "w1": True,
-        "w2": False,
-    }
+def test_a_worker_whose_own_checks_fail_is_unhealthy(queue):
+    """The SDK reports this once, before the worker ends."""
+    queue.ping("w1", [], 0)
+    queue.ping("w2", [], 0, is_healthy=False)
+    queue.ping("w2", [], 1)
+    assert queue.count_workers() == {"idle": 1, "unhealthy": 1}
 
 
 def test_what_is_removed_is_not_written_again(queue, tmp_path):
-    """A message that was on its way when its job was purged must not bring the job back after a restart."""
-    job = add(queue)
-    queue.purge()
-    queue.drain_stream(job)
+    """A save of a removed job must not bring the job back after a restart."""
+    job = add(queue, ttl=1)
+    queue.expire(2)
+    queue.cancel(job, 2)
     again = JobQueue(tmp_path / "q.db", Limits(), now=1)
     assert again.get("a") is None
     again.close()
 
 
-def test_a_changed_ttl_survives_a_restart(queue, tmp_path):
-    """Counted from the submit, as before."""
-    queue.set_ttl(add(queue), 20)
-    again = JobQueue(tmp_path / "q.db", Limits(), now=1)
-    again.expire(21)
-    assert again.get("a") is None
-    again.close()
-
-
-def test_a_worker_that_finished_is_not_told_to_stop(queue):
+def test_a_worker_that_finished_is_not_stopped(queue):
     """Its next ping may still name the job."""
     job = add(queue)
-    queue.take("w1", 1, 0)
-    queue.done("w1", job, {}, None, 1)
+    queue.take("w1", 0)
+    queue.finish("w1", job, {}, None, 1)
     queue.ping("w1", ["a"], 2)
-    assert queue.stops_for("w1") == []
+    assert queue.pop_stops("w1") == []
 
 
 @pytest.mark.parametrize("taken", [False, True], ids=["waiting", "running"])
@@ -217,48 +177,48 @@ def test_a_job_is_deleted_when_its_ttl_is_over(queue, taken):
     """Whatever its state, counted from the submit; a running one is stopped."""
     add(queue, ttl=20)
     if taken:
-        queue.take("w1", 1, 15)
+        queue.take("w1", 15)
     queue.expire(21)
     assert queue.get("a") is None
-    assert queue.stops_for("w1") == (["a"] if taken else [])
+    assert queue.pop_stops("w1") == (["a"] if taken else [])
 
 
-@pytest.mark.parametrize(("sync", "seconds"), [(False, 1800), (True, 60)])
-def test_a_result_is_kept_for_its_time(queue, sync, seconds):
-    """30 minutes after the end, one minute for runsync."""
-    job = add(queue, sync=sync)
-    queue.take("w1", 1, 0)
-    queue.done("w1", job, {}, None, 5)
-    queue.expire(5 + seconds)
+def test_a_result_is_kept_for_its_time(queue):
+    """30 minutes after the end."""
+    job = add(queue)
+    queue.take("w1", 0)
+    queue.finish("w1", job, {}, None, 5)
+    queue.expire(1805)
     assert queue.get("a") is job
-    queue.expire(5 + seconds + 1)
+    queue.expire(1806)
     assert queue.get("a") is None
 
 
-def test_only_a_failed_job_is_retried_and_begins_anew(queue):
-    """Same id, no old output, its lifetime from now on."""
-    job = add(queue)
-    queue.take("w1", 1, 0)
-    assert not queue.retry(job, 1)
-    queue.done("w1", job, {"why": "x"}, "broken", 2)
-    assert queue.retry(job, 1000)
-    assert job.status() == {"id": "a", "status": "IN_QUEUE"}
-    assert queue.take("w1", 1, 1001) == [job]
+def test_a_requeued_job_is_not_stopped_by_its_earlier_run(queue):
+    """The worker that lost the job takes the job again."""
+    add(queue)
+    queue.take("w1", 0)
+    queue.expire(11)
+    queue.take("w1", 12)
+    assert queue.pop_stops("w1") == []
 
 
-def test_purge_takes_what_waits_and_nothing_else(queue):
-    """A running job goes on."""
-    add(queue, "a", 0), add(queue, "b", 1)
-    queue.take("w1", 1, 2)
-    assert queue.purge() == 1
-    assert (queue.get("a") is not None, queue.get("b")) == (True, None)
+def test_a_file_of_an_older_release_is_read(tmp_path):
+    """Its rows have fields that this release does not have."""
+    queue = JobQueue(tmp_path / "q.db", Limits(), now=0)
+    add(queue)
+    queue._file.execute("UPDATE queue SET job = json_set(job, '$.sync', 0, '$.stream', '[]')")
+    queue.close()
+    again = JobQueue(tmp_path / "q.db", Limits(), now=1)
+    assert again.take("w1", 2).id == "a"
+    again.close()
 
 
 def test_the_queue_survives_a_restart(tmp_path):
-    """States, outputs and retries as they were; running jobs get time for their workers to call again."""
+    """Jobs keep state, output and retries. Workers of running jobs get time to call again."""
     queue = JobQueue(tmp_path / "q.db", Limits(), now=0)
     add(queue, "waiting", 1, webhook="http://x/"), add(queue, "running", 0)
-    queue.take("w1", 1, 2)
+    queue.take("w1", 2)
     again = JobQueue(tmp_path / "q.db", Limits(), now=100)
     again.expire(105)
     assert again.get("waiting").webhook == "http://x/"
@@ -280,7 +240,6 @@ class QueueMachine(RuleBasedStateMachine):
         self.path = Path(self.folder.name) / "q.db"
         self.queue = JobQueue(self.path, Limits(), self.now)
         self.jobs = []
-        self.purged = set()
         self.ended = {}
 
     def job(self, data):
@@ -290,25 +249,17 @@ class QueueMachine(RuleBasedStateMachine):
     def submit(self):
         self.jobs.append(add(self.queue, f"j{len(self.jobs)}", self.now))
 
-    @rule(worker=workers, limit=st.integers(1, 3))
-    def take(self, worker, limit):
-        for job in self.queue.take(worker, limit, self.now):
+    @rule(worker=workers)
+    def take(self, worker):
+        if job := self.queue.take(worker, self.now):
             assert (job.state, job.worker_id) == (State.IN_PROGRESS, worker)
 
     @rule(worker=workers)
     def take_in_vain(self, worker):
-        before = self.queue.counts()
-        for job in self.queue.take(worker, 1, self.now):
+        before = self.queue.count_jobs()
+        if job := self.queue.take(worker, self.now):
             self.queue.give_back(job)
-        assert self.queue.counts() == before
-
-    @rule()
-    def purge(self):
-        waiting = [
-            job for job in self.jobs if self.queue.get(job.id) and job.state is State.IN_QUEUE
-        ]
-        assert self.queue.purge() == len(waiting)
-        self.purged.update(job.id for job in waiting)
+        assert self.queue.count_jobs() == before
 
     @rule()
     def restart(self):
@@ -321,7 +272,7 @@ class QueueMachine(RuleBasedStateMachine):
         job = self.job(data)
         if job is not None and self.queue.get(job.id) is job:
             was_open = job.state not in ENDED
-            assert self.queue.done(worker, job, {"by": worker}, error, self.now) == was_open
+            assert self.queue.finish(worker, job, {"by": worker}, error, self.now) == was_open
 
     @rule(data=st.data(), worker=workers)
     def report(self, data, worker):
@@ -329,19 +280,12 @@ class QueueMachine(RuleBasedStateMachine):
         if job is not None:
             self.queue.ping(worker, [job.id], self.now)
             self.queue.progress(worker, job, {"progress": 1}, self.now)
-            self.queue.append_stream(worker, job, "chunk", self.now)
 
     @rule(data=st.data())
     def cancel(self, data):
         job = self.job(data)
         if job is not None and self.queue.get(job.id) is job:
             self.queue.cancel(job, self.now)
-
-    @rule(data=st.data())
-    def retry(self, data):
-        job = self.job(data)
-        if job is not None and self.queue.get(job.id) is job and self.queue.retry(job, self.now):
-            self.ended.pop(job.id, None)
 
     @rule(seconds=st.sampled_from([1.0, 6.0, 11.0, 700.0]))
     def wait(self, seconds):
@@ -359,9 +303,9 @@ class QueueMachine(RuleBasedStateMachine):
     @invariant()
     def every_job_is_somewhere(self):
         there = [job for job in self.jobs if self.queue.get(job.id)]
-        assert sum(self.queue.counts().values()) == len(there)
+        assert sum(self.queue.count_jobs().values()) == len(there)
         gone = [job for job in self.jobs if self.queue.get(job.id) is None]
-        assert all(job.state in ENDED or job.id in self.purged for job in gone)
+        assert all(job.state in ENDED for job in gone)
         assert all(job.retries <= 1 for job in self.jobs)
         assert all((job.worker_id is not None) for job in there if job.state is State.IN_PROGRESS)
         assert all((job.worker_id is None) for job in there if job.state is State.IN_QUEUE)

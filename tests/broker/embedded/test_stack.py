@@ -11,7 +11,7 @@ from itertools import pairwise
 import pytest
 
 from broker.embedded import stack as module
-from broker.embedded.stack import Part, RunningPart, Stack, _identity
+from broker.embedded.stack import Part, RunningPart, Stack, _load_identity
 from broker.errors import StackError
 
 
@@ -56,7 +56,8 @@ async def test_a_part_that_dies_is_restarted(part):
 
 async def test_what_a_dead_part_left_behind_goes_with_it(part, tmp_path):
     """Children of a killed part are killed before it is restarted."""
-    fork = "import subprocess, sys; c = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)']); "
+    sleep = "[sys.executable, '-c', 'import time; time.sleep(60)']"
+    fork = f"import subprocess, sys; c = subprocess.Popen({sleep}); "
     running = part(fork + "open('child', 'w').write(str(c.pid)); " + READY + "time.sleep(60)")
     await running.start()
     running.watch()
@@ -88,8 +89,8 @@ async def test_a_part_that_will_not_end_is_killed(part):
         os.kill(running.pid, 0)
 
 
-async def test_a_part_that_cannot_start_is_told_with_the_end_of_its_log(part):
-    """Its name, its code, its last words."""
+async def test_a_part_that_cannot_start_is_an_error_with_the_end_of_its_log(part):
+    """The error holds the part's name, its exit code and the end of its log."""
     running = part("import sys; print('first'); sys.exit('no such table: jobs')")
     with pytest.raises(StackError, match=r"part ended with code 1 before it was ready") as caught:
         await running.start()
@@ -125,21 +126,21 @@ async def test_a_log_does_not_fill_the_disk(part, tmp_path, monkeypatch):
 def test_ports_and_keys_are_kept_in_a_file_for_the_owner_only(tmp_path):
     """The second start finds the same."""
     path = tmp_path / "stack.json"
-    first = _identity(path, None)
-    assert _identity(path, None) == first
+    first = _load_identity(path, None)
+    assert _load_identity(path, None) == first
     assert path.stat().st_mode & 0o077 == 0
     assert len(set(first.ports.values())) == len(first.ports) == 12
 
 
 @pytest.mark.abuse
 async def test_what_a_stack_writes_is_the_owners_alone(tmp_path):
-    """Its folders, the lock, the keys, the logs, and what its parts write, also where an older release left them open."""
+    """Folders, lock, keys, logs and the parts' files, also in a folder of an older release."""
     before = os.umask(0o022)
     try:
         (tmp_path / "old" / "logs").mkdir(parents=True)
         for folder in (tmp_path / "old", tmp_path / "new"):
             stack = Stack(folder)
-            stack._opened()
+            stack._open_folder()
             stack._lock.close()
             is_written = (folder / "written").exists
             command = [
@@ -171,14 +172,14 @@ async def test_what_a_stack_writes_is_the_owners_alone(tmp_path):
     assert [path for path in (*below, tmp_path / "new") if path.stat().st_mode & 0o077] == []
 
 
-def test_a_port_that_was_taken_meanwhile_is_drawn_anew(tmp_path):
+def test_a_port_that_is_taken_meanwhile_is_replaced(tmp_path):
     """The keys and the other ports stay."""
     path = tmp_path / "stack.json"
-    first = _identity(path, None)
+    first = _load_identity(path, None)
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", first.ports["endpoint"]))
         taken.listen()
-        second = _identity(path, None)
+        second = _load_identity(path, None)
     changed = {name for name in first.ports if first.ports[name] != second.ports[name]}
     assert changed == {"endpoint"}
     assert second.api_key == first.api_key == json.loads(path.read_text())["api_key"]

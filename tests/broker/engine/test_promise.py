@@ -27,13 +27,21 @@ from hypothesis.stateful import (
 from broker.engine.admission import DiskSpace
 from broker.engine.core import make_core
 from broker.engine.service import JobService
-from broker.errors import AlreadyFinished, BrokerError, KeyReused, NotFound, Unavailable
-from broker.jobs.model import LEGAL_MOVES, AttemptState
+from broker.errors import (
+    AlreadyFinished,
+    BrokerError,
+    KeyReused,
+    NotFound,
+    StorageError,
+    Unavailable,
+)
+from broker.jobs.model import LEGAL_TRANSITIONS, AttemptState
 from broker.jobs.policy import TRIES
 from broker.providers.registry import open_providers
 from broker.settings import Settings
 from broker.store.engine import open_engine
 from broker.store.jobs import JobStore
+from broker.store.uploads import UploadStore
 from schemas.jobs import ErrorCode, JobRequest, JobStatus
 from schemas.keys import object_key
 from tests.broker.memory_bucket import MemoryBucket
@@ -130,7 +138,7 @@ class Coverage:
     def __init__(self):
         self.edges, self.codes, self.ends = set(), set(), collections.Counter()
         self.crashes = self.late_commits = self.second_deliveries = self.orphans = 0
-        self.replays = self.retries = 0
+        self.replays = self.retries = self.listings = 0
 
 
 class Promise(RuleBasedStateMachine):
@@ -158,13 +166,16 @@ class Promise(RuleBasedStateMachine):
     def restart(self):
         """A new process: nothing is kept but the database and what lies outside."""
         self.boundaries.until_crash = None
-        names = ("add", "move", "touch", "note", "hint", "set_flag")
+        names = ("add", "transition", "touch", "note", "hint", "set_flag")
         store = Bounded(self.store, self.boundaries, names)
         bucket = Bounded(self.bucket, self.boundaries, ("write",))
         self.http = httpx.AsyncClient(transport=self.provider)
         providers = open_providers(SETTINGS, self.http)
-        core = make_core(SETTINGS, store, bucket, providers, lambda: self.now)
+        core = make_core(
+            SETTINGS, store, UploadStore(self.store._engine), bucket, providers, lambda: self.now
+        )
         self.reconciler, self.orphans, self.drain = core.reconciler, core.orphans, core.drain
+        self.listings = core.listings
         self.drain.is_on = self.draining
         disk = DiskSpace(None, 0)
         watched_by_nobody = None
@@ -280,29 +291,35 @@ class Promise(RuleBasedStateMachine):
         """Everything that is due after a while, once; by two brokers at the same moment, sometimes."""
         self.now += after * 1000
         self.boundaries.until_crash = crash
-        for job_id in [
-            job_id for job_id in self.store.due(self.now, 1000) if job_id in self.accepted
-        ]:
-            self.run(self.look_at(job_id, brokers))
+        for job, _ in self.store.due(self.now, 1000):
+            if job.id in self.accepted:
+                self.run(self.reconcile(job.id, brokers))
         for _, orphan in self.store.orphans(self.now):
             if orphan.job_id in self.accepted:
                 self.coverage.orphans += 1
                 self.run(self.release(orphan.token))
         self.boundaries.until_crash = None
 
-    async def look_at(self, job_id, brokers):
+    async def reconcile(self, job_id, brokers):
         looks = [self.look_safely(job_id) for _ in range(brokers)]
         await asyncio.gather(*looks)
 
     async def look_safely(self, job_id):
         try:
-            await self.reconciler.look_at(job_id)
+            await self.reconciler.reconcile(job_id)
         except BrokerError:
             await self.reconciler.postpone(job_id)
 
     async def release(self, token):
         with contextlib.suppress(BrokerError):
             await self.orphans.release(token)
+
+    @rule()
+    def lists(self):
+        """The user's folders are listed, as where very many jobs are overdue; later looks may use that."""
+        with contextlib.suppress(StorageError):
+            self.run(self.listings.refresh(least=1))
+        self.coverage.listings += self.listings.lacks(USER, "nothing")
 
     @rule(
         after=st.sampled_from([0, 5, 9_000, 100_000]),
@@ -574,7 +591,7 @@ class Promise(RuleBasedStateMachine):
         for event in events[1:]:
             data = json.loads(event.data)
             after = JobStatus(data.get("status", status))
-            assert after in LEGAL_MOVES[status]
+            assert after in LEGAL_TRANSITIONS[status]
             self.coverage.edges.add((status, after))
             if event.kind not in ("superseded", "attempt_begun"):
                 assert data.get("progress", progress) >= progress
@@ -658,6 +675,16 @@ def known_troubles():
     machine.executions[0].looked = True
     machine.commit(machine.executions[0], "output", lose=True)
     yield machine
+    machine = Promise()  # a cancel before the first look, and a job that is submitted twice
+    machine.begin(look=False)
+    machine.cancel(next(iter(machine.accepted)), None)
+    for _ in range(2):
+        machine.submit("k1", REQUEST, None)
+    machine.lists()
+    machine.look(1, None, 1)
+    machine.provider_starts_a_worker(0)
+    machine.provider_delivers_again(0)
+    yield machine
     machine = Promise()  # a cancel that the provider does not hear
     machine.begin()
     machine.provider_starts_a_worker(0)
@@ -698,9 +725,9 @@ def test_the_promise_holds_on_random_histories(database_url, measured):
         f"{seen.second_deliveries} second deliveries, {seen.late_commits} late commits, {seen.orphans} looks at orphans, {seen.replays} replays, "
         f"{seen.retries} retries"
     )
-    edges = {(before, after) for before, legal in LEGAL_MOVES.items() for after in legal}
+    edges = {(before, after) for before, legal in LEGAL_TRANSITIONS.items() for after in legal}
     assert edges - seen.edges == set()
     assert set(ErrorCode) - {ErrorCode.CANCELLED} - seen.codes == set()
     assert min(seen.crashes, seen.second_deliveries, seen.late_commits, seen.orphans) > 0
-    assert min(seen.replays, seen.retries) > 0
+    assert min(seen.replays, seen.retries, seen.listings) > 0
     assert seen.ends[JobStatus.COMPLETE] > 20

@@ -1,5 +1,7 @@
 """Where a job goes by what can be seen of it. The bucket is real; the provider is steered; the clock is ours."""
 
+from dataclasses import replace
+
 import httpx
 import pytest
 
@@ -8,7 +10,10 @@ from broker.clock import now_ms
 from broker.engine.core import make_core
 from broker.errors import ProviderError, StorageError
 from broker.jobs.model import Attempt, AttemptState, EventKind, JobChange
-from broker.providers.registry import open_providers
+from broker.jobs.observation import RemoteState
+from broker.providers.registry import Place, Providers, open_providers
+from broker.providers.runpod import RunPod
+from broker.store.uploads import UploadStore
 from schemas.jobs import ErrorCode, JobStatus, Phase
 from schemas.keys import object_key
 from tests.broker.provider import Provider, Worker, refuse
@@ -31,8 +36,15 @@ class Scene:
         self.now += int(seconds_later * 1000)
         async with httpx.AsyncClient(transport=self.provider) as http:
             providers = open_providers(self.settings, http)
-            core = make_core(self.settings, self.store, self.bucket, providers, lambda: self.now)
-            await core.reconciler.look_at(self.id)
+            core = make_core(
+                self.settings,
+                self.store,
+                UploadStore(self.store._engine),
+                self.bucket,
+                providers,
+                lambda: self.now,
+            )
+            await core.reconciler.reconcile(self.id)
         return self.job
 
     @property
@@ -47,7 +59,7 @@ class Scene:
         return Worker(self.bucket, list(self.provider.jobs.values())[number]["sent"])
 
     def cancel(self):
-        self.store.move(
+        self.store.transition(
             self.job,
             EventKind.CANCEL_REQUESTED,
             JobChange.model_validate({"cancel_requested_at": self.now}),
@@ -153,7 +165,7 @@ async def test_a_broker_that_died_while_submitting_does_not_submit_again(scene):
         created_at=scene.now,
         submitted_at=scene.now,
     )
-    scene.store.move(
+    scene.store.transition(
         scene.job,
         EventKind.ATTEMPT_BEGUN,
         JobChange.model_validate({"attempt": 1, "phase": Phase.SUBMITTING}),
@@ -465,7 +477,12 @@ async def test_a_webhook_names_the_run_of_a_submit_in_doubt(scene):
     await scene.look()
     scene.provider.fault = None
     reconciler = make_core(
-        scene.settings, scene.store, scene.bucket, None, lambda: scene.now
+        scene.settings,
+        scene.store,
+        UploadStore(scene.store._engine),
+        scene.bucket,
+        None,
+        lambda: scene.now,
     ).reconciler
     token = scene.attempt.token
     assert not await reconciler.hint(scene.id, "0" * 32, "rp-1")
@@ -481,7 +498,12 @@ async def test_a_webhook_names_the_run_of_a_submit_in_doubt(scene):
 async def test_a_hint_brings_the_next_look_forward(submitted):
     """Only that of an open job."""
     reconciler = make_core(
-        submitted.settings, submitted.store, submitted.bucket, None, lambda: submitted.now
+        submitted.settings,
+        submitted.store,
+        UploadStore(submitted.store._engine),
+        submitted.bucket,
+        None,
+        lambda: submitted.now,
     ).reconciler
     assert submitted.job.due_at > submitted.now
     await reconciler.hint(submitted.id, submitted.attempt.token, None)
@@ -491,7 +513,12 @@ async def test_a_hint_brings_the_next_look_forward(submitted):
 async def test_a_hint_during_a_look_is_not_put_off_by_it(submitted):
     """The look may have read the bucket before what the hint is about was there."""
     reconciler = make_core(
-        submitted.settings, submitted.store, submitted.bucket, None, lambda: submitted.now
+        submitted.settings,
+        submitted.store,
+        UploadStore(submitted.store._engine),
+        submitted.bucket,
+        None,
+        lambda: submitted.now,
     ).reconciler
     await reconciler.hint(submitted.id, submitted.attempt.token, None)
     looking = submitted.job
@@ -660,19 +687,60 @@ async def test_a_draining_broker_sends_nothing_and_follows_what_runs(scene, subm
     other = scene.store.add(make_job(user_id=scene.settings.user_id))
     async with httpx.AsyncClient(transport=scene.provider) as http:
         providers = open_providers(scene.settings, http)
-        core = make_core(scene.settings, scene.store, scene.bucket, providers, lambda: scene.now)
+        core = make_core(
+            scene.settings,
+            scene.store,
+            UploadStore(scene.store._engine),
+            scene.bucket,
+            providers,
+            lambda: scene.now,
+        )
         core.drain.is_on = True
         for _ in range(3):
-            await core.reconciler.look_at(other.id)
+            await core.reconciler.reconcile(other.id)
         held = scene.store.find(other.id)
         assert (held.status, held.attempt, len(scene.provider.submits)) == (JobStatus.PENDING, 0, 1)
         assert len(scene.store.events(other.id)) == 2
         scene.worker().finish()
-        await core.reconciler.look_at(scene.id)
+        await core.reconciler.reconcile(scene.id)
         assert scene.job.status is JobStatus.COMPLETE
         core.drain.is_on = False
-        await core.reconciler.look_at(other.id)
+        await core.reconciler.reconcile(other.id)
     assert len(scene.provider.submits) == 2
+
+
+class Vague(RunPod):
+    """A provider that does not tell a queued job from a running one."""
+
+    async def status(self, target, provider_job_id):
+        remote = await super().status(target, provider_job_id)
+        return remote if remote.state.is_over else replace(remote, state=RemoteState.OPEN)
+
+
+async def test_a_provider_that_does_not_tell_queued_from_running_is_helped_by_the_worker(submitted):
+    """The job is queued until the worker has written `started.json`."""
+    scene = submitted
+    async with httpx.AsyncClient(transport=scene.provider) as http:
+        place = Place(RunPod.name, scene.settings.runpod_endpoint_url)
+        providers = Providers({RunPod.name: Vague(http, "runpod-key")}, [place])
+        core = make_core(
+            scene.settings,
+            scene.store,
+            UploadStore(scene.store._engine),
+            scene.bucket,
+            providers,
+            lambda: scene.now,
+        )
+        scene.provider.only()["status"] = "IN_PROGRESS"
+        await core.reconciler.reconcile(scene.id)
+        assert (scene.job.phase, scene.attempt.started_at) == (Phase.QUEUED, None)
+        scene.worker().start("rp-1")
+        await core.reconciler.reconcile(scene.id)
+        assert scene.job.phase is Phase.STARTING
+        assert scene.attempt.started_at is not None
+        scene.worker().finish()
+        await core.reconciler.reconcile(scene.id)
+    assert scene.job.status is JobStatus.COMPLETE
 
 
 class TestOrphans:
@@ -683,7 +751,12 @@ class TestOrphans:
         async with httpx.AsyncClient(transport=scene.provider) as http:
             providers = open_providers(scene.settings, http)
             core = make_core(
-                scene.settings, scene.store, scene.bucket, providers, lambda: scene.now
+                scene.settings,
+                scene.store,
+                UploadStore(scene.store._engine),
+                scene.bucket,
+                providers,
+                lambda: scene.now,
             )
             for _, orphan in scene.store.orphans(scene.now):
                 await core.orphans.release(orphan.token)

@@ -9,9 +9,10 @@ import pytest
 
 from broker.clock import now_ms
 from broker.engine.core import make_core
-from broker.engine.scheduler import ReconcileLoop
+from broker.engine.scheduler import Scheduler
 from broker.jobs.model import AttemptState, EventKind, JobChange
 from broker.providers.registry import open_providers
+from broker.store.uploads import UploadStore
 from schemas.jobs import JobStatus
 from schemas.keys import object_key
 from tests.broker.memory_bucket import MemoryBucket
@@ -56,18 +57,21 @@ async def test_many_cancels_hold_no_submit_up(settings, store, make_job):
         fast = make_core(
             known,
             store,
+            UploadStore(store._engine),
             bucket,
             open_providers(settings(REELBROKER_RUNPOD_CALLS_PER_SECOND=1000), http),
         ).reconciler
         for job in jobs[:CANCELS]:
-            await fast.look_at(job.id)
+            await fast.reconcile(job.id)
             sent = store.find(job.id)
-            store.move(
+            store.transition(
                 sent,
                 EventKind.CANCEL_REQUESTED,
                 JobChange.model_validate({"cancel_requested_at": now_ms(), "due_at": now - 60_000}),
             )
-        loop = ReconcileLoop(store, make_core(known, store, bucket, providers), now_ms)
+        loop = Scheduler(
+            store, make_core(known, store, UploadStore(store._engine), bucket, providers), now_ms
+        )
         running = asyncio.create_task(loop.run())
         async with asyncio.timeout(30):
             while len(provider.submits) < CANCELS + SUBMITS:

@@ -13,15 +13,15 @@ from broker.jobs.decide import (
     CANCEL_SECONDS,
     MESSAGES,
     PACED_SECONDS,
-    Begin,
+    BeginAttempt,
     Change,
     Complete,
     End,
-    Leave,
-    LookAgain,
+    NoOp,
+    Reschedule,
     Rules,
-    Send,
-    Stop,
+    StopAttempt,
+    Submit,
     decide,
     decide_sent,
     decide_stopped,
@@ -85,7 +85,7 @@ def test_a_job_that_has_ended_is_left_alone(status):
     """Whatever is seen of it."""
     ended = {"output_key": "o"} if status is JobStatus.COMPLETE else {"error_code": "internal"}
     assert (
-        decided([attempt()], Observation(committed=committed()), status=status, **ended) == Leave()
+        decided([attempt()], Observation(committed=committed()), status=status, **ended) == NoOp()
     )
 
 
@@ -103,11 +103,11 @@ def test_a_result_that_is_there_completes_in_every_state(state, cancel):
 @pytest.mark.parametrize(
     ("state", "draining", "kind"),
     [
-        (None, False, Begin),
+        (None, False, BeginAttempt),
         (None, True, Change),
-        (AttemptState.SUPERSEDED, False, Begin),
+        (AttemptState.SUPERSEDED, False, BeginAttempt),
         (AttemptState.SUPERSEDED, True, Change),
-        (AttemptState.READY, False, Send),
+        (AttemptState.READY, False, Submit),
         (AttemptState.READY, True, Change),
     ],
 )
@@ -119,7 +119,7 @@ def test_what_is_not_at_the_provider_is_sent_unless_the_broker_drains(state, dra
     if isinstance(decision, Change):
         assert decision.kind is EventKind.HELD
         again = decided(attempts, Observation(draining), message=decision.change.message)
-        assert isinstance(again, LookAgain)
+        assert isinstance(again, Reschedule)
 
 
 @pytest.mark.parametrize(
@@ -128,8 +128,8 @@ def test_what_is_not_at_the_provider_is_sent_unless_the_broker_drains(state, dra
         (None, End),
         (AttemptState.READY, End),
         (AttemptState.SUPERSEDED, End),
-        (AttemptState.SUBMITTING, Stop),
-        (AttemptState.SUBMITTED, Stop),
+        (AttemptState.SUBMITTING, StopAttempt),
+        (AttemptState.SUBMITTED, StopAttempt),
     ],
 )
 def test_a_cancel_ends_what_the_provider_does_not_have_and_stops_the_rest(state, kind):
@@ -175,7 +175,7 @@ def test_a_submit_in_doubt(seen, fields, expected):
                 ErrorCode.PROVIDER_UNAVAILABLE,
                 True,
             )
-        case LookAgain(attempt=known):
+        case Reschedule(attempt=known):
             told = "waits" if known.queue_empty_since is None else "empty since now"
             if expected.startswith("asked"):
                 told = "asked for rp-1 no more"
@@ -310,7 +310,7 @@ def test_a_run_without_progress_is_stalled_and_goes_on():
     change = decided([attempt(started_at=ago(900))], seen, **fields).change
     assert (change.stalled_since, "no progress" in change.message) == (NOW, True)
     said = fields | change.model_dump(exclude_unset=True)
-    assert isinstance(decided([attempt(started_at=ago(900))], seen, **said), LookAgain)
+    assert isinstance(decided([attempt(started_at=ago(900))], seen, **said), Reschedule)
 
 
 @pytest.mark.parametrize(
@@ -333,7 +333,7 @@ def test_what_follows_from_a_submit(outcome, expected):
     if expected is EventKind.HELD:
         assert (decision.attempt, decision.keep_attempt) == (ready, True)
         again = decide_sent(job(message=decision.change.message), ready, sent, outcome, NOW)
-        assert again == LookAgain(None, ready, keep_attempt=True)
+        assert again == Reschedule(None, ready, keep_attempt=True)
     if expected is EventKind.SUBMIT_UNKNOWN:
         assert decision.attempt is None
 
@@ -353,7 +353,7 @@ def test_what_follows_from_a_stop(outcome, asked, expected):
     """Cancelled on the provider's word, or after a while on the fence alone, and then the run is an orphan."""
     stopping = job(cancel_requested_at=asked)
     decision = decide_stopped(stopping, attempt(), Observation(), outcome, NOW, RULES)
-    if isinstance(decision, LookAgain):
+    if isinstance(decision, Reschedule):
         assert decision.wait == expected
     else:
         assert (decision.evidence, decision.gone) == (expected, expected is EvidenceSource.CANCEL)

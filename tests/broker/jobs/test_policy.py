@@ -3,7 +3,7 @@
 import pytest
 
 from broker.jobs.policy import (
-    LOOKS_PER_SECOND,
+    RECONCILED_PER_SECOND,
     TRIES,
     backoff_seconds,
     deadlines,
@@ -143,7 +143,7 @@ def test_the_more_jobs_are_open_the_rarer_each_is_looked_at():
     """All together within a bound; a few cost nothing."""
     assert wait_seconds(0, open_jobs=40) <= 1.2
     looks = sum(1 / wait_seconds(0, open_jobs=10_000) for _ in range(10_000))
-    assert looks == pytest.approx(LOOKS_PER_SECOND, rel=0.1)
+    assert looks == pytest.approx(RECONCILED_PER_SECOND, rel=0.1)
 
 
 @pytest.mark.abuse

@@ -88,12 +88,12 @@ def test_all_is_well(asks):
         "webhook",
         "worker on this machine",
     ]
-    assert "1 workers up" in found["endpoint"]["told"]
-    assert "ffmpeg" in found["worker on this machine"]["told"]
+    assert "1 workers up" in found["endpoint"]["report"]
+    assert "ffmpeg" in found["worker on this machine"]["report"]
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "what", "mend"),
+    ("name", "value", "what", "remedy"),
     [
         ("R2_SECRET_ACCESS_KEY", "wrong", "bucket", "R2_SECRET_ACCESS_KEY"),
         ("R2_BUCKET_NAME", "nothing", "bucket", "R2_BUCKET_NAME"),
@@ -115,26 +115,26 @@ def test_all_is_well(asks):
     ],
 )
 def test_what_is_wrong_is_said_with_how_to_mend_it(
-    asks, no_worker, monkeypatch, name, value, what, mend
+    asks, no_worker, monkeypatch, name, value, what, remedy
 ):
     """One thing is wrong, and one is said to be."""
     monkeypatch.setenv(name, value)
     found = asks(code=1)
     assert [one["what"] for one in found.values() if not one["ok"]] == [what]
-    assert mend in found[what]["mend"]
+    assert remedy in found[what]["remedy"]
 
 
 @pytest.mark.parametrize(
-    ("health", "mend"),
+    ("health", "remedy"),
     [
         ({"jobs": {"inQueue": 3}, "workers": {}}, "max workers 0"),
         ({"jobs": {}, "workers": {"unhealthy": 2}}, "logs"),
     ],
 )
-def test_an_endpoint_without_workers_is_ill(asks, no_worker, endpoint, health, mend):
+def test_an_endpoint_without_workers_is_ill(asks, no_worker, endpoint, health, remedy):
     """Scaled to zero while jobs wait, or with workers that cannot start."""
     endpoint.health = health
-    assert mend in asks(code=1)["endpoint"]["mend"]
+    assert remedy in asks(code=1)["endpoint"]["remedy"]
 
 
 def test_the_worker_is_asked_with_the_settings_of_the_file(asks, monkeypatch, tmp_path):

@@ -7,11 +7,12 @@ import pytest
 
 from broker.clock import DAY_MS, HOUR_MS
 from broker.jobs.model import Attempt, AttemptState
-from broker.ops.overview import HEALTH_SECONDS, Backlog, FleetService
+from broker.ops.overview import HEALTH_SECONDS, Overview
 from broker.providers.registry import open_providers
 from broker.providers.runpod import RunPod
 from broker.store.engine import open_engine
 from broker.store.jobs import JobStore
+from broker.store.reports import Backlog, Reports
 from tests.broker.provider import Provider
 
 #: 30 minutes into the third hour of a day.
@@ -27,7 +28,9 @@ class Board:
         self.store = JobStore(self.engine)
         self.http = httpx.AsyncClient(transport=self.provider)
         providers = open_providers(settings, self.http)
-        self.service = FleetService(settings, self.engine, self.store, providers, lambda: self.now)
+        self.service = Overview(
+            settings, Reports(self.engine), self.store, providers, lambda: self.now
+        )
 
     def ended(self, hours_ago, **fields):
         """A job that ended so long ago."""
@@ -36,7 +39,7 @@ class Board:
         return self.store.add(self.make_job(user_id=f"u{hours_ago}", **given))
 
     async def look(self):
-        return await self.service.look(draining=False)
+        return await self.service.fleet(draining=False)
 
 
 @pytest.fixture

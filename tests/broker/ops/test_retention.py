@@ -5,13 +5,12 @@ import time
 import uuid
 
 import pytest
-from sqlalchemy import insert
 
 from broker.bucket import open_bucket
 from broker.clock import DAY_MS, now_ms
 from broker.ops.retention import KEYS_DAYS, Retention
-from broker.store.jobs import UPLOADS
 from broker.store.tables import UploadRow
+from broker.store.uploads import UploadStore
 from schemas.jobs import ErrorCode, JobStatus
 from schemas.keys import object_key
 
@@ -24,7 +23,7 @@ class Shelf:
 
     def __init__(self, settings, store, make_job):
         self.settings, self.store, self.make_job = settings, store, make_job
-        self.bucket = open_bucket(settings)
+        self.bucket, self.uploads = open_bucket(settings), UploadStore(store._engine)
         self.user = settings.user_id
 
     def job(self, status=JobStatus.COMPLETE, ended_ago=LATER, output="published", **fields):
@@ -52,13 +51,14 @@ class Shelf:
         row = UploadRow(
             id=key, user_id=self.user, key=key, content_type="video/mp4", created_at=now_ms()
         )
-        with self.store._engine.begin() as connection:
-            connection.execute(insert(UPLOADS).values(row.model_dump()))
+        self.uploads.add(row)
         return self.put(key)
 
     def sweep(self, later=LATER):
         """Returns what is left."""
-        Retention(self.settings, self.store, self.bucket, lambda: now_ms() + later).sweep()
+        Retention(
+            self.settings, self.store, self.uploads, self.bucket, lambda: now_ms() + later
+        ).sweep()
         prefix = object_key(self.user, "")
         return {found.key.removeprefix(prefix) for found in self.bucket.listed(prefix)}
 
@@ -173,7 +173,7 @@ def test_an_upload_is_known_for_as_long_as_a_file_may_come(settings, store, make
     shelf.put("uploads/1/a.mp4")
     assert "uploads/1/a.mp4" not in shelf.sweep(later=21 * DAY_MS)
     shelf.sweep(later=30 * DAY_MS)
-    assert shelf.store.uploads(shelf.user) == {}
+    assert shelf.uploads.sizes(shelf.user) == {}
 
 
 def test_idempotency_keys_go_after_a_week(shelf):
@@ -188,7 +188,7 @@ def test_idempotency_keys_go_after_a_week(shelf):
 
 async def test_the_daily_sweep_ends_with_the_broker(shelf):
     """At once."""
-    retention = Retention(shelf.settings, shelf.store, shelf.bucket)
+    retention = Retention(shelf.settings, shelf.store, shelf.uploads, shelf.bucket)
     running = asyncio.create_task(retention.run())
     await asyncio.sleep(0.05)
     began = time.monotonic()

@@ -17,7 +17,8 @@ from sqlmodel import SQLModel
 
 from broker.errors import DatabaseError, DatabaseInUse
 from broker.jobs.model import EventKind, JobChange
-from broker.store.engine import copy_database, open_engine, reading, restore_database
+from broker.store.backup import copy_database, restore_database
+from broker.store.engine import open_engine, reading
 from broker.store.jobs import JobStore
 
 
@@ -115,7 +116,7 @@ def test_a_database_of_every_revision_is_brought_forward_with_its_jobs(database_
         None,
     )
     assert (attempt.provider, attempt.target, attempt.part) == ("runpod", "http://x", 0)
-    assert store.move(job, EventKind.PROGRESS, JobChange(progress=8), attempt).progress == 8
+    assert store.transition(job, EventKind.PROGRESS, JobChange(progress=8), attempt).progress == 8
     store.close()
 
 

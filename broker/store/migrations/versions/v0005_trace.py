@@ -1,4 +1,4 @@
-"""The trace of the request that a job came with, so that the lines about it are found under the caller's id."""
+"""The trace that a job belongs to."""
 
 import sqlalchemy as sa
 from alembic import op

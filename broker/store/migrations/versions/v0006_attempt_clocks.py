@@ -1,4 +1,4 @@
-"""What is seen of an attempt gets a column for each thing: an empty queue, a start, and the limit of the run."""
+"""When a worker took an attempt, and how long it may run: what a timeout means depends on both."""
 
 import sqlalchemy as sa
 from alembic import op

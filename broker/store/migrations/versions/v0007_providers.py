@@ -1,4 +1,4 @@
-"""An attempt says who runs it, in words that are no provider's own, and which part of its export it makes."""
+"""Attempts name their provider, its target and id, and the plan and part that they make."""
 
 import sqlalchemy as sa
 from alembic import op
