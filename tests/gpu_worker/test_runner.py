@@ -28,8 +28,8 @@ def test_a_synchronous_entry_runs_a_job_in_a_loop_of_its_own(
         sent.append(progress.progress)
 
     def entry():
-        for name in ("call-1", "call-2"):
-            results.append(asyncio.run(runner.run(job_of(user_id), name, send)))
+        calls = ("call-1", "call-2")
+        results.extend(asyncio.run(runner.run(job_of(user_id), name, send)) for name in calls)
 
     thread = threading.Thread(target=entry)
     thread.start()
