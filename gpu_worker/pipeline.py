@@ -16,6 +16,7 @@ from pathlib import Path
 import structlog
 
 from gpu_worker.bucket import Bucket
+from gpu_worker.control import ControlDocuments
 from gpu_worker.edits.compose import Kit, Source, compose, needed_parts, needed_pngs
 from gpu_worker.edits.fonts import Fonts
 from gpu_worker.errors import Cancelled, SourceNotFound, WorkerError
@@ -29,7 +30,7 @@ from gpu_worker.settings import Settings
 from gpu_worker.upscale.models import Models
 from schemas.jobs import OutputFacts, Phase
 from schemas.keys import object_key
-from schemas.worker import Progress, Result, Started, Timings, WorkerInput, attempt_folder
+from schemas.worker import Progress, Result, Started, Timings, WorkerInput
 
 log = structlog.get_logger(__name__)
 
@@ -40,11 +41,18 @@ FRAMES_FROM, FRAMES_TO = 5, 90
 MAX_PICTURES_BYTES = 64 << 20
 
 
+def models_of(settings: Settings) -> Models:
+    """Returns the process's models; none is loaded yet."""
+    return Models(settings.models_dir, settings.torch_device, settings.quality_model)
+
+
 class Execution:
     """One run of a worker for one job.
 
     Args:
-        report: told of progress; must not block.
+        provider_job_id: the provider's id of this execution.
+        control: the documents of the attempt that the execution belongs to.
+        report: receives progress; must not block.
         guard: stopped from outside, it ends the execution at once.
         cold_start_seconds: what the worker's start took, where this is its first job.
     """
@@ -52,8 +60,9 @@ class Execution:
     def __init__(
         self,
         job: WorkerInput,
-        runpod_job_id: str,
+        provider_job_id: str,
         bucket: Bucket,
+        control: ControlDocuments,
         settings: Settings,
         models: Models,
         report: Report,
@@ -61,8 +70,9 @@ class Execution:
         cold_start_seconds: float = 0.0,
     ) -> None:
         self._job = job
-        self._runpod_job_id = runpod_job_id
+        self._provider_job_id = provider_job_id
         self._bucket = bucket
+        self._control = control
         self._settings = settings
         self._models = models
         self._report = report
@@ -108,19 +118,18 @@ class Execution:
 
     def _begin(self) -> Result | None:
         """Says that the attempt was taken up; returns its result if another execution has committed one."""
-        if self._job.attempt_token is None:
-            return None
-        if (committed := self._bucket.read(self._document("result.json"))) is not None:
+        if (committed := self._control.result()) is not None:
             log.info("already_committed", job_id=self._job.job_id)
-            return Result.model_validate_json(committed)
+            return committed
         self._refuse_if_stopped()
-        started = Started(
-            runpod_job_id=self._runpod_job_id,
-            worker_id=self._settings.worker_id,
-            at_ms=int(time.time() * 1000),
-            version=version("reelbroker"),
+        self._control.start(
+            Started(
+                runpod_job_id=self._provider_job_id,
+                worker_id=self._settings.worker_id,
+                at_ms=int(time.time() * 1000),
+                version=version("reelbroker"),
+            )
         )
-        self._bucket.write(self._document("started.json"), started.model_dump_json().encode())
         return None
 
     def _make(self, folder: Path, clock: "_Stopwatch") -> tuple[Path, float, Spent]:
@@ -205,48 +214,32 @@ class Execution:
         self._show(Phase.VERIFYING, 99)
         result = Result(
             output_key=self._output_key,
-            runpod_job_id=self._runpod_job_id,
+            runpod_job_id=self._provider_job_id,
             facts=facts,
             timings=timings,
             gpu=self._settings.gpu,
         )
-        if self._job.attempt_token is None:
+        if not self._control.exist:
             return result
-        key = self._document("result.json")
         try:
             self._refuse_if_stopped()
-            won = self._bucket.write_once(key, result.model_dump_json().encode())
+            committed = self._control.commit(result)
         except Cancelled:
             self._withdraw()
             raise
-        if won:
-            return result
-        committed = Result.model_validate_json(self._bucket.read(key) or b"")
-        if (
-            committed.output_key != self._output_key
-        ):  # equal where our own put was repeated after a lost answer
+        # The keys are equal also where our own put was repeated after a lost answer.
+        if committed.output_key != self._output_key:
             self._withdraw()
         return committed
 
     def _refuse_if_stopped(self) -> None:
         """Raises Cancelled when the attempt was fenced, or stopped from outside."""
         self._guard.check()
-        if self.is_fenced():
+        if self._control.is_fenced():
             raise Cancelled("The job was cancelled, or another attempt has taken its place.")
-
-    def is_fenced(self) -> bool:
-        """True when `stop.json` tells this attempt to give up."""
-        return (
-            self._job.attempt_token is not None
-            and self._bucket.read(self._document("stop.json")) is not None
-        )
 
     def _withdraw(self) -> None:
         self._bucket.delete(object_key(self._job.user_id, self._output_key))
-
-    def _document(self, name: str) -> str:
-        folder = attempt_folder(self._job.job_id, self._job.attempt_token or "")
-        return object_key(self._job.user_id, f"{folder}/{name}")
 
     def _show(self, phase: Phase, progress: int) -> None:
         self._report(Progress(phase=phase, progress=progress))

@@ -5,7 +5,8 @@ import structlog
 from runpod.serverless.modules import rp_fitness
 
 from gpu_worker.fitness import check_fitness
-from gpu_worker.handler import choose_checks, models_of
+from gpu_worker.handler import choose_checks
+from gpu_worker.pipeline import models_of
 
 
 def test_a_fit_worker_says_what_it_has(settings):

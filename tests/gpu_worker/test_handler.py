@@ -20,9 +20,10 @@ from starlette.routing import Route
 
 from broker.embedded.endpoint import worker_environment
 from broker.embedded.ports import free_ports
-from gpu_worker import handler as module
+from gpu_worker import runner
 from gpu_worker.bucket import open_bucket
 from gpu_worker.handler import make_handler
+from gpu_worker.runner import Runner, parse_input
 from tests.gpu_worker.footage import make
 from tests.http_server import Quiet, serving
 
@@ -49,7 +50,7 @@ def job_input(objects, user_id, tmp_path):
 
 async def test_a_job_returns_its_result(settings, bucket, job_input):
     """As JSON can carry it."""
-    output = await make_handler(settings(), bucket)({"id": "rp-1", "input": job_input()})
+    output = await make_handler(Runner(settings(), bucket))({"id": "rp-1", "input": job_input()})
     assert json.loads(json.dumps(output)) == output
     assert (output["runpod_job_id"], output["facts"]["frames"]) == ("rp-1", 10)
     assert "error" not in output
@@ -71,7 +72,9 @@ async def test_a_job_returns_its_result(settings, bucket, job_input):
 )
 async def test_a_wrong_input_is_named_and_not_retryable(settings, bucket, job_input, wrong, words):
     """The console user reads which field."""
-    output = await make_handler(settings(), bucket)({"id": "rp-1", "input": job_input() | wrong})
+    output = await make_handler(Runner(settings(), bucket))(
+        {"id": "rp-1", "input": job_input() | wrong}
+    )
     assert words in output["error"]
     assert (output["error_code"], output["retryable"]) == ("invalid_params", False)
 
@@ -92,7 +95,9 @@ async def test_a_worker_that_is_older_than_the_broker_hands_the_job_back(
     settings, bucket, job_input, newer, words
 ):
     """A newer worker may do it; if none does, the last error names what was not understood."""
-    output = await make_handler(settings(), bucket)({"id": "rp-1", "input": job_input() | newer})
+    output = await make_handler(Runner(settings(), bucket))(
+        {"id": "rp-1", "input": job_input() | newer}
+    )
     assert (output["error_code"], output["retryable"]) == ("worker_lost", True)
     assert words in output["error"]
 
@@ -101,7 +106,7 @@ async def test_a_worker_that_is_older_than_the_broker_hands_the_job_back(
 async def test_the_answer_to_a_wrong_input_is_short(settings, bucket, job_input):
     """However much is wrong with it, and however long its names are."""
     wrong = job_input() | {f"{number}{'a' * 1000}": 1 for number in range(5000)}
-    output = await make_handler(settings(), bucket)(
+    output = await make_handler(Runner(settings(), bucket))(
         {"id": "rp-1", "input": wrong | {"attempt_token": None}}
     )
     assert " more" in output["error"]
@@ -120,7 +125,7 @@ def logged():
 async def test_each_line_says_which_job_and_whose_trace(settings, bucket, job_input, logged):
     """Of a job that goes well, and then of one that fails; one without a trace has none of the one before."""
     trace = "4bf92f3577b34da6a3ce929d0e0e4736"
-    handler = make_handler(settings(), bucket)
+    handler = make_handler(Runner(settings(), bucket))
     await handler({"id": "rp-1", "input": job_input(traceparent=f"00-{trace}-00f067aa0ba902b7-01")})
     assert {"job_started", "job_done"} <= {line["event"] for line in logged}
     ids = {(line["runpod_job_id"], line["job_id"], line["trace_id"]) for line in logged}
@@ -144,7 +149,9 @@ async def test_no_secret_is_logged_or_told(settings, bucket, job_input, logged):
     secret = "secret-that-nobody-may-see"
     for wrong in ({"R2_SECRET_ACCESS_KEY": secret}, {"R2_SECRET_ACCESS_KEY": secret, "R2_ENDPOINT": "http://127.0.0.1:9"}):  # fmt: skip
         made = settings(**wrong)
-        output = await make_handler(made, open_bucket(made))({"id": "rp-1", "input": job_input()})
+        output = await make_handler(Runner(made, open_bucket(made)))(
+            {"id": "rp-1", "input": job_input()}
+        )
         assert output["error_code"] == "storage_unavailable"
         told = f"{output} {logged}"
         assert "job_failed" in told
@@ -154,7 +161,7 @@ async def test_no_secret_is_logged_or_told(settings, bucket, job_input, logged):
 async def test_a_failure_has_a_code_and_a_sentence(settings, bucket, job_input, tmp_path):
     """And what the tools said, apart from it."""
     (tmp_path / "x.mp4").write_bytes(b"\x00no video" * 100)
-    output = await make_handler(settings(), bucket)(
+    output = await make_handler(Runner(settings(), bucket))(
         {"id": "rp-1", "input": job_input(tmp_path / "x.mp4")}
     )
     assert (output["error_code"], output["retryable"]) == ("invalid_media", False)
@@ -174,12 +181,12 @@ async def test_a_worker_whose_gpu_is_lost_ends(settings, bucket, job_input, monk
     monkeypatch.setattr("gpu_worker.pipeline.Execution.run", lose)
     monkeypatch.setattr("os._exit", leave)
     with pytest.raises(ConnectionAbortedError, match="70"):
-        await make_handler(settings(), bucket)({"id": "rp-1", "input": job_input()})
+        await make_handler(Runner(settings(), bucket))({"id": "rp-1", "input": job_input()})
 
 
 async def test_the_result_says_where_the_time_went(settings, bucket, job_input, big_buck_bunny):
     """Of the first job also what the worker's start took; parts are not more than the whole."""
-    handler = make_handler(settings(), bucket, cold_start_seconds=1.5)
+    handler = make_handler(Runner(settings(), bucket, cold_start_seconds=1.5))
     size = {"output_width": 64, "output_height": 96, "end_time": 0.4}
     told = []
     for name in ("one", "two"):
@@ -198,8 +205,8 @@ async def test_a_crash_is_retryable_and_tells_no_insides(settings, bucket, job_i
     def crash(self):
         raise ZeroDivisionError("at /secret/path")
 
-    monkeypatch.setattr(module.Execution, "run", crash)
-    output = await make_handler(settings(), bucket)({"id": "rp-1", "input": job_input()})
+    monkeypatch.setattr(runner.Execution, "run", crash)
+    output = await make_handler(Runner(settings(), bucket))({"id": "rp-1", "input": job_input()})
     assert (output["error_code"], output["retryable"]) == ("internal", True)
     assert "secret" not in output["error"]
 
@@ -210,7 +217,9 @@ async def test_a_cancel_stops_the_thread_before_it_returns(
     """No thread works on behind our back, nothing is published, no file is left."""
     chosen = settings()
     work = asyncio.create_task(
-        make_handler(chosen, bucket)({"id": "rp-1", "input": job_input(big_buck_bunny, params={})})
+        make_handler(Runner(chosen, bucket))(
+            {"id": "rp-1", "input": job_input(big_buck_bunny, params={})}
+        )
     )
     async with asyncio.timeout(20):
         while not any(chosen.work_dir.glob("export-*/output.mp4")):
@@ -229,10 +238,10 @@ async def test_a_fence_stops_a_running_job(
     settings, bucket, objects, job_input, big_buck_bunny, monkeypatch
 ):
     """Also where the platform's stop signal never arrives."""
-    monkeypatch.setattr(module, "FENCE_SECONDS", 0.2)
+    monkeypatch.setattr(runner, "FENCE_SECONDS", 0.2)
     chosen = settings()
     asked = job_input(big_buck_bunny, params={})
-    work = asyncio.create_task(make_handler(chosen, bucket)({"id": "rp-1", "input": asked}))
+    work = asyncio.create_task(make_handler(Runner(chosen, bucket))({"id": "rp-1", "input": asked}))
     async with asyncio.timeout(20):
         while not any(chosen.work_dir.glob("export-*/output.mp4")):
             await asyncio.sleep(0.05)
@@ -251,7 +260,7 @@ async def test_a_worker_that_is_told_to_end_hands_back_what_it_cannot_finish(
         made = settings(REELBROKER_DRAIN_SECONDS="0.5")
         large = {"output_width": 2160, "output_height": 3840}
         running = asyncio.create_task(
-            make_handler(made, bucket)(
+            make_handler(Runner(made, bucket))(
                 {"id": "rp-1", "input": job_input(big_buck_bunny, params=large)}
             )
         )
@@ -279,7 +288,7 @@ async def test_a_job_that_is_done_in_time_is_not_handed_back(settings, bucket, j
     try:
         made = settings(REELBROKER_DRAIN_SECONDS="60")
         running = asyncio.create_task(
-            make_handler(made, bucket)({"id": "rp-1", "input": job_input()})
+            make_handler(Runner(made, bucket))({"id": "rp-1", "input": job_input()})
         )
         await asyncio.sleep(0.1)
         os.kill(os.getpid(), signal.SIGTERM)
@@ -292,7 +301,7 @@ async def test_no_progress_arrives_after_the_handler_returned(
     settings, bucket, job_input, monkeypatch
 ):
     """Progress is sent one at a time, in order, and none is under way at the end, however slow the receiver is."""
-    monkeypatch.setattr(module, "PROGRESS_SECONDS", 0.0)
+    monkeypatch.setattr(runner, "PROGRESS_SECONDS", 0.0)
     seen = []
 
     async def receive(request):
@@ -309,7 +318,7 @@ async def test_no_progress_arrives_after_the_handler_returned(
         await asyncio.sleep(0.02)
     url = f"http://127.0.0.1:{port}/done?gpu=CPU"
     monkeypatch.setattr("runpod.serverless.modules.rp_http.JOB_DONE_URL", url)
-    await make_handler(settings(RUNPOD_WEBHOOK_POST_OUTPUT=url), bucket)(
+    await make_handler(Runner(settings(RUNPOD_WEBHOOK_POST_OUTPUT=url), bucket))(
         {"id": "rp-1", "input": job_input()}
     )
     count = len(seen)
@@ -418,4 +427,4 @@ def test_a_failed_job_from_the_command_line_exits_1(settings, tmp_path, job_inpu
 def test_the_example_input_is_one_that_the_worker_takes():
     """What the README says to paste into the console."""
     example = json.loads((Path(__file__).parents[2] / "test_input.json").read_text())
-    assert module._validated(example["input"]).output_key == "final_videos/console-test.mp4"
+    assert parse_input(example["input"]).output_key == "final_videos/console-test.mp4"

@@ -9,6 +9,7 @@ from importlib.metadata import version
 import numpy as np
 import pytest
 
+from gpu_worker.control import ControlDocuments
 from gpu_worker.errors import (
     Cancelled,
     InvalidMedia,
@@ -16,11 +17,10 @@ from gpu_worker.errors import (
     ModelUnavailable,
     SourceNotFound,
 )
-from gpu_worker.handler import models_of
 from gpu_worker.host.guard import Guard
 from gpu_worker.media.encode import Quality
 from gpu_worker.media.probe import Limits, output_facts
-from gpu_worker.pipeline import Execution
+from gpu_worker.pipeline import Execution, models_of
 from gpu_worker.render.render import OutputLimits
 from gpu_worker.settings import Settings
 from schemas.worker import Result, WorkerInput
@@ -53,10 +53,12 @@ class Job:
         }
         job = WorkerInput.model_validate(asked | where)
         report = report or self.progress.append
+        bucket = bucket or self.bucket
         return Execution(
             job,
             "rp-1",
-            bucket or self.bucket,
+            bucket,
+            ControlDocuments(bucket, job),
             self.settings,
             models_of(self.settings),
             report,
