@@ -1,8 +1,9 @@
-"""The parts of a long video that an edit shows, fetched by range into a sparse file: minutes of a game, not gigabytes.
+"""The parts of a long video that an edit shows, fetched by range into a sparse file: minutes of a
+game, not gigabytes.
 
-The demuxer walks through the wanted stretches over a file that fetches what is read. What it has read then lies where
-it lies in the original, and the rest is a hole that nobody reads: for everything further in, it is the same file, with
-the same times.
+The demuxer walks through the wanted stretches over a file that fetches what is read. What it has
+read then lies where it lies in the original, and the rest is a hole that nobody reads: for
+everything further in, it is the same file, with the same times.
 """
 
 import io
@@ -18,7 +19,8 @@ from gpu_worker.media.probe import Limits
 
 #: One request's worth.
 BLOCK_BYTES = 2 << 20
-#: Read before and after each part: decoders run in, and ffmpeg seeks somewhat early where frames are reordered.
+#: Read before and after each part: decoders run in, and ffmpeg seeks somewhat early where frames
+#: are reordered.
 MARGIN_SECONDS = 4.0
 
 ReadRange = Callable[[int, int], bytes]
@@ -27,13 +29,15 @@ ReadRange = Callable[[int, int], bytes]
 def fetch_excerpt(
     read_range: ReadRange, size: int, path: Path, parts: Sequence[tuple[float, float]]
 ) -> int | None:
-    """Writes the parts (start and end in seconds) of an MP4 or MOV to `path`, and all that its header needs.
+    """Writes the parts (start and end in seconds) of an MP4 or MOV to `path`, and all that its
+    header needs.
 
     Args:
         read_range: returns the bytes of the original from the first offset to before the second.
 
     Returns:
-        The bytes fetched; None for another container, whose readers find their way by looking around, or for a file
+        The bytes fetched; None for another container, whose readers find their way by looking
+        around, or for a file
         that is too damaged to tell: then all of it is needed.
     """
     with _Sparse(read_range, size, path) as file:
@@ -50,7 +54,9 @@ def fetch_excerpt(
 
 
 def _has_an_index(container: InputContainer) -> bool:
-    """True for an MP4 or MOV in one piece; a fragmented one says how many frames it has only bit by bit."""
+    """True for an MP4 or MOV in one piece; a fragmented one says how many frames it has only bit by
+    bit.
+    """
     streams = container.streams.video
     return (
         "mov" in container.format.name
@@ -75,7 +81,9 @@ def _walk(container: InputContainer, start: float, end: float) -> None:
 
 
 class _Sparse(io.RawIOBase):
-    """The original as a file for reading; blocks are fetched when first read, and kept in `path`."""
+    """The original as a file for reading; blocks are fetched when first read, and kept in
+    `path`.
+    """
 
     def __init__(self, read_range: ReadRange, size: int, path: Path) -> None:
         self._read_range = read_range

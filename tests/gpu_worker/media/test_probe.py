@@ -139,9 +139,20 @@ def test_sound_alone_is_no_video(tmp_path):
         probe(clip)
     cover = make(tmp_path / "cover.png", *PICTURE, "-frames:v", "1")
     with_cover = make(
-        tmp_path / "b.mp4", "-i", clip, "-i", cover, "-map", "0", "-map", "1", "-c", "copy", "-disposition:v:0",
+        tmp_path / "b.mp4",
+        "-i",
+        clip,
+        "-i",
+        cover,
+        "-map",
+        "0",
+        "-map",
+        "1",
+        "-c",
+        "copy",
+        "-disposition:v:0",
         "attached_pic",
-    )  # fmt: skip
+    )
     with pytest.raises(InvalidMedia, match="no video track"):
         probe(with_cover)
 
