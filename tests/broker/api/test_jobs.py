@@ -288,7 +288,8 @@ async def test_a_wrong_query_is_refused_by_name(client, query):
         ),
         pytest.param(
             b'{"type": "framing", "input_key": "a", "params": {"source_width": 100, '
-            b'"source_height": 100, "crop_keyframes": [{"time": 0, "x": 80, "y": 0, "width": 50, "height": 50}]}}',
+            b'"source_height": 100, "crop_keyframes": [{"time": 0, "x": 80, "y": 0, "width": 50, '
+            b'"height": 50}]}}',
             "/params/crop_keyframes/0",
             id="keyframe-outside",
         ),
