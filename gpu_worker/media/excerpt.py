@@ -14,6 +14,7 @@ import av
 import av.error
 from av.container import InputContainer
 
+from gpu_worker.host.memory import bounded_memory
 from gpu_worker.media.ffmpeg import FORMATS, decoding_limit
 from gpu_worker.media.probe import Limits
 
@@ -29,18 +30,18 @@ ReadRange = Callable[[int, int], bytes]
 def fetch_excerpt(
     read_range: ReadRange, size: int, path: Path, parts: Sequence[tuple[float, float]]
 ) -> int | None:
-    """Writes the parts (start and end in seconds) of an MP4 or MOV to `path`, and all that its
-    header needs.
+    """Writes the parts (start and end in seconds) of an MP4 or MOV to `path`, with its header.
+
+    The memory for the file's index is bounded (host/memory.py).
 
     Args:
         read_range: returns the bytes of the original from the first offset to before the second.
 
     Returns:
-        The bytes fetched; None for another container, whose readers find their way by looking
-        around, or for a file
-        that is too damaged to tell: then all of it is needed.
+        The bytes fetched. None where the whole file is needed: another container, which has no
+        index, or a damaged file.
     """
-    with _Sparse(read_range, size, path) as file:
+    with _Sparse(read_range, size, path) as file, bounded_memory():
         try:
             options = {"format_whitelist": FORMATS, "max_pixels": decoding_limit(Limits().pixels)}
             with av.open(file, "r", options=options, metadata_errors="replace") as container:
@@ -48,7 +49,7 @@ def fetch_excerpt(
                     return None
                 for start, end in [(0.0, 0.0), *sorted(parts)]:
                     _walk(container, start, end)
-        except av.error.FFmpegError:
+        except (av.error.FFmpegError, MemoryError):
             return None
         return file.fetched_bytes
 

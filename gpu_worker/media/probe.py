@@ -16,6 +16,7 @@ from gpu_worker.errors import (
     TooManyStreams,
     UnsupportedMedia,
 )
+from gpu_worker.host.memory import bounded_memory
 from gpu_worker.media.ffmpeg import FORMATS, decoding_limit
 
 MAX_RATE = Fraction(240)
@@ -87,16 +88,16 @@ class FileFacts:
 
 
 def probe(path: Path, limits: Limits = Limits()) -> SourceFacts:
-    """Reads a file's header and decodes its first frame.
+    """Reads a file's header and decodes its first frame, within a bound on memory.
 
     Raises:
-        InvalidMedia: it is no video, or no frame of it can be decoded.
-        UnsupportedMedia: it is a playlist or a script, which could open other files.
-        MediaTooLarge, MediaTooLong, TooManyStreams: it is beyond the limits.
+        InvalidMedia: the file is no video, or no frame of it can be decoded.
+        UnsupportedMedia: the file is a playlist or a script, which could open other files.
+        MediaTooLarge, MediaTooLong, TooManyStreams: the file is beyond the limits.
     """
     _refuse_text(path)
     try:
-        with _opened(path, limits) as container:
+        with bounded_memory(), _opened(path, limits) as container:
             stream = _video_stream(container)
             _refuse_beyond(container, stream, limits)
             frame = next(container.decode(stream), None)
@@ -111,7 +112,7 @@ def probe(path: Path, limits: Limits = Limits()) -> SourceFacts:
                     "are taken."
                 )
             return facts
-    except av.error.FFmpegError as error:
+    except (av.error.FFmpegError, MemoryError) as error:
         raise InvalidMedia(
             "The file is not a video that can be read, or it is damaged.", str(error)
         ) from error
