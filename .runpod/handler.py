@@ -1,4 +1,6 @@
-"""What RunPod's Hub looks for in a repository. The image starts the same as a module, `python -m gpu_worker.handler`."""
+"""What RunPod's Hub looks for in a repository. The image starts the same as a module, `python -m
+gpu_worker.handler`.
+"""
 
 from gpu_worker.handler import main
 

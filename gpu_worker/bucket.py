@@ -1,4 +1,6 @@
-"""The bucket as the worker sees it: fetch a source, upload a result, read and commit control documents."""
+"""The bucket as the worker sees it: fetch a source, upload a result, read and commit control
+documents.
+"""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -51,7 +53,8 @@ class Bucket:
         max_bytes: int,
         parts: Sequence[tuple[float, float]] | None = None,
     ) -> None:
-        """Downloads a video; of a long one only `parts` (seconds), where those are given and the file allows it.
+        """Downloads a video; of a long one only `parts` (seconds), where those are given and the
+        file allows it.
 
         Raises:
             SourceNotFound: there is no such object.
@@ -114,7 +117,9 @@ class Bucket:
             )
 
     def write_once(self, key: str, body: bytes) -> bool:
-        """Puts a small JSON document unless there is one; returns whether it was ours that was put."""
+        """Puts a small JSON document unless there is one; returns whether it was ours that was
+        put.
+        """
         with _answers(f"PUT {key}"):
             try:
                 self._client.put_object(
@@ -151,7 +156,8 @@ def open_bucket(settings: Settings) -> Bucket:
             response_checksum_validation="when_required",
             connect_timeout=5,
             read_timeout=60,
-            # Results are committed through here: a store that restarts must not cost a finished export.
+            # Results are committed through here: a store that restarts must not cost a finished
+            # export.
             retries={"max_attempts": 8, "mode": "standard"},
             s3={"addressing_style": "path"},
         ),

@@ -1,4 +1,5 @@
-"""Is this machine fit for work? Asked once, before the first job; told in the log, and an unfit worker ends.
+"""Is this machine fit for work? Asked once, before the first job; told in the log, and an unfit
+worker ends.
 
 `python -m gpu_worker.fitness` asks without starting a worker, and prints the same as JSON.
 """
@@ -21,7 +22,8 @@ log = structlog.get_logger(__name__)
 
 
 def check_fitness(settings: Settings, models: Models) -> dict[str, object]:
-    """Tries device, ffmpeg, work folder and the preferred model, which is warm afterwards; exits where one fails.
+    """Tries device, ffmpeg, work folder and the preferred model, which is warm afterwards; exits
+    where one fails.
 
     Returns:
         What was found.
@@ -42,7 +44,8 @@ def check_fitness(settings: Settings, models: Models) -> dict[str, object]:
         RuntimeError,
         OSError,
         AssertionError,
-    ) as error:  # torch asserts that it has CUDA
+        # Torch asserts that it has CUDA.
+    ) as error:
         log.error("unfit", error=str(error))
         sys.exit(f"This worker is not fit for work: {error}")
     log.info("fit", **facts)

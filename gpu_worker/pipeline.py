@@ -1,7 +1,8 @@
 """One export, on one screen: fence, fetch, probe, compose, render, upload, commit.
 
-`result.json` is the commit: it is put last and only once, so an attempt has one result even if it was delivered
-twice. An execution that was cancelled or superseded stops at once and publishes nothing.
+`result.json` is the commit: it is put last and only once, so an attempt has one result even if it
+was delivered twice. An execution that was cancelled or superseded stops at once and publishes
+nothing.
 """
 
 import contextlib
@@ -98,7 +99,8 @@ class Execution:
             try:
                 output, fetch_seconds, spent = self._make(folder, clock)
             except WorkerError:
-                self._guard.check()  # a tool that was killed fails in its own words; this is why it was
+                # A tool that was killed fails in its own words; this is why it was.
+                self._guard.check()
                 raise
             facts = _facts(output)
             edit_seconds = clock.lap()
@@ -117,7 +119,9 @@ class Execution:
         return self._commit(facts, timings)
 
     def _begin(self) -> Result | None:
-        """Says that the attempt was taken up; returns its result if another execution has committed one."""
+        """Says that the attempt was taken up; returns its result if another execution has committed
+        one.
+        """
         if (committed := self._control.result()) is not None:
             log.info("already_committed", job_id=self._job.job_id)
             return committed
@@ -133,7 +137,9 @@ class Execution:
         return None
 
     def _make(self, folder: Path, clock: "_Stopwatch") -> tuple[Path, float, Spent]:
-        """Fetches all sources, probes them and makes the output; returns it and where the time went."""
+        """Fetches all sources, probes them and makes the output; returns it and where the time
+        went.
+        """
         params, input_key, settings = self._job.params, self._job.input_key, self._settings
         self._models.require(params)
         self._show(Phase.DOWNLOADING, 0)
@@ -177,7 +183,9 @@ class Execution:
         return path
 
     def _pictures(self, keys: Sequence[str]) -> dict[str, bytes]:
-        """Reads all pictures; they are held until the job ends, so one limit holds for all of them together."""
+        """Reads all pictures; they are held until the job ends, so one limit holds for all of them
+        together.
+        """
         pictures: dict[str, bytes] = {}
         left = MAX_PICTURES_BYTES
         for key in keys:

@@ -57,15 +57,18 @@ class Settings(BaseSettings):
         default=4 * 3600, validation_alias="REELBROKER_MAX_CPU_SECONDS", gt=0
     )
 
-    #: After a SIGTERM, how long the job in hand may go on before it is handed back; containers are killed after 10.
+    #: After a SIGTERM, how long the job in hand may go on before it is handed back; containers are
+    #: killed after 10.
     drain_seconds: float = Field(default=7, validation_alias="REELBROKER_DRAIN_SECONDS", ge=0)
 
-    #: The SDK's own checks of the machine that are left out, by name (gpu_worker/handler.py), as in `network,disk`.
+    #: The SDK's own checks of the machine that are left out, by name (gpu_worker/handler.py), as in
+    #: `network,disk`.
     skipped_checks: str = Field(
         default="", validation_alias="REELBROKER_SKIPPED_CHECKS", pattern="^[a-z_]*(,[a-z_]+)*$"
     )
 
-    #: Where Real-ESRGAN's files of weights are, and the model of QUALITY jobs that name none (see upscale/models.py).
+    #: Where Real-ESRGAN's files of weights are, and the model of QUALITY jobs that name none (see
+    #: upscale/models.py).
     models_dir: Path = Field(default=Path("/models"), validation_alias="REELBROKER_MODELS_DIR")
     quality_model: str | None = Field(default=None, validation_alias="REELBROKER_QUALITY_MODEL")
 

@@ -1,1 +1,3 @@
-"""The Pydantic models that broker and worker both speak; imports only Pydantic and the standard library."""
+"""The Pydantic models that broker and worker both speak; imports only Pydantic and the standard
+library.
+"""

@@ -1,12 +1,14 @@
-"""What an edit asks for: the params of framing, upscale and multi_clip; those of overlay and annotate are in overlays.py.
+"""What an edit asks for: the params of framing, upscale and multi_clip; those of overlay and
+annotate are in overlays.py.
 
-snake_case is canonical and what we emit. The other spellings that clients in the field use are accepted here and
-normalised here, once, with dialects.py; nothing further in knows of them.
-All times are seconds from the start of the input file; a trim shifts nothing. Crop `x, y` is the top-left corner,
-in pixels of the upright, square-pixel picture, and stays a float to the end.
+snake_case is canonical and what we emit. The other spellings that clients in the field use are
+accepted here and normalised here, once, with dialects.py; nothing further in knows of them. All
+times are seconds from the start of the input file; a trim shifts nothing. Crop `x, y` is the
+top-left corner, in pixels of the upright, square-pixel picture, and stays a float to the end.
 
-An error of a whole model carries `at` in its context: the path, below the model, of the field that it is about.
-Every sequence stops at its first item that is wrong: Pydantic would collect millions of errors from 1 MB of `{}`.
+An error of a whole model carries `at` in its context: the path, below the model, of the field that
+it is about. Every sequence stops at its first item that is wrong: Pydantic would collect millions
+of errors from 1 MB of `{}`.
 """
 
 import math
@@ -102,7 +104,9 @@ class Edit(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _normalise_names(cls, raw: Any) -> Any:
-        """Renames known camelCase keys; an unknown key keeps its spelling, so that the error names what was sent."""
+        """Renames known camelCase keys; an unknown key keeps its spelling, so that the error names
+        what was sent.
+        """
         if not isinstance(raw, dict):
             return raw
         return {canonical(key, cls.model_fields): value for key, value in raw.items()}
@@ -119,7 +123,9 @@ class Interpolation(StrEnum):
 
 
 class CropKeyframe(Edit):
-    """Where the crop is at one moment, given by `time` (seconds) or by `frame` (counted at the probed rate)."""
+    """Where the crop is at one moment, given by `time` (seconds) or by `frame` (counted at the
+    probed rate).
+    """
 
     time: Seconds | None = None
     frame: FrameIndex | None = None
@@ -171,17 +177,19 @@ class OutputParams(Edit):
         if width and height and math.ceil(width / 16) * math.ceil(height / 16) > MAX_MACROBLOCKS:
             raise PydanticCustomError(
                 "size",
-                "{width}x{height} is larger than the largest picture of H.264, which is about 8192x4352",
+                "{width}x{height} is larger than the largest picture of H.264, which is about "
+                "8192x4352",
                 {"at": ["output_height"], "width": width, "height": height},
             )
         return self
 
 
 class Framing(Edit):
-    """One clip: its trim, speeds, rotation and animated crop. No keyframes: a centred crop at the output's ratio.
+    """One clip: its trim, speeds, rotation and animated crop. No keyframes: a centred crop at the
+    output's ratio.
 
-    `source_width, source_height` may be sent along by a client that knows its video; then keyframes outside the
-    picture are refused at once, and not only when the worker has probed the file.
+    `source_width, source_height` may be sent along by a client that knows its video; then keyframes
+    outside the picture are refused at once, and not only when the worker has probed the file.
     """
 
     #: null says "none" too.
@@ -203,13 +211,16 @@ class Framing(Edit):
     @model_validator(mode="before")
     @classmethod
     def _normalise_dialects(cls, raw: Any) -> Any:
-        """Turns the clients' other words into the canonical ones; two words for one field are an error."""
+        """Turns the clients' other words into the canonical ones; two words for one field are an
+        error.
+        """
         if not isinstance(raw, dict):
             return raw
         params = {canonical(key, FRAMING_WORDS): value for key, value in raw.items()}
         params = {key: value for key, value in params.items() if key not in IGNORED_WORDS}
         params = renamed(params, FRAMING_SYNONYMS)
-        if params.get("crop_keyframes", ()) is None:  # how some say "none"
+        # How some say "none".
+        if params.get("crop_keyframes", ()) is None:
             del params["crop_keyframes"]
         for word in SEGMENT_WORDS & params.keys():
             for name, value in from_segment_data(params.pop(word)).items():
@@ -273,7 +284,9 @@ class FramingParams(Framing, OutputParams):
 
 
 class UpscaleParams(FramingParams):
-    """As framing, through a model of the client's choice; by default the one that fits the size asked for."""
+    """As framing, through a model of the client's choice; by default the one that fits the size
+    asked for.
+    """
 
     export_mode: Annotated[ExportMode, UpperCase] = ExportMode.QUALITY
     model: (
@@ -302,7 +315,9 @@ class ClipFraming(Framing):
 
 
 class MultiClipParams(OutputParams):
-    """Clips, each with its own framing, joined in their order. The default rate is the highest among the clips'."""
+    """Clips, each with its own framing, joined in their order. The default rate is the highest
+    among the clips'.
+    """
 
     output_width: EvenPixels = 1080
     output_height: EvenPixels = 1920
@@ -320,7 +335,8 @@ class MultiClipParams(OutputParams):
 def first_keyframe_outside(
     keyframes: tuple[CropKeyframe, ...], width: float, height: float, tolerance: float = 1.0
 ) -> int | None:
-    """Returns the index of the first keyframe that leaves a `width` x `height` picture by more than `tolerance` pixels.
+    """Returns the index of the first keyframe that leaves a `width` x `height` picture by more than
+    `tolerance` pixels.
 
     One pixel is allowed because editors round a crop that touches the edge.
     """

@@ -4,7 +4,9 @@ from schemas.jobs import ErrorCode, JobType, Phase, Wire
 
 
 class Workers(Wire):
-    """The provider's workers by what they do; those that it has scaled away are in none of these."""
+    """The provider's workers by what they do; those that it has scaled away are in none of
+    these.
+    """
 
     idle: int
     running: int
@@ -14,7 +16,9 @@ class Workers(Wire):
 
 
 class Provider(Wire):
-    """What the GPU provider says of its queue; other brokers' jobs on the same endpoint count too."""
+    """What the GPU provider says of its queue; other brokers' jobs on the same endpoint count
+    too.
+    """
 
     queued: int
     running: int
@@ -22,7 +26,9 @@ class Provider(Wire):
 
 
 class Tally(Wire):
-    """The jobs that ended within a time, and what they took; cost_usd is null where there is no price."""
+    """The jobs that ended within a time, and what they took; cost_usd is null where there is no
+    price.
+    """
 
     complete: int = 0
     error: int = 0
@@ -49,7 +55,9 @@ class StalledJob(Wire):
 
 
 class Orphan(Wire):
-    """A given-up run that may still be at the provider; the cost is the most it can be: as if it ran since its submit."""
+    """A given-up run that may still be at the provider; the cost is the most it can be: as if it
+    ran since its submit.
+    """
 
     job_id: str
     attempt: int

@@ -1,4 +1,6 @@
-"""A job as clients see it: the request, the view, and the closed lists of words that both sides use."""
+"""A job as clients see it: the request, the view, and the closed lists of words that both sides
+use.
+"""
 
 from enum import StrEnum
 from typing import Annotated, Any, Self
@@ -72,7 +74,9 @@ class Phase(StrEnum):
 
 
 class ErrorCode(StrEnum):
-    """Why a job ended in `error`, or a request was refused; `retryable` says whether the same again may succeed."""
+    """Why a job ended in `error`, or a request was refused; `retryable` says whether the same again
+    may succeed.
+    """
 
     INVALID_PARAMS = "invalid_params"
     SOURCE_NOT_FOUND = "source_not_found"
@@ -143,7 +147,9 @@ class Edited(Wire):
     @field_validator("params", mode="plain")
     @classmethod
     def _params_of_the_type(cls, raw: Any, info: ValidationInfo) -> Any:
-        """Reads the params as those of the type; with an unknown type, only the type is complained of."""
+        """Reads the params as those of the type; with an unknown type, only the type is complained
+        of.
+        """
         job_type = info.data.get("type")
         return raw if job_type is None else job_type.params_model.model_validate(raw)
 
@@ -215,7 +221,9 @@ class JobUrls(Wire):
 
 
 class JobView(Wire):
-    """A job as every route shows it. `output_key` and `result` are null until the output was seen in the bucket."""
+    """A job as every route shows it. `output_key` and `result` are null until the output was seen
+    in the bucket.
+    """
 
     job_id: str
     type: JobType
@@ -237,13 +245,15 @@ class JobView(Wire):
     metadata: dict[str, str]
     params: Annotated[
         JsonValue, SkipValidation
-    ]  # valid since the request, and there may be thousands of keyframes
+        # Valid since the request, and there may be thousands of keyframes.
+    ]
     created_at: str
     started_at: str | None
     completed_at: str | None
     cancel_requested_at: str | None
     result: OutputFacts | None
-    #: Of all attempts together, as the provider bills them, or where it did not say, as the worker measured.
+    #: Of all attempts together, as the provider bills them, or where it did not say, as the worker
+    #: measured.
     gpu_seconds: float | None
     #: `gpu_seconds` at the settings' price for the GPU that did it; null where there is no price.
     cost_usd: float | None
@@ -281,7 +291,9 @@ class JobChanges(Wire):
 
 
 class EventView(Wire):
-    """One event of a job: `seq` is 1, 2, 3 … without a gap. Laying `changes` over the job gives the job after it."""
+    """One event of a job: `seq` is 1, 2, 3 … without a gap. Laying `changes` over the job gives the
+    job after it.
+    """
 
     seq: int
     at: str
@@ -306,10 +318,13 @@ class Quote(Wire):
     gpu_seconds_p90: float
     cost_usd: float | None  #: null without a price in the settings
     cost_usd_p90: float | None
-    basis: str  #: `history`: the user's own jobs of that type and mode; `default`: figures that came with it
+    #: `history`: the user's own jobs of that type and mode; `default`: figures that came with it.
+    basis: str
 
 
 class QuoteRequest(JobRequest):
-    """The body of `POST /api/jobs/quote`: a job, and how long its source is where the client knows."""
+    """The body of `POST /api/jobs/quote`: a job, and how long its source is where the client
+    knows.
+    """
 
     source_seconds: Annotated[float, Strict(), Field(gt=0, le=86_400)] | None = None

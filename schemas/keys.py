@@ -5,7 +5,8 @@ from typing import Annotated
 from pydantic import AfterValidator, StringConstraints
 from pydantic_core import PydanticCustomError
 
-#: What neither a key nor a name of a file may have in it, for a pattern: characters that steer a terminal or turn text around.
+#: What neither a key nor a name of a file may have in it, for a pattern: characters that steer a
+#: terminal or turn text around.
 STEERING = r"\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069"
 #: A bucket takes keys of 1024 bytes; a user's folder and its `/` are a part of them.
 MAX_KEY_BYTES = 1024 - 65

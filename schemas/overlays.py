@@ -1,7 +1,8 @@
 """What is drawn onto pictures: the params of overlay (highlights, text) and annotate (captions).
 
-Highlight `x, y` is the centre of the ellipse, text `x, y` its anchor; both in pixels of a picture of `video_width` x
-`video_height` where those are given, of the picture itself where not. Times are seconds of the input file.
+Highlight `x, y` is the centre of the ellipse, text `x, y` its anchor; both in pixels of a picture
+of `video_width` x `video_height` where those are given, of the picture itself where not. Times are
+seconds of the input file.
 """
 
 from enum import StrEnum
@@ -85,10 +86,11 @@ class HighlightKeyframe(Edit):
 
 
 class HighlightRegion(OnPreview):
-    """A highlight from one moment to another, moving in straight lines between its keyframes, resting outside them.
+    """A highlight from one moment to another, moving in straight lines between its keyframes,
+    resting outside them.
 
-    The static form of the source documents (`start_frame, end_frame, x, y, radius_x, …` and no keyframes) becomes a
-    region with one keyframe.
+    The static form of the source documents (`start_frame, end_frame, x, y, radius_x, …` and no
+    keyframes) becomes a region with one keyframe.
     """
 
     start_time: Seconds | None = None
@@ -173,7 +175,9 @@ class TextLayer(OnPreview):
 
     @model_validator(mode="after")
     def _is_not_larger_than_any_layer(self) -> Self:
-        """Refuses what is too large with any font; the worker measures the rest. A preview's scale is not known here."""
+        """Refuses what is too large with any font; the worker measures the rest. A preview's scale
+        is not known here.
+        """
         least = _NARROWEST * len(self.text or "") * self.font_size**2
         if self.video_width is None and least > MAX_LAYER_PIXELS:
             raise PydanticCustomError(
@@ -185,7 +189,9 @@ class TextLayer(OnPreview):
 
 
 class OverlayParams(Framing, OutputParams):
-    """Highlights on the source's picture, then the crop, if any, then text; keeps the input's size unless told."""
+    """Highlights on the source's picture, then the crop, if any, then text; keeps the input's size
+    unless told.
+    """
 
     output_width: EvenPixels | None = None
     output_height: EvenPixels | None = None

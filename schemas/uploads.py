@@ -19,7 +19,9 @@ def _named(filename: str) -> str:
 
 
 class UploadRequest(Wire):
-    """The body of `POST /api/videos/upload-url`. With `bytes`, the URL takes exactly so many, and large files go in parts."""
+    """The body of `POST /api/videos/upload-url`. With `bytes`, the URL takes exactly so many, and
+    large files go in parts.
+    """
 
     filename: Annotated[
         str,
@@ -30,11 +32,14 @@ class UploadRequest(Wire):
         "video/mp4"
     )
     bytes: Annotated[int, Strict(), Field(gt=0, le=MAX_BYTES)] | None = None
-    job_id: str | None = None  # sent by older clients; the key that we answer with is what matters
+    # Sent by older clients; the key that we answer with is what matters.
+    job_id: str | None = None
 
 
 class Part(Wire):
-    """One part of a multipart upload: PUT `bytes` of the file from `offset` on, and keep the answer's `ETag`."""
+    """One part of a multipart upload: PUT `bytes` of the file from `offset` on, and keep the
+    answer's `ETag`.
+    """
 
     number: int
     offset: int
@@ -43,10 +48,12 @@ class Part(Wire):
 
 
 class UploadTicket(Wire):
-    """Where and how to PUT the file, with `headers`; name `video_key` as the job's `input_key` afterwards.
+    """Where and how to PUT the file, with `headers`; name `video_key` as the job's `input_key`
+    afterwards.
 
-    `upload_url` is null where the file goes in `parts`, which are all of one size but the last, and where it has arrived. It takes
-    one file: 412 says that one is there, of an earlier try perhaps, so go on to `complete_url`, which checks its size.
+    `upload_url` is null where the file goes in `parts`, which are all of one size but the last, and
+    where it has arrived. It takes one file: 412 says that one is there, of an earlier try perhaps,
+    so go on to `complete_url`, which checks its size.
     """
 
     upload_id: str

@@ -71,7 +71,9 @@ class HookTry(Wire):
 
 
 class DeliveryView(Wire):
-    """One message to one endpoint; its `id` is the `webhook-id` that the receiver sees, also when it is sent again."""
+    """One message to one endpoint; its `id` is the `webhook-id` that the receiver sees, also when
+    it is sent again.
+    """
 
     id: str
     webhook_id: str

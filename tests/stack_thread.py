@@ -105,6 +105,7 @@ def processes_in(folder):
         try:
             if (process / "cwd").readlink().is_relative_to(folder):
                 found.append((process / "cmdline").read_bytes().replace(b"\0", b" ").decode()[:200])
-        except OSError:  # it ended while we looked
+        # It ended while we looked.
+        except OSError:
             continue
     return found

@@ -1,4 +1,6 @@
-"""scripts/audit against a server that answers as OSV does: what is known, what is not, and when nothing can be known."""
+"""scripts/audit against a server that answers as OSV does: what is known, what is not, and when
+nothing can be known.
+"""
 
 import json
 import os
@@ -21,7 +23,8 @@ def osv(holes):
     asked = []
 
     class Handler(Quiet):
-        def do_POST(self):  # noqa: N802  # the name that the server looks for
+        # The name that the server looks for.
+        def do_POST(self):  # noqa: N802
             query = json.loads(self.rfile.read(int(self.headers["content-length"])))
             name, version = query["package"]["name"], query["version"]
             asked.append((name, version))
@@ -79,7 +82,9 @@ def test_a_known_hole_fails_and_is_named(pins):
 
 
 def test_who_knows_nothing_is_not_believed():
-    """A server that has no advisories, and none at all: not audited is not the same as nothing found."""
+    """A server that has no advisories, and none at all: not audited is not the same as nothing
+    found.
+    """
     with osv(set()) as (url, _):
         assert audit(url).returncode == 75
     ended = audit(url)

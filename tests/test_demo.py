@@ -1,4 +1,6 @@
-"""scripts/demo and scripts/up as a newcomer runs them: they end well, say why not, and leave nothing running."""
+"""scripts/demo and scripts/up as a newcomer runs them: they end well, say why not, and leave
+nothing running.
+"""
 
 import os
 import signal
@@ -46,7 +48,9 @@ def make_clip(path, *options):
 
 
 def test_the_demo_takes_any_clip(tmp_path):
-    """Of odd size, turned as phones do it, without sound: exit 0, upright in out/, its facts and curl printed, nothing left running."""
+    """Of odd size, turned as phones do it, without sound: exit 0, upright in out/, its facts and
+    curl printed, nothing left running.
+    """
     flat = make_clip(
         tmp_path / "flat.mp4", "-map", "0:v", "-vf", "scale=321:241", "-pix_fmt", "yuv444p"
     )
@@ -93,7 +97,9 @@ def test_ctrl_c_in_the_demo_leaves_nothing_behind(tmp_path, big_buck_bunny):
 
 
 def test_up_keeps_its_folder_to_itself_until_ctrl_c(tmp_path):
-    """It lets the pages in that it was told of; a second one says that the folder is taken, and leaves the first alone, which ends with 0."""
+    """It lets the pages in that it was told of; a second one says that the folder is taken, and
+    leaves the first alone, which ends with 0.
+    """
     page = "http://localhost:5173"
     first = start(["-m", "broker.cli.main", "up", "--origin", page], tmp_path)
     url = read_until(first, "Reelbroker is up").split()[-1]

@@ -22,7 +22,8 @@ BUCKET = {
     "R2_SECRET_ACCESS_KEY": SECRET,
     "R2_BUCKET_NAME": "videos",
 }
-#: The fields of RunPod's REST API v2, by what they are in (its openapi.json, November 2026); it refuses others with 422.
+#: The fields of RunPod's REST API v2, by what they are in (its openapi.json, November 2026); it
+#: refuses others with 422.
 FIELDS = {
     "": {
         "name",
@@ -45,7 +46,9 @@ NEEDED = {"name", "type", "image", "gpu", "scaling"}
 
 
 def objections(body, method):
-    """What RunPod has against a body: fields that it does not know or miss, and values beyond its sets."""
+    """What RunPod has against a body: fields that it does not know or miss, and values beyond its
+    sets.
+    """
     known = FIELDS | ({"": FIELDS[""] - {"type"}} if method == "PATCH" else {})
     wrong = {
         f"{part} {name}"
@@ -98,7 +101,8 @@ def served(runpod):
             self.end_headers()
             self.wfile.write(json.dumps(told).encode())
 
-        do_GET = do_POST = do_PATCH = handle_any  # noqa: N815  # the names that the server looks for
+        # The names that the server looks for.
+        do_GET = do_POST = do_PATCH = handle_any  # noqa: N815
 
     with serving(Handler) as port:
         yield f"http://127.0.0.1:{port}/v2"
@@ -119,7 +123,9 @@ def deploy(folder, *words, **environment):
 
 
 def test_a_second_deployment_changes_the_first_and_adds_nothing(runpod, tmp_path):
-    """The endpoint is found again by its name, also where RunPod has marked it, and what RunPod cut is set right."""
+    """The endpoint is found again by its name, also where RunPod has marked it, and what RunPod cut
+    is set right.
+    """
     with served(runpod) as url:
         run = {"RUNPOD_API_KEY": KEY} | BUCKET
         first = deploy(tmp_path, "you/worker:1", "--api", url, "--max-workers", "5", **run)
@@ -128,7 +134,8 @@ def test_a_second_deployment_changes_the_first_and_adds_nothing(runpod, tmp_path
         runpod.kept["e1"] |= {
             "name": "reelbroker -fb",
             "workers": {"min": 0, "max": 0},
-        }  # as after seven idle days
+            # As after seven idle days.
+        }
         second = deploy(
             tmp_path,
             "you/worker:2",
@@ -143,8 +150,11 @@ def test_a_second_deployment_changes_the_first_and_adds_nothing(runpod, tmp_path
     assert second.stdout == first.stdout, second.stderr
     assert "It had 0 workers at most" in second.stderr
     assert runpod.calls == [
-        "GET /v2/serverless", "POST /v2/serverless", "GET /v2/serverless", "PATCH /v2/serverless/e1",
-    ]  # fmt: skip
+        "GET /v2/serverless",
+        "POST /v2/serverless",
+        "GET /v2/serverless",
+        "PATCH /v2/serverless/e1",
+    ]
     env = BUCKET | {"REELBROKER_DEVICE": "cuda"}
     assert (made["type"], made["image"], made["env"], made["workers"]["max"]) == (
         "QUEUE",
@@ -182,7 +192,9 @@ def test_without_a_key_the_calls_are_printed_and_no_secret(tmp_path):
 
 
 def test_what_stands_in_the_way_is_said(runpod, tmp_path):
-    """A missing setting before anything is asked; RunPod's own words for what it refuses; two of one name."""
+    """A missing setting before anything is asked; RunPod's own words for what it refuses; two of
+    one name.
+    """
     run = {"RUNPOD_API_KEY": KEY} | BUCKET
     with served(runpod) as url:
         missing = deploy(tmp_path, "you/worker:1", "--api", url, RUNPOD_API_KEY=KEY)
@@ -198,7 +210,7 @@ def test_what_stands_in_the_way_is_said(runpod, tmp_path):
     assert runpod.calls == ["GET /v2/serverless", "GET /v2/serverless"]
 
 
-# ── the Hub ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── the Hub ───────────────────────────────────────────────────────────────────────────────────────
 
 
 def read(name):
@@ -214,14 +226,22 @@ def test_the_hub_finds_what_it_wants():
     assert (hub["type"], hub["category"]) == ("serverless", "video")
     config = hub["config"]
     assert set(config) == {
-        "runsOn", "containerDiskInGb", "gpuIds", "gpuCount", "allowedCudaVersions", "presets", "env",
-    }  # fmt: skip
+        "runsOn",
+        "containerDiskInGb",
+        "gpuIds",
+        "gpuCount",
+        "allowedCudaVersions",
+        "presets",
+        "env",
+    }
     assert config["runsOn"] == "GPU"
     assert re.fullmatch(r"[A-Z]+_\d+(_PRO)?(,[A-Z]+_\d+(_PRO)?)*", config["gpuIds"])
 
 
 def test_the_hub_asks_for_settings_that_the_worker_has():
-    """Each with a type, a name and a description; the defaults and presets are taken by the worker."""
+    """Each with a type, a name and a description; the defaults and presets are taken by the
+    worker.
+    """
     config = read("hub.json")["config"]
     known = {field.validation_alias for field in Settings.model_fields.values()}
     kinds = {}
@@ -234,8 +254,16 @@ def test_the_hub_asks_for_settings_that_the_worker_has():
         assert one["key"] in known
         assert {"name", "type", "description"} <= set(asked)
         assert set(asked) <= {
-            "name", "type", "description", "default", "required", "advanced", "options", "min", "max",
-        }  # fmt: skip
+            "name",
+            "type",
+            "description",
+            "default",
+            "required",
+            "advanced",
+            "options",
+            "min",
+            "max",
+        }
         kinds[one["key"]] = asked["type"]
     assert set(BUCKET) <= set(kinds)
     assert set(kinds.values()) <= {"string", "number", "boolean"}
@@ -265,7 +293,8 @@ def test_the_hubs_tests_are_jobs_that_the_worker_takes():
     for one in tests["tests"]:
         assert set(one) == {"name", "input", "timeout"}
         assert WorkerInput.model_validate(one["input"]).attempt_token is None
-        assert one["timeout"] >= 60_000  # milliseconds, and a cold start is among them
+        # Milliseconds, and a cold start is among them.
+        assert one["timeout"] >= 60_000
     config = tests["config"]
     assert set(config) == {"gpuTypeId", "gpuCount", "env", "allowedCudaVersions"}
     assert config["allowedCudaVersions"] == read("hub.json")["config"]["allowedCudaVersions"]

@@ -1,4 +1,6 @@
-"""What the documents say is so: commands and code are run, top to bottom, against a real stack; settings, options and links exist."""
+"""What the documents say is so: commands and code are run, top to bottom, against a real stack;
+settings, options and links exist.
+"""
 
 import functools
 import hashlib
@@ -27,7 +29,8 @@ from tests.stack_thread import StackThread
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-#: What a block may be in. The first three are run; `text` is for drawings, and for what a program prints.
+#: What a block may be in. The first three are run; `text` is for drawings, and for what a program
+#: prints.
 LANGUAGES = {"sh", "python", "js", "yaml", "ini", "nginx", "markdown", "text"}
 #: Commands that stand-ins answer here, and where each is run for real.
 ELSEWHERE = {
@@ -73,12 +76,14 @@ def with_blocks_in(*languages):
     ]
 
 
-# ── a place to type them in ─────────────────────────────────────────────────────────────────────────────────────────
+# ── a place to type them in ───────────────────────────────────────────────────────────────────────
 
 
 @pytest.fixture(scope="module")
 def frontend(tmp_path_factory):
-    """The origin of a page with nothing but a file input, as a development server has it: not the broker's."""
+    """The origin of a page with nothing but a file input, as a development server has it: not the
+    broker's.
+    """
     folder = tmp_path_factory.mktemp("frontend")
     (folder / "index.html").write_text(
         '<!doctype html><link rel="icon" href="data:,"><input type="file">'
@@ -102,11 +107,14 @@ def stack(tmp_path_factory, frontend, clip):
 
 @pytest.fixture
 def desk(tmp_path, stack, clip):
-    """A folder like the repository's, a clip and the logs in it, and stand-ins for what is run elsewhere."""
+    """A folder like the repository's, a clip and the logs in it, and stand-ins for what is run
+    elsewhere.
+    """
     for path in ROOT.iterdir():
         if path.name not in ("scripts", "out", ".git", ".env"):
             (tmp_path / path.name).symlink_to(path)
-    for name in ("docs", ".runpod"):  # these are written to
+    # These are written to.
+    for name in ("docs", ".runpod"):
         (tmp_path / name).unlink()
         shutil.copytree(ROOT / name, tmp_path / name)
     shutil.copy(clip, tmp_path / "clip.mp4")
@@ -125,7 +133,9 @@ def desk(tmp_path, stack, clip):
 
 
 def inside_the_container(stack):
-    """A command in the broker's container is one on this machine, with the settings of the broker that runs here."""
+    """A command in the broker's container is one on this machine, with the settings of the broker
+    that runs here.
+    """
     broker = Path(f"/proc/{stack.stack.pid('broker')}/environ").read_text().split("\0")
     settings = [
         shlex.quote(line) for line in broker if line.startswith(("R2_", "RUNPOD_", "REELBROKER_"))
@@ -156,7 +166,7 @@ def run(desk, stack, script):
     return ended.stdout
 
 
-# ── they do what they say ───────────────────────────────────────────────────────────────────────────────────────────
+# ── they do what they say ─────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize("document", with_blocks_in("sh"), ids=named)
@@ -202,13 +212,16 @@ EXPORT = """async (end_time) => {
   const params = {end_time, output_width: 270, output_height: 480}
   const video = document.createElement("video")
   video.src = await exportClip(file, params, (text) => { told.push(text); window.told = text })
-  await new Promise((resolve, reject) => Object.assign(video, {onloadeddata: resolve, onerror: reject}))
+  await new Promise((resolve, reject) =>
+    Object.assign(video, {onloadeddata: resolve, onerror: reject}))
   return [...told, `${video.videoWidth}x${video.videoHeight}`]
 }"""
 
 
 def test_javascript_runs_in_a_browser_on_a_page_of_another_origin(page, clip):
-    """The guide's own functions bring a chosen file to a finished video, which the page then plays; a refusal is an error that says why."""
+    """The guide's own functions bring a chosen file to a finished video, which the page then plays;
+    a refusal is an error that says why.
+    """
     complaints = []
     page.on(
         "console",
@@ -221,7 +234,8 @@ def test_javascript_runs_in_a_browser_on_a_page_of_another_origin(page, clip):
     assert told[-2].startswith("100 % ")
     assert told[-1] == "270x480"
     assert complaints == []
-    ask = "ask('POST', '/api/jobs', {body: {type: 'framing'}}).catch((error) => ({...error, message: error.message}))"
+    ask = "ask('POST', '/api/jobs', {body: {type: 'framing'}})"
+    ask += ".catch((error) => ({...error, message: error.message}))"
     refused = page.evaluate(ask)
     assert (refused["status"], refused["code"], refused["retryable"]) == (
         422,
@@ -272,7 +286,9 @@ def test_javascript_sends_a_large_file_in_parts_through_a_cut(page, stack, tmp_p
 
 
 def test_javascript_tells_a_real_webhook_from_another(page):
-    """By what the library signs that the broker uses: the body, the id and the time are what was sent, and now."""
+    """By what the library signs that the broker uses: the body, the id and the time are what was
+    sent, and now.
+    """
     secret, body = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLUQw", '{"type": "job.complete"}'
     now = page.evaluate("Math.floor(Date.now() / 1000)")
 
@@ -297,7 +313,7 @@ def test_javascript_tells_a_real_webhook_from_another(page):
     assert not is_ours(**{"webhook-signature": "v1,%%%"})
 
 
-# ── what they name is there ─────────────────────────────────────────────────────────────────────────────────────────
+# ── what they name is there ───────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=named)
@@ -375,14 +391,16 @@ def test_commands_in_the_text_exist_with_their_options(document):
         try:
             command.make_context(words[0], rest)
         except Exception as error:
-            # A mere name has no arguments; what is there has to be right all the same. (Typer has a click of its own.)
+            # A mere name has no arguments; what is there has to be right all the same. (Typer has a
+            # click of its own.)
             if type(error).__name__ != "MissingParameter":
                 raise
     for name, *words in inline(document, "scripts/"):
         assert (ROOT / name).exists(), name
         sources = [ROOT / name, ROOT / f"{name.replace('-', '_')}.py"]
         text = "".join(source.read_text() for source in sources if source.is_file())
-        if "pytest" not in text:  # what it does not know itself, it hands on
+        # What it does not know itself, it hands on.
+        if "pytest" not in text:
             assert [
                 word for word in words if word.startswith("--") and f'"{word}"' not in text
             ] == []
@@ -392,7 +410,8 @@ def test_commands_in_the_text_exist_with_their_options(document):
 def test_settings_in_the_text_exist(document):
     """Those of the broker and of the worker; a name that ends in _ stands for several."""
     fields = [*BrokerSettings.model_fields.values(), *WorkerSettings.model_fields.values()]
-    known = {field.validation_alias for field in fields} | {"REELBROKER_URL"}  # the client's
+    # The client's.
+    known = {field.validation_alias for field in fields} | {"REELBROKER_URL"}
     for name in re.findall(r"\bREELBROKER_[A-Z0-9_]+", document.read_text()):
         assert any(
             setting.startswith(name) if name.endswith("_") else setting == name for setting in known

@@ -1,4 +1,6 @@
-"""The whole system on one machine: HTTP, SQLite, the endpoint, the SDK's worker loop, SeaweedFS, ffmpeg."""
+"""The whole system on one machine: HTTP, SQLite, the endpoint, the SDK's worker loop, SeaweedFS,
+ffmpeg.
+"""
 
 import contextlib
 import json
@@ -37,7 +39,9 @@ SMALL = {"output_width": 270, "output_height": 480}
 
 
 def test_a_clip_is_exported_through_the_whole_system(stack, source, tmp_path):
-    """The file is what was asked for, the job says what the file is, and the phases come in order."""
+    """The file is what was asked for, the job says what the file is, and the phases come in
+    order.
+    """
     url = stack.submit(source, end_time=2.0, **SMALL)
     seen = []
 
@@ -196,7 +200,9 @@ def test_a_keyframe_outside_the_picture_is_named(stack, source):
 
 
 def test_quality_goes_through_a_real_network(stack, source, tmp_path):
-    """Real weights, from HTTP to a file: sharper than the plain export of the same crop, and the same picture."""
+    """Real weights, from HTTP to a file: sharper than the plain export of the same crop, and the
+    same picture.
+    """
     box = {"time": 0, "x": 600.5, "y": 300.25, "width": 66.0, "height": 118.0}
     asked = {"crop_keyframes": [box], "end_time": 0.2, **SMALL}
     pictures = {}
@@ -231,7 +237,9 @@ def test_a_cancel_stops_the_worker_and_the_next_job_runs(stack, source):
 
 
 def test_the_stack_s_worker_is_checked_as_on_runpod(stack):
-    """The SDK's checks of memory and disk ran and passed; the one that needs the internet is left out, and the log says so."""
+    """The SDK's checks of memory and disk ran and passed; the one that needs the internet is left
+    out, and the log says so.
+    """
     told = (stack.stack.folder / "logs" / "worker-1.log").read_text()
     (chosen,) = [line for line in told.splitlines() if "action=machine_checks" in line][-1:]
     assert "run=memory,disk" in chosen
@@ -256,7 +264,9 @@ def test_no_secret_is_in_the_logs(stack, source):
 
 
 def test_workers_join_by_a_command_work_at_once_and_leave_at_ctrl_c(stack, source, tmp_path):
-    """One of the stack's folder; one by RunPod's environment, as in a container. The endpoint counts both, and two jobs run side by side."""
+    """One of the stack's folder; one by RunPod's environment, as in a container. The endpoint
+    counts both, and two jobs run side by side.
+    """
     _, environment = stack.stack._worker("contained", lambda: True).command()
     folder = str(stack.stack.folder)
     before = stack.workers()
@@ -290,7 +300,8 @@ def test_workers_join_by_a_command_work_at_once_and_leave_at_ctrl_c(stack, sourc
     assert [process.returncode for process in joined] == [0, 0], told
     assert (
         time.monotonic() - began < 10
-    )  # the call for a job, which the SDK would sit out, is held for 20
+        # The call for a job, which the SDK would sit out, is held for 20.
+    )
     assert "Traceback" not in "".join(told)
     assert not list((stack.stack.folder / "work").glob("guest-*"))
     assert processes_in(tmp_path) == []
@@ -332,7 +343,9 @@ def test_the_smoke_script_finds_all_well(stack):
 
 
 class FirstClient:
-    """As document 001's client of the provider: a submit and a status, with its own connection each."""
+    """As document 001's client of the provider: a submit and a status, with its own connection
+    each.
+    """
 
     def __init__(self, stack):
         keys = json.loads((stack.stack.folder / "stack.json").read_text())

@@ -1,4 +1,5 @@
-"""The images' recipes: what hadolint does not know (scripts/check runs it), and that they agree with the rest of the repository.
+"""The images' recipes: what hadolint does not know (scripts/check runs it), and that they agree
+with the rest of the repository.
 
 `scripts/try-deploy` builds and runs them for real, where there are root and some minutes.
 """
@@ -31,7 +32,9 @@ def last(name, word):
 
 @pytest.mark.parametrize("name", FILES)
 def test_an_image_is_pinned_runs_as_nobody_and_its_command_is_process_1(name):
-    """A base of one patch release, a numeric user, and no shell that would keep signals to itself."""
+    """A base of one patch release, a numeric user, and no shell that would keep signals to
+    itself.
+    """
     base = next(rest for word, rest in instructions(name) if word == "ARG")
     assert re.fullmatch(r"BASE=python:3\.11\.\d+-slim-\w+", base)
     assert re.fullmatch(r"[1-9]\d*:[1-9]\d*", last(name, "USER"))
@@ -96,7 +99,7 @@ def test_the_context_is_what_the_images_copy():
     assert allowed == copied
 
 
-# ── docs/deploy/compose.yml ─────────────────────────────────────────────────────────────────────────────────────────────
+# ── docs/deploy/compose.yml ───────────────────────────────────────────────────────────────────────
 
 
 def services():

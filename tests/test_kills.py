@@ -31,7 +31,9 @@ def test_a_killed_part_loses_no_job(stack, big_buck_bunny, tmp_path, part):
 def test_a_worker_killed_mid_job_is_replaced_by_the_platforms_own_retry(
     stack, big_buck_bunny, tmp_path
 ):
-    """The provider requeues the job under its id; the broker need not begin another attempt; the file is whole."""
+    """The provider requeues the job under its id; the broker need not begin another attempt; the
+    file is whole.
+    """
     url = stack.submit(stack.upload(big_buck_bunny))
     running = stack.until(url, lambda job: job["progress"] > 10)
     stack.kill("worker-1")

@@ -1,6 +1,8 @@
-"""The caption of an annotated clip: rating, name, tags and notes on a soft dark ground along the lower edge.
+"""The caption of an annotated clip: rating, name, tags and notes on a soft dark ground along the
+lower edge.
 
-Sizes are shares of the picture's shorter side, so that it looks the same at each resolution and in portrait.
+Sizes are shares of the picture's shorter side, so that it looks the same at each resolution and in
+portrait.
 """
 
 import math
@@ -20,7 +22,8 @@ SOFT = "#e6e9ee"
 
 
 def caption(clip: AnnotatedClip, size: tuple[int, int], fonts: Fonts) -> Image.Image | None:
-    """Draws the caption for frames of `size` (width, height), as wide as they are; None where nothing is to be told.
+    """Draws the caption for frames of `size` (width, height), as wide as they are; None where
+    nothing is to be told.
 
     It goes to the lower edge of the frame.
     """

@@ -1,4 +1,6 @@
-"""What an edit is made of: params of any job type become clips, each with its time and its look, on one timeline."""
+"""What an edit is made of: params of any job type become clips, each with its time and its look, on
+one timeline.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -48,7 +50,9 @@ class Source:
 
 @dataclass(frozen=True)
 class Look:
-    """What is done to each picture of a clip: turn, highlight, crop to size, write over. In that order."""
+    """What is done to each picture of a clip: turn, highlight, crop to size, write over. In that
+    order.
+    """
 
     size: tuple[int, int]
     path: CropPath | None
@@ -81,7 +85,8 @@ class Look:
 
     def _drawn_on(self, frame: Frame, moment: float) -> Frame:
         if is_upright(self.rotation) and self.highlights is None:
-            return frame  # wherever it is: an engine brings what it needs of it to the device
+            # Wherever it is: an engine brings what it needs of it to the device.
+            return frame
         frame = rotate(frame_to_device(frame, self.device), self.rotation)
         return frame if self.highlights is None else self.highlights.draw(frame, moment)
 
@@ -153,7 +158,8 @@ def compose(params: OutputParams, input_key: str | None, kit: Kit) -> Compositio
             ]
             return _joined(clips, params, size, params.transition)
         case AnnotateParams():
-            assert main is not None  # noqa: S101  # schemas.jobs.Edited
+            # schemas.jobs.Edited.
+            assert main is not None  # noqa: S101
             size = _size(params.output_width, params.output_height, main.facts)
             clips = [
                 _annotated(clip, params, main, size, kit, f"params.clips[{i}]")
@@ -266,12 +272,16 @@ def _joined(
 
 
 def _size(width: int | None, height: int | None, facts: SourceFacts) -> tuple[int, int]:
-    """Returns the size asked for; else the source's, without an odd last column or row, which H.264 cannot have."""
+    """Returns the size asked for; else the source's, without an odd last column or row, which H.264
+    cannot have.
+    """
     return (width or max(2, facts.width & ~1), height or max(2, facts.height & ~1))
 
 
 def _rate(asked: float | None, rates: Sequence[Fraction]) -> Fraction:
-    """Returns the rate asked for, exactly where it is one of the 1001 family (29.97 means 30000/1001)."""
+    """Returns the rate asked for, exactly where it is one of the 1001 family (29.97 means
+    30000/1001).
+    """
     if asked is None:
         return max(rates)
     ntsc = Fraction(round(asked) * 1000, 1001)

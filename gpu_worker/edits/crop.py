@@ -1,7 +1,8 @@
 """The animated crop: where it is at each moment, and how its pixels become the output's.
 
-Everything is float to the end, so a slow pan moves by fractions of a pixel. The Y, U and V planes are resampled as they
-are: a linear filter commutes with the linear colour matrix, so going through RGB would only cost time and rounding.
+Everything is float to the end, so a slow pan moves by fractions of a pixel. The Y, U and V planes
+are resampled as they are: a linear filter commutes with the linear colour matrix, so going through
+RGB would only cost time and rounding.
 """
 
 import math
@@ -43,7 +44,8 @@ class CropPath:
         outside = first_keyframe_outside(keys, source.width, source.height)
         if outside is not None:
             raise InvalidParams(
-                f"{where}.crop_keyframes[{outside}] reaches outside the {source.width}x{source.height} picture."
+                f"{where}.crop_keyframes[{outside}] reaches outside the "
+                f"{source.width}x{source.height} picture."
             )
         times = tuple(seconds_of(key.time, key.frame, source.fps) for key in keys)
         boxes = tuple(Box(key.x, key.y, key.width, key.height) for key in keys)
@@ -52,13 +54,17 @@ class CropPath:
         return cls(times, boxes, params.interpolation, source.width, source.height)
 
     def at(self, moment: float) -> Box:
-        """Returns the crop at a moment (seconds of the source); before the first and after the last key it rests."""
+        """Returns the crop at a moment (seconds of the source); before the first and after the last
+        key it rests.
+        """
         index, part = bracket(self.times, moment)
         box = self._between(index, part) if part else self.boxes[index]
         return box.inside(self.width, self.height)
 
     def largest_ratio(self, width: int, height: int) -> float:
-        """Returns by how much the smallest crop is enlarged for an output of that size, along the worse axis."""
+        """Returns by how much the smallest crop is enlarged for an output of that size, along the
+        worse axis.
+        """
         return max(max(width / box.width, height / box.height) for box in self.boxes)
 
     def _between(self, index: int, part: float) -> Box:
@@ -71,10 +77,12 @@ class CropPath:
 
 
 def catmull_rom(part: float) -> tuple[float, float, float, float]:
-    """Returns the weights of p0 … p3 at `part` (0 to 1) of the way from p1 to p2, on the uniform Catmull-Rom spline.
+    """Returns the weights of p0 … p3 at `part` (0 to 1) of the way from p1 to p2, on the uniform
+    Catmull-Rom spline.
 
-    E. Catmull, R. Rom, "A class of local interpolating splines", 1974, tension 1/2. At the ends the missing neighbour
-    is the mirror image of the other one (2·p1 - p2), so that a spline through two keys is the straight line.
+    E. Catmull, R. Rom, "A class of local interpolating splines", 1974, tension 1/2. At the ends the
+    missing neighbour is the mirror image of the other one (2·p1 - p2), so that a spline through two
+    keys is the straight line.
     """
     t, t2, t3 = part, part * part, part**3
     return (
@@ -136,7 +144,9 @@ def crop(frame: Frame, box: Box, width: int, height: int) -> Frame:
 
 
 def rotate(frame: Frame, degrees: float) -> Frame:
-    """Turns the picture about its centre, counter-clockwise, on the same canvas; what comes in from outside is black."""
+    """Turns the picture about its centre, counter-clockwise, on the same canvas; what comes in from
+    outside is black.
+    """
     if is_upright(degrees):
         return frame
     y, u, v = (
@@ -175,7 +185,9 @@ def _rotate_plane(
 def _turned_grid(
     plane: torch.Tensor, rows: slice, picture: tuple[int, int], degrees: float, scale: int
 ) -> torch.Tensor:
-    """Returns where in the plane the samples of some rows come from, (rows, width, 2), as `grid_sample` takes it."""
+    """Returns where in the plane the samples of some rows come from, (rows, width, 2), as
+    `grid_sample` takes it.
+    """
     height, width = plane.shape
     # Positions in luma pixels from the picture's centre, minding where chroma samples sit.
     x = torch.arange(width, dtype=torch.float64) * scale

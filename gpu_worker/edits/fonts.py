@@ -1,4 +1,6 @@
-"""Which font draws a character: Open Sans from its wheel, then the operator's folder, then whatever the system has."""
+"""Which font draws a character: Open Sans from its wheel, then the operator's folder, then whatever
+the system has.
+"""
 
 import functools
 import importlib.util
@@ -25,7 +27,9 @@ class Fonts:
         self._folders = (*([folder] if folder else []), *SYSTEM_FOLDERS)
 
     def runs(self, text: str, size: float, bold: bool) -> list[tuple[str, ImageFont.FreeTypeFont]]:
-        """Splits one line into stretches that one font can draw; what none can is drawn as the first font's box."""
+        """Splits one line into stretches that one font can draw; what none can is drawn as the
+        first font's box.
+        """
         runs: list[tuple[str, Path]] = []
         for character in text:
             path = self._font_for(character, bold, runs[-1][1] if runs else None)
@@ -44,7 +48,8 @@ class Fonts:
             and not character.isalnum()
             and ord(character) in _covered(current)
         ):
-            return current  # a space between two words of another script stays with them
+            # A space between two words of another script stays with them.
+            return current
         for path in self._candidates(bold):
             if ord(character) in _covered(path):
                 return path
@@ -69,7 +74,9 @@ def _opened(path: Path, size: float) -> ImageFont.FreeTypeFont:
 
 
 def _neutral_ends(runs: list[tuple[str, Path]], first: Path) -> list[tuple[str, Path]]:
-    """Gives spaces and stops at the end of another script's stretch to the main one, whose direction they have."""
+    """Gives spaces and stops at the end of another script's stretch to the main one, whose
+    direction they have.
+    """
     settled: list[tuple[str, Path]] = []
     for stretch, path in runs:
         end = len(stretch)
@@ -86,7 +93,8 @@ def _neutral_ends(runs: list[tuple[str, Path]], first: Path) -> list[tuple[str, 
 @functools.cache
 def _open_sans(bold: bool) -> Path:
     spec = importlib.util.find_spec("ttf_opensans")
-    assert spec is not None  # noqa: S101  # a dependency of ours
+    # A dependency of ours.
+    assert spec is not None  # noqa: S101
     assert spec.submodule_search_locations is not None  # noqa: S101
     weight = "Bold" if bold else "Regular"
     return Path(spec.submodule_search_locations[0]) / "ttf" / f"OpenSans-{weight}.ttf"
@@ -94,7 +102,9 @@ def _open_sans(bold: bool) -> Path:
 
 @functools.cache
 def _fonts_in(folder: Path, bold: bool) -> tuple[Path, ...]:
-    """Returns the outline fonts below a folder: upright before slanted, of the wanted weight before others."""
+    """Returns the outline fonts below a folder: upright before slanted, of the wanted weight before
+    others.
+    """
     found = [path for path in folder.rglob("*") if path.suffix.lower() in (".ttf", ".otf", ".ttc")]
     # Bitmap fonts come in one size, which Pillow cannot scale.
     found = [path for path in found if "ColorEmoji" not in path.name]
@@ -117,6 +127,7 @@ def _covered(path: Path) -> frozenset[int]:
     try:
         with path.open("rb") as file, TTFont(file, fontNumber=0, lazy=True) as font:
             return frozenset(font.getBestCmap() or ())
-    except Exception as error:  # noqa: BLE001  # whatever is wrong with a stranger's font, another may do
+    # Whatever is wrong with a stranger's font, another may do.
+    except Exception as error:  # noqa: BLE001
         log.warning("font_unreadable", path=str(path), error=repr(error))
         return frozenset()

@@ -1,7 +1,9 @@
-"""Highlights: ellipses that follow somebody, and what is done to the picture inside or outside of them.
+"""Highlights: ellipses that follow somebody, and what is done to the picture inside or outside of
+them.
 
-docs/effects.md has the formulas in one table; the code follows it. Everything is computed in float32 on the Y, U and V
-planes as they are, each mask at the places of that plane's samples, and rounded once.
+docs/effects.md has the formulas in one table; the code follows it. Everything is computed in
+float32 on the Y, U and V planes as they are, each mask at the places of that plane's samples, and
+rounded once.
 """
 
 import functools
@@ -19,7 +21,8 @@ from gpu_worker.media.frames import BLACK, Frame, bands, planes_of_rgb
 from gpu_worker.media.probe import SourceFacts
 from schemas.overlays import Effect, HighlightKeyframe, HighlightRegion, OverlayParams
 
-#: How strong an effect is, and how wide its edge in shares of the smaller radius, where the client does not say.
+#: How strong an effect is, and how wide its edge in shares of the smaller radius, where the client
+#: does not say.
 DEFAULT_STRENGTH = {
     Effect.DARK_OVERLAY: 0.3,
     Effect.SPOTLIGHT: 0.7,
@@ -38,7 +41,8 @@ _OUTSIDE = (Effect.DARK_OVERLAY, Effect.SPOTLIGHT, Effect.BLUR)
 #: Of the picture's height: the stroke's width, and the blur's standard deviation.
 STROKE_SHARE, BLUR_SHARE = 3 / 1080, 0.01
 MIN_STROKE_PIXELS = 2.0
-#: The blur is computed on averages of that many luma samples along each axis, which looks the same and costs a 16th.
+#: The blur is computed on averages of that many luma samples along each axis, which looks the same
+#: and costs a 16th.
 BLUR_BLOCK = 4
 LEGAL_MAX = (235, 240, 240)
 #: So many outlines are kept from the effect to the stroke.
@@ -47,7 +51,9 @@ KEPT_OUTLINES = 4
 
 @dataclass(frozen=True)
 class Ellipse:
-    """One highlight at one moment; pixels of the picture, pixel i covering i to i + 1. The colour is in Y, U, V."""
+    """One highlight at one moment; pixels of the picture, pixel i covering i to i + 1. The colour
+    is in Y, U, V.
+    """
 
     x: float
     y: float
@@ -71,7 +77,8 @@ Shown = tuple[Ellipse, float]
 
 @dataclass(frozen=True)
 class Region:
-    """A highlight over time: `start` to `end` in seconds of the source, fading in and out for `fade` seconds.
+    """A highlight over time: `start` to `end` in seconds of the source, fading in and out for
+    `fade` seconds.
 
     A region too short for both fades has none: trackers send a region a frame.
     """
@@ -129,7 +136,9 @@ class Highlights:
         )
 
     def draw(self, frame: Frame, moment: float) -> Frame:
-        """Returns the frame with what is highlighted at `moment` (seconds of the source); itself where nothing is."""
+        """Returns the frame with what is highlighted at `moment` (seconds of the source); itself
+        where nothing is.
+        """
         shown = [found for region in self.regions if (found := region.at(moment)) is not None]
         if not shown:
             return frame
@@ -144,7 +153,8 @@ class Highlights:
             small = _small_blurred(plane, self.blur_pixels / scale, block)
         drawn = torch.empty_like(plane)
         for rows in bands(*plane.shape):
-            # With many regions, outlines are computed for each use: all of them at once would take gigabytes.
+            # With many regions, outlines are computed for each use: all of them at once would take
+            # gigabytes.
             outline = functools.lru_cache(KEPT_OUTLINES)(partial(self._outline, plane, rows, scale))
             values = plane[rows].float()
             if self.effect is not Effect.ORIGINAL:
@@ -168,7 +178,8 @@ class Highlights:
         self, values: torch.Tensor, shown: Sequence[Shown], outline: Callable[[Ellipse], "_Outline"]
     ) -> torch.Tensor:
         """Returns how much of the effect each sample has."""
-        # `light` is how much of the inside there is; the outside's weight is what it misses to the strongest.
+        # `light` is how much of the inside there is; the outside's weight is what it misses to the
+        # strongest.
         light = torch.zeros_like(values)
         for ellipse, presence in shown:
             near = outline(ellipse)
@@ -215,7 +226,8 @@ class Highlights:
 
 @dataclass(frozen=True)
 class _Outline:
-    """The samples of some rows of a plane near an ellipse: which they are, and how far each is from its outline.
+    """The samples of some rows of a plane near an ellipse: which they are, and how far each is from
+    its outline.
 
     Attributes:
         distance: in luma pixels, negative inside, to first order: f / |grad f|.
@@ -241,12 +253,16 @@ class _Outline:
         return cls((slice(rows.start - band.start, rows.stop - band.start), columns), distance)
 
     def inside(self, edge: float) -> torch.Tensor:
-        """Returns 1 inside to 0 outside, with a smooth edge of `edge` pixels centred on the outline."""
+        """Returns 1 inside to 0 outside, with a smooth edge of `edge` pixels centred on the
+        outline.
+        """
         part = self.distance.div(-edge).add_(0.5).clamp_(0, 1)
         return part * part * (3 - 2 * part)
 
     def stroke(self, width: float) -> torch.Tensor:
-        """Returns how much of each sample's pixel a stroke of `width` pixels, centred on the outline, covers."""
+        """Returns how much of each sample's pixel a stroke of `width` pixels, centred on the
+        outline, covers.
+        """
         return self.distance.abs().neg_().add_((width + 1) / 2).clamp_(0, 1)
 
 
@@ -257,7 +273,9 @@ def _near(centre: float, reach: float, among: slice, scale: int) -> slice:
 
 
 def _small_blurred(plane: torch.Tensor, sigma: float, block: int) -> torch.Tensor:
-    """Returns a Gaussian blur of the averages of a plane's blocks, (1, 1, h / block, w / block); edges repeat."""
+    """Returns a Gaussian blur of the averages of a plane's blocks, (1, 1, h / block, w / block);
+    edges repeat.
+    """
     height, width = plane.shape
     averages = []
     for rows in bands(height, width):

@@ -17,7 +17,8 @@ def seconds_of(time: float | None, frame: int | None, fps: Fraction) -> float:
 
 
 def bracket(times: Sequence[float], moment: float) -> tuple[int, float]:
-    """Returns the keyframe that a moment comes after, and how far it is on the way to the next one (0 to 1).
+    """Returns the keyframe that a moment comes after, and how far it is on the way to the next one
+    (0 to 1).
 
     Before the first and after the last one everything rests: it is no way at all from that one.
     """

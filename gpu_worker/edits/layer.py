@@ -17,7 +17,8 @@ class Layer:
 
     Attributes:
         left, top: where its first sample is, in luma pixels; even.
-        planes: for Y, U and V the colour times its alpha, and the alpha (0 to 1): float32, (h, w) each.
+        planes: for Y, U and V the colour times its alpha, and the alpha (0 to 1): float32, (h, w)
+            each.
     """
 
     start: float
@@ -53,7 +54,8 @@ class Layer:
 
 
 class TimedLayer:
-    """A layer that is made when it is first shown, and let go of when its time is over: a job may have hundreds.
+    """A layer that is made when it is first shown, and let go of when its time is over: a job may
+    have hundreds.
 
     Args:
         start, end: seconds of the source.
@@ -85,7 +87,8 @@ class TimedLayer:
 def seen_part(
     picture: tuple[int, int], place: tuple[int, int], size: tuple[int, int]
 ) -> tuple[int, int, int, int] | None:
-    """Returns left, top, right and bottom of what a layer of a picture's size covers in frames of `size`; None: nothing.
+    """Returns left, top, right and bottom of what a layer of a picture's size covers in frames of
+    `size`; None: nothing.
 
     It is of an even size, as colour needs it.
     """
@@ -106,7 +109,8 @@ def layer_of(
     opacity: float = 1.0,
     device: torch.device | None = None,
 ) -> Layer | None:
-    """Makes a layer of an RGBA picture whose top-left corner is at `place`; None where nothing of it is in the frame.
+    """Makes a layer of an RGBA picture whose top-left corner is at `place`; None where nothing of
+    it is in the frame.
 
     Args:
         size: of the frames; what lies outside is cut off.
@@ -130,7 +134,8 @@ def layer_of(
 
 
 def _planes(picture: Image.Image, opacity: float) -> list[np.ndarray]:
-    """Returns, for Y, U and V, the colour times its alpha, and the alpha, (2, h, w) each, of an RGBA picture.
+    """Returns, for Y, U and V, the colour times its alpha, and the alpha, (2, h, w) each, of an
+    RGBA picture.
 
     Its size is even.
     """
@@ -149,7 +154,9 @@ def _planes(picture: Image.Image, opacity: float) -> list[np.ndarray]:
 
 
 def _at_chroma(plane: np.ndarray) -> np.ndarray:
-    """Averages (h, w), both even, at the places of 4:2:0 chroma in MPEG-2 siting: 1-2-1 across, two rows down."""
+    """Averages (h, w), both even, at the places of 4:2:0 chroma in MPEG-2 siting: 1-2-1 across, two
+    rows down.
+    """
     rows = (plane[0::2] + plane[1::2]) / 2
     before = np.concatenate([rows[:, :1], rows[:, 1:-1:2]], axis=1)
     return np.asarray((before + 2 * rows[:, 0::2] + rows[:, 1::2]) / 4)

@@ -18,8 +18,8 @@ from gpu_worker.edits.layer import Layer, TimedLayer, layer_of, seen_part
 from gpu_worker.errors import InvalidParams, MediaTooLarge
 from schemas.overlays import MAX_LAYER_PIXELS, Anchor, TextLayer
 
-#: How many pixels of the frame those layers may cover that are shown together. Each takes up to 20 bytes while it is drawn,
-#: and 12 while it is shown.
+#: How many pixels of the frame those layers may cover that are shown together. Each takes up to 20
+#: bytes while it is drawn, and 12 while it is shown.
 MAX_SHOWN_PIXELS = 2 * MAX_LAYER_PIXELS
 LINE_HEIGHT = 1.35
 #: Of the font's size: the space around text that has a background.
@@ -117,12 +117,15 @@ def _timed(
 
 
 def _refuse_crowd(layers: Sequence[TimedLayer]) -> None:
-    """Refuses layers that are shown together and have too many pixels in the frame; there are most where one begins."""
+    """Refuses layers that are shown together and have too many pixels in the frame; there are most
+    where one begins.
+    """
     for one in layers:
         together = sum(other.pixels for other in layers if other.start <= one.start < other.end)
         if together > MAX_SHOWN_PIXELS:
             raise InvalidParams(
-                f"params.text_layers: those shown at {one.start:g} s cover {together} pixels of the frame;"
+                f"params.text_layers: those shown at {one.start:g} s cover {together} pixels of "
+                "the frame;"
                 f" at most {MAX_SHOWN_PIXELS} are drawn at a time."
             )
 
@@ -209,7 +212,9 @@ def _words(paragraph: str) -> list[str]:
 
 
 def _longest_fit(line: str, ink: Ink, max_width: float, fonts: Fonts) -> int:
-    """Returns how many characters of a line fit, at least one. It measures about twice as many, not the whole line."""
+    """Returns how many characters of a line fit, at least one. It measures about twice as many, not
+    the whole line.
+    """
 
     def is_too_wide(count: int) -> bool:
         return width_of(line[:count].rstrip(), ink, fonts) > max_width
@@ -228,7 +233,8 @@ def _text(layer: TextLayer, scale: tuple[float, float], fonts: Fonts, name: str)
     x_scale, y_scale = scale
     # FreeType has no letters of less than a pixel.
     size = max(1.0, layer.font_size * y_scale)
-    # A letter of that size alone is too large; and FreeType is not asked about sizes beyond its own limit.
+    # A letter of that size alone is too large; and FreeType is not asked about sizes beyond its own
+    # limit.
     _refuse_large(name, (size, size))
     ink = Ink(size, layer.color, layer.bold, layer.outline_width * y_scale, layer.outline_color)
     text = layer.text or ""
@@ -247,7 +253,8 @@ def _text(layer: TextLayer, scale: tuple[float, float], fonts: Fonts, name: str)
             picture = set_lines(lines, ink, fonts)
         except (
             Image.DecompressionBombError
-        ) as error:  # a font whose marks reach far beyond their line
+            # A font whose marks reach far beyond their line.
+        ) as error:
             raise InvalidParams(f"{name} is too large.", str(error)) from error
         return picture if layer.background_color is None else _on_card(picture, padding, layer)
 
@@ -266,10 +273,13 @@ def _on_card(picture: Image.Image, padding: int, layer: TextLayer) -> Image.Imag
 def rounded_rectangle(
     picture: Image.Image, box: tuple[int, int, int, int], radius: float, colour: tuple[int, ...]
 ) -> None:
-    """Puts an antialiased rectangle with round corners over a picture; Pillow's own has jagged ones."""
+    """Puts an antialiased rectangle with round corners over a picture; Pillow's own has jagged
+    ones.
+    """
     left, top, right, bottom = box
     mask = Image.new("L", (right - left, bottom - top), 255)
-    # Four times as fine, and only where it is round: of a whole card that would be sixteen times its pixels.
+    # Four times as fine, and only where it is round: of a whole card that would be sixteen times
+    # its pixels.
     radius = min(radius, (right - left) / 2, (bottom - top) / 2)
     fine, side = 4, math.ceil(radius)
     if side > 0:

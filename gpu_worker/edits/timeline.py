@@ -1,7 +1,8 @@
 """Time: one map from output time to the moments of the sources, for picture and sound alike.
 
-Trims, speeds and transitions are data in it, applied once. A clip is a row of spans, each of which plays a stretch of
-its source at one speed; the timeline is a row of clips with a transition between each two.
+Trims, speeds and transitions are data in it, applied once. A clip is a row of spans, each of which
+plays a stretch of its source at one speed; the timeline is a row of clips with a transition between
+each two.
 """
 
 import bisect
@@ -14,7 +15,8 @@ from functools import cached_property
 from gpu_worker.errors import InvalidParams
 from schemas.edits import Framing, Transition, TransitionType
 
-#: A moment this close before a frame counts as that frame's: floats of 1/25 and 1/30 do not meet exactly.
+#: A moment this close before a frame counts as that frame's: floats of 1/25 and 1/30 do not meet
+#: exactly.
 EPSILON_SECONDS = 1e-6
 #: What all clips' sound is brought to before it is joined.
 SAMPLE_RATE, LAYOUT = 48_000, "stereo"
@@ -36,7 +38,9 @@ class Span:
 
 @dataclass(frozen=True)
 class ClipTime:
-    """What of one source plays when, from the clip's own beginning on. Spans are in order and do not overlap."""
+    """What of one source plays when, from the clip's own beginning on. Spans are in order and do
+    not overlap.
+    """
 
     spans: tuple[Span, ...]
 
@@ -51,7 +55,8 @@ class ClipTime:
         end = min(framing.end_time or math.inf, duration_seconds)
         if start >= end:
             raise InvalidParams(
-                f"{where}.start_time ({start:g} s) is not before the end of the video ({duration_seconds:.2f} s)."
+                f"{where}.start_time ({start:g} s) is not before the end of the video "
+                f"({duration_seconds:.2f} s)."
             )
         spans: list[Span] = []
         at = start
@@ -90,7 +95,9 @@ class ClipTime:
         return self.span_starts[-1] + self.spans[-1].output_seconds
 
     def span_at(self, clip_time: float) -> int:
-        """Returns the index of the span that plays at that moment of the clip; past the end, the last."""
+        """Returns the index of the span that plays at that moment of the clip; past the end, the
+        last.
+        """
         return max(0, bisect.bisect_right(self.span_starts, clip_time + EPSILON_SECONDS) - 1)
 
     def source_time(self, clip_time: float) -> float:
@@ -102,20 +109,27 @@ class ClipTime:
         )
 
     def sound_filter(self, source: str, seek: float, label: str) -> list[str]:
-        """Returns ffmpeg's filters that put the sound of `source`, which begins at `seek` seconds, onto this time.
+        """Returns ffmpeg's filters that put the sound of `source`, which begins at `seek` seconds,
+        onto this time.
 
-        Sound that is missing at the beginning, in between or at the end is silence, so that picture and sound have
-        the same length; at another speed it keeps its pitch; more than two channels are mixed down.
+        Sound that is missing at the beginning, in between or at the end is silence, so that picture
+        and sound have the same length; at another speed it keeps its pitch; more than two channels
+        are mixed down.
         """
-        # Only timestamps from 0 on, with gaps filled, make "cut from a to b seconds" mean the same as for the picture.
-        even = f"aresample={SAMPLE_RATE}:async=1:first_pts=0,aformat=sample_fmts=fltp:channel_layouts={LAYOUT}"
+        # Only timestamps from 0 on, with gaps filled, make "cut from a to b seconds" mean the same
+        # as for the picture.
+        even = (
+            f"aresample={SAMPLE_RATE}:async=1:first_pts=0,"
+            f"aformat=sample_fmts=fltp:channel_layouts={LAYOUT}"
+        )
         count = len(self.spans)
         copies = "".join(f"[{label}in{n}]" for n in range(count))
         parts = [f"[{source}]{even},asplit={count}{copies}"]
         for n, span in enumerate(self.spans):
             length = f"{span.output_seconds:.6f}"
             parts.append(
-                f"[{label}in{n}]atrim={span.start - seek:.6f}:{span.end - seek:.6f},asetpts=PTS-STARTPTS"
+                f"[{label}in{n}]atrim={span.start - seek:.6f}:{span.end - seek:.6f},"
+                "asetpts=PTS-STARTPTS"
                 f"{_tempo(span.speed)},apad=whole_dur={length},atrim=0:{length}[{label}out{n}]"
             )
         joined = "".join(f"[{label}out{n}]" for n in range(count))
@@ -128,7 +142,9 @@ class ClipTime:
 
 @dataclass(frozen=True)
 class Shown:
-    """A clip on screen: which, at which moment of its own, and how much of the picture it is (0 to 1)."""
+    """A clip on screen: which, at which moment of its own, and how much of the picture it is (0 to
+    1).
+    """
 
     clip: int
     clip_time: float
@@ -139,8 +155,8 @@ class Shown:
 class Timeline:
     """The clips of an output in their order.
 
-    A `cut` and a `fade` leave their lengths as they are; a `dissolve` lets neighbours overlap, so that the output is
-    shorter by its duration for each. What is missing to a weight of 1 is black.
+    A `cut` and a `fade` leave their lengths as they are; a `dissolve` lets neighbours overlap, so
+    that the output is shorter by its duration for each. What is missing to a weight of 1 is black.
     """
 
     clips: tuple[ClipTime, ...]
@@ -155,7 +171,8 @@ class Timeline:
             needed = sides * self.transition.duration
             if clip.output_seconds < needed - EPSILON_SECONDS:
                 raise InvalidParams(
-                    f"params.clips[{index}] lasts {clip.output_seconds:.2f} s, but its transitions need {needed:g} s."
+                    f"params.clips[{index}] lasts {clip.output_seconds:.2f} s, but its "
+                    f"transitions need {needed:g} s."
                 )
 
     @cached_property
@@ -176,11 +193,15 @@ class Timeline:
         return self.clip_starts[-1] + self.clips[-1].output_seconds
 
     def frame_count(self, fps: Fraction) -> int:
-        """Returns how many frames the output has at that rate: one at least, to within half a frame of its length."""
+        """Returns how many frames the output has at that rate: one at least, to within half a frame
+        of its length.
+        """
         return max(1, round(self.output_seconds * fps))
 
     def shown(self, output_time: float) -> list[Shown]:
-        """Returns what is on screen: one clip, or two where they dissolve; a weight below 1 in all is towards black."""
+        """Returns what is on screen: one clip, or two where they dissolve; a weight below 1 in all
+        is towards black.
+        """
         index = max(0, bisect.bisect_right(self.clip_starts, output_time + EPSILON_SECONDS) - 1)
         here = max(0.0, output_time - self.clip_starts[index])
         duration = self.transition.duration
@@ -200,10 +221,12 @@ class Timeline:
                 return [Shown(index - 1, before, 1 - part), Shown(index, here, part)]
 
     def sound_filter(self, sources: Sequence[tuple[str, float] | None], label: str) -> str:
-        """Returns ffmpeg's filter graph for the sound of all clips, with the same transitions as the picture.
+        """Returns ffmpeg's filter graph for the sound of all clips, with the same transitions as
+        the picture.
 
         Args:
-            sources: for each clip its stream and the moment at which that begins; None for one without sound.
+            sources: for each clip its stream and the moment at which that begins; None for one
+                without sound.
         """
         parts: list[str] = []
         for index, (clip, source) in enumerate(zip(self.clips, sources, strict=True)):
@@ -220,7 +243,8 @@ class Timeline:
         if self.transition.type is TransitionType.DISSOLVE and last > 0:
             names = ["c0", *(f"x{n}" for n in range(1, last)), label]
             return [
-                f"[{names[n - 1]}][c{n}]acrossfade=ns={round(d * SAMPLE_RATE)}:c1=tri:c2=tri[{names[n]}]"
+                f"[{names[n - 1]}][c{n}]acrossfade=ns={round(d * SAMPLE_RATE)}:c1=tri:c2=tri"
+                f"[{names[n]}]"
                 for n in range(1, last + 1)
             ]
         if self.transition.type is not TransitionType.FADE or last == 0:
@@ -239,12 +263,16 @@ class Timeline:
 
 
 def frame_at(moment: float, fps: Fraction) -> int:
-    """Returns the index of the frame that is on screen at a moment (seconds), at an even rate from 0 on."""
+    """Returns the index of the frame that is on screen at a moment (seconds), at an even rate from
+    0 on.
+    """
     return math.floor((moment + EPSILON_SECONDS) * fps)
 
 
 def fade_at(moment: float, start: float, end: float, seconds: float) -> float:
-    """Returns how far something shown from `start` to `end` is faded in (0 to 1); too short for both fades, fully."""
+    """Returns how far something shown from `start` to `end` is faded in (0 to 1); too short for
+    both fades, fully.
+    """
     if seconds <= 0 or end - start < 2 * seconds:
         return 1.0
     return max(0.0, min(1.0, (moment - start) / seconds, (end - moment) / seconds))
@@ -257,8 +285,9 @@ def _concat(names: Sequence[str], label: str) -> str:
 def _tempo(speed: float) -> str:
     """Returns the filter that plays sound at `speed` without changing its pitch.
 
-    Rubber Band with a short window: a beep of 0.1 s stays within 12 ms of its place at 0.5 to 4 times, and keeps the
-    length exactly; ffmpeg's atempo moves it by 10 to 60 ms and drops the last tens of milliseconds.
+    Rubber Band with a short window: a beep of 0.1 s stays within 12 ms of its place at 0.5 to 4
+    times, and keeps the length exactly; ffmpeg's atempo moves it by 10 to 60 ms and drops the last
+    tens of milliseconds.
     """
     return (
         ""

@@ -8,7 +8,8 @@ from gpu_worker.media.frames import BLACK, Frame, bands
 
 
 def mix(pictures: Sequence[tuple[Frame, float]]) -> Frame:
-    """Returns the weighted sum of frames of one size, (frame, weight) each; the one frame itself where it has it all.
+    """Returns the weighted sum of frames of one size, (frame, weight) each; the one frame itself
+    where it has it all.
 
     Mixing is done in gamma-encoded Y, U and V, as editors and ffmpeg's xfade do.
     """

@@ -1,4 +1,6 @@
-"""What ends an execution early: a cancel, a time limit. It kills the ffmpegs at once, so that no read waits for ever."""
+"""What ends an execution early: a cancel, a time limit. It kills the ffmpegs at once, so that no
+read waits for ever.
+"""
 
 import contextlib
 import os

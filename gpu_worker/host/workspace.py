@@ -1,4 +1,6 @@
-"""A folder for one execution's files, gone when it ends; and what crashed ones left, gone at the next start."""
+"""A folder for one execution's files, gone when it ends; and what crashed ones left, gone at the
+next start.
+"""
 
 import contextlib
 import fcntl
@@ -22,13 +24,16 @@ def workspace(work_dir: Path) -> Iterator[Path]:
 
 
 def sweep_workspaces(work_dir: Path) -> int:
-    """Removes the folders of workers that were killed; returns how many. The system lets go of a dead process's lock."""
+    """Removes the folders of workers that were killed; returns how many. The system lets go of a
+    dead process's lock.
+    """
     swept = 0
     for folder in work_dir.glob(f"{PREFIX}*"):
         try:
             with (folder / "lock").open() as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:  # at work; or just being made, or removed, by another one
+        # At work; or just being made, or removed, by another one.
+        except OSError:
             continue
         shutil.rmtree(folder, ignore_errors=True)
         swept += 1

@@ -1,7 +1,8 @@
-"""Decoding: a file becomes frames at exact, even times, upright, with square pixels, in BT.709 limited range.
+"""Decoding: a file becomes frames at exact, even times, upright, with square pixels, in BT.709
+limited range.
 
-ffmpeg does the work in a process of its own and hands over raw pictures through a pipe, one at a time: memory does
-not grow with the clip's length.
+ffmpeg does the work in a process of its own and hands over raw pictures through a pipe, one at a
+time: memory does not grow with the clip's length.
 """
 
 import functools
@@ -36,14 +37,17 @@ def decode(
     hardware: bool = False,
     max_pixels: int = Limits().pixels,
 ) -> Iterator[Iterator[Frame]]:
-    """Yields `count` frames from index `first` on, frame i being the one at `i / facts.fps` seconds.
+    """Yields `count` frames from index `first` on, frame i being the one at `i / facts.fps`
+    seconds.
 
-    A file whose rate varies is read onto this even grid. The iterator ends early where the file does. With
-    `interpolated_fps`, frames between are made by motion interpolation: the n-th is at `first / facts.fps + n /
-    interpolated_fps` seconds. With `hardware`, NVDEC decodes the formats that it knows.
+    A file whose rate varies is read onto this even grid. The iterator ends early where the file
+    does. With `interpolated_fps`, frames between are made by motion interpolation: the n-th is at
+    `first / facts.fps + n / interpolated_fps` seconds. With `hardware`, NVDEC decodes the formats
+    that it knows.
 
     Raises:
-        InvalidMedia: while iterating, when the file cannot be decoded, or ends long before its header says.
+        InvalidMedia: while iterating, when the file cannot be decoded, or ends long before its
+            header says.
         MediaTooLarge: while iterating, when a frame has more than `max_pixels`; it is not decoded.
     """
     # A quarter of a frame early, so that no rounding of timestamps can lose the first one.
@@ -127,8 +131,8 @@ def _to_bt709(facts: SourceFacts) -> list[str]:
             f"in_color_matrix={facts.matrix}:in_range={'full' if facts.full_range else 'limited'}"
         )
         return [f"scale={size}:{source}:out_color_matrix=bt709:out_range=limited"]
-    # In light, not in code values. BT.2408 puts white at 203 nits: what is darker than half of it stays as it is, the
-    # rest up to 1000 nits is bent to fit below white (docs/decisions/0008).
+    # In light, not in code values. BT.2408 puts white at 203 nits: what is darker than half of it
+    # stays as it is, the rest up to 1000 nits is bent to fit below white (docs/decisions/0008).
     curve = ["tonemap=mobius:param=0.5:desat=0:peak=4.926"] if facts.hdr else []
     return [
         f"scale={size}",
@@ -141,7 +145,9 @@ def _to_bt709(facts: SourceFacts) -> list[str]:
 
 
 def _read_exactly(pipe: IO[bytes], size: int) -> bytearray | None:
-    """Returns the next `size` bytes, or None at the end; what is left of half a picture is dropped."""
+    """Returns the next `size` bytes, or None at the end; what is left of half a picture is
+    dropped.
+    """
     buffer = bytearray(size)
     view = memoryview(buffer)
     while view:
@@ -153,7 +159,9 @@ def _read_exactly(pipe: IO[bytes], size: int) -> bytearray | None:
 
 
 def _refuse_grown(said: str, max_pixels: int) -> None:
-    """Tells from ffmpeg's words that a frame was too large: the size in a header, or the first frame's, is not every frame's."""
+    """Tells from ffmpeg's words that a frame was too large: the size in a header, or the first
+    frame's, is not every frame's.
+    """
     if "exceeds specified max pixel count" in said:
         raise MediaTooLarge(
             f"The picture becomes too large within the video; {max_pixels} pixels are taken.", said

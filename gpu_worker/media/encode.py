@@ -1,4 +1,6 @@
-"""Encoding: frames and the sources' sound become one H.264 + AAC file that any player starts at once."""
+"""Encoding: frames and the sources' sound become one H.264 + AAC file that any player starts at
+once.
+"""
 
 import functools
 from collections.abc import Iterator
@@ -15,13 +17,16 @@ from gpu_worker.media.frames import Frame
 AUDIO_BITRATE = "192k"
 #: What a filter graph for the sound gives out.
 SOUND = "sound"
-#: Said on the frames: ffmpeg 9 takes primaries and transfer of untagged raw frames over the output's own options.
+#: Said on the frames: ffmpeg 9 takes primaries and transfer of untagged raw frames over the
+#: output's own options.
 _BT709 = "setparams=range=tv:colorspace=bt709:color_primaries=bt709:color_trc=bt709"
 
 
 @dataclass(frozen=True)
 class Quality:
-    """libx264's knobs: crf 18 is hard to tell from the source. With `hardware`, NVENC at about the same quality."""
+    """libx264's knobs: crf 18 is hard to tell from the source. With `hardware`, NVENC at about the
+    same quality.
+    """
 
     preset: str = "fast"
     crf: int = 18
@@ -51,7 +56,8 @@ class Quality:
 def nvenc_works() -> bool:
     """True where a short encode on the GPU succeeds: ffmpeg lists NVENC also where there is none.
 
-    In a container it needs `video` among `NVIDIA_DRIVER_CAPABILITIES`; some data-centre GPUs have none at all.
+    In a container it needs `video` among `NVIDIA_DRIVER_CAPABILITIES`; some data-centre GPUs have
+    none at all.
     """
     source = ("-f", "lavfi", "-i", "color=black:s=256x256:r=25:d=0.2")
     try:
@@ -66,13 +72,17 @@ def nvenc_works() -> bool:
 
 @dataclass(frozen=True)
 class Sound:
-    """Files, each read from a moment on (seconds), and the filter graph that makes SOUND of `1:a:0`, `2:a:0`, …"""
+    """Files, each read from a moment on (seconds), and the filter graph that makes SOUND of
+    `1:a:0`, `2:a:0`, …
+    """
 
     inputs: tuple[tuple[Path, float], ...]
     graph: str
 
     def arguments(self) -> list[str]:
-        """Returns ffmpeg's inputs and graph; pictures and subtitles of the files are not even read."""
+        """Returns ffmpeg's inputs and graph; pictures and subtitles of the files are not even
+        read.
+        """
         inputs: list[str] = []
         for path, seek in self.inputs:
             begin = ["-ss", f"{seek:.6f}"] if seek else []

@@ -1,8 +1,9 @@
-"""The parts of a long video that an edit shows, fetched by range into a sparse file: minutes of a game, not gigabytes.
+"""The parts of a long video that an edit shows, fetched by range into a sparse file: minutes of a
+game, not gigabytes.
 
-The demuxer walks through the wanted stretches over a file that fetches what is read. What it has read then lies where
-it lies in the original, and the rest is a hole that nobody reads: for everything further in, it is the same file, with
-the same times.
+The demuxer walks through the wanted stretches over a file that fetches what is read. What it has
+read then lies where it lies in the original, and the rest is a hole that nobody reads: for
+everything further in, it is the same file, with the same times.
 """
 
 import io
@@ -13,12 +14,14 @@ import av
 import av.error
 from av.container import InputContainer
 
+from gpu_worker.host.memory import bounded_memory
 from gpu_worker.media.ffmpeg import FORMATS, decoding_limit
 from gpu_worker.media.probe import Limits
 
 #: One request's worth.
 BLOCK_BYTES = 2 << 20
-#: Read before and after each part: decoders run in, and ffmpeg seeks somewhat early where frames are reordered.
+#: Read before and after each part: decoders run in, and ffmpeg seeks somewhat early where frames
+#: are reordered.
 MARGIN_SECONDS = 4.0
 
 ReadRange = Callable[[int, int], bytes]
@@ -27,16 +30,18 @@ ReadRange = Callable[[int, int], bytes]
 def fetch_excerpt(
     read_range: ReadRange, size: int, path: Path, parts: Sequence[tuple[float, float]]
 ) -> int | None:
-    """Writes the parts (start and end in seconds) of an MP4 or MOV to `path`, and all that its header needs.
+    """Writes the parts (start and end in seconds) of an MP4 or MOV to `path`, with its header.
+
+    The memory for the file's index is bounded (host/memory.py).
 
     Args:
         read_range: returns the bytes of the original from the first offset to before the second.
 
     Returns:
-        The bytes fetched; None for another container, whose readers find their way by looking around, or for a file
-        that is too damaged to tell: then all of it is needed.
+        The bytes fetched. None where the whole file is needed: another container, which has no
+        index, or a damaged file.
     """
-    with _Sparse(read_range, size, path) as file:
+    with _Sparse(read_range, size, path) as file, bounded_memory():
         try:
             options = {"format_whitelist": FORMATS, "max_pixels": decoding_limit(Limits().pixels)}
             with av.open(file, "r", options=options, metadata_errors="replace") as container:
@@ -44,13 +49,15 @@ def fetch_excerpt(
                     return None
                 for start, end in [(0.0, 0.0), *sorted(parts)]:
                     _walk(container, start, end)
-        except av.error.FFmpegError:
+        except (av.error.FFmpegError, MemoryError):
             return None
         return file.fetched_bytes
 
 
 def _has_an_index(container: InputContainer) -> bool:
-    """True for an MP4 or MOV in one piece; a fragmented one says how many frames it has only bit by bit."""
+    """True for an MP4 or MOV in one piece; a fragmented one says how many frames it has only bit by
+    bit.
+    """
     streams = container.streams.video
     return (
         "mov" in container.format.name
@@ -75,7 +82,9 @@ def _walk(container: InputContainer, start: float, end: float) -> None:
 
 
 class _Sparse(io.RawIOBase):
-    """The original as a file for reading; blocks are fetched when first read, and kept in `path`."""
+    """The original as a file for reading; blocks are fetched when first read, and kept in
+    `path`.
+    """
 
     def __init__(self, read_range: ReadRange, size: int, path: Path) -> None:
         self._read_range = read_range

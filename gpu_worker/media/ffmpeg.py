@@ -20,17 +20,20 @@ from gpu_worker.host.guard import Guard, kill_group
 
 STDERR_TAIL_LINES = 40
 PIPE_BYTES = 1 << 20
-#: Demuxers for files from strangers; playlists and scripts, which could open other files, are not among them.
+#: Demuxers for files from strangers; playlists and scripts, which could open other files, are not
+#: among them.
 FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,mpegts,avi,mpeg,flv,asf"
-#: What a child finds in its environment, where the worker has it: how to start, and which GPU it may use. Not the keys of
-#: the bucket and of RunPod: files from strangers are decoded there.
+#: What a child finds in its environment, where the worker has it: how to start, and which GPU it
+#: may use. Not the keys of the bucket and of RunPod: files from strangers are decoded there.
 PASSED_ON = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "LD_LIBRARY_PATH")
 PASSED_ON_PREFIXES = ("CUDA_", "NVIDIA_")
 INPUT_OPTIONS = ("-protocol_whitelist", "file,pipe", "-format_whitelist", FORMATS)
 
 
 def decoding_limit(max_pixels: int) -> str:
-    """Returns the decoders' own limit of a frame's pixels; some more, since they count what they add to its edges."""
+    """Returns the decoders' own limit of a frame's pixels; some more, since they count what they
+    add to its edges.
+    """
     return str(max_pixels + max_pixels // 4 + (1 << 16))
 
 
@@ -45,7 +48,8 @@ class Ffmpeg:
 
     @property
     def stdin(self) -> IO[bytes]:
-        assert self.process.stdin is not None  # noqa: S101  # opened below
+        # Opened below.
+        assert self.process.stdin is not None  # noqa: S101
         return self.process.stdin
 
     @property
@@ -54,7 +58,9 @@ class Ffmpeg:
         return self.process.stdout
 
     def finish(self) -> None:
-        """Closes its input, waits for its end, and raises FfmpegFailed with its words if that was not a good one."""
+        """Closes its input, waits for its end, and raises FfmpegFailed with its words if that was
+        not a good one.
+        """
         if self.process.stdin is not None:
             with contextlib.suppress(BrokenPipeError):
                 self.process.stdin.close()
@@ -103,7 +109,8 @@ def run_ffmpeg(
         process_group=0,
         env=_environment(),
     )
-    if sys.platform == "linux":  # ffmpeg's own -timelimit ends in a SIGKILL that says nothing
+    # Ffmpeg's own -timelimit ends in a SIGKILL that says nothing.
+    if sys.platform == "linux":
         with contextlib.suppress(ProcessLookupError):
             resource.prlimit(
                 process.pid, resource.RLIMIT_CPU, (guard.cpu_seconds, guard.cpu_seconds + 5)
@@ -137,7 +144,9 @@ def _environment() -> dict[str, str]:
 
 
 def _ended(process: subprocess.Popen[bytes]) -> tuple[int, float]:
-    """Waits for a process; returns its exit code and the CPU seconds that it used (0 where somebody has waited before)."""
+    """Waits for a process; returns its exit code and the CPU seconds that it used (0 where somebody
+    has waited before).
+    """
     if process.returncode is not None:
         return process.returncode, 0.0
     _, status, usage = os.wait4(process.pid, 0)
@@ -151,7 +160,9 @@ def _drain(stderr: IO[bytes], said: collections.deque[str]) -> None:
 
 
 def _widen(pipe: IO[bytes] | None) -> None:
-    """Lets a whole megabyte wait in the pipe, so that both sides switch less; a refusal costs only speed."""
+    """Lets a whole megabyte wait in the pipe, so that both sides switch less; a refusal costs only
+    speed.
+    """
     if pipe is not None and sys.platform == "linux":
         with contextlib.suppress(OSError):
             fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, PIPE_BYTES)

@@ -1,5 +1,5 @@
-"""A picture between decode and encode: three planes of 8-bit BT.709 limited-range YCbCr, 4:2:0, MPEG-2 siting; and a
-box in it.
+"""A picture between decode and encode: three planes of 8-bit BT.709 limited-range YCbCr, 4:2:0,
+MPEG-2 siting; and a box in it.
 """
 
 from collections.abc import Iterator
@@ -22,8 +22,8 @@ class Frame:
 
     Attributes:
         y: (height, width) uint8, 16 black to 235 white.
-        u, v: (ceil(height / 2), ceil(width / 2)) uint8, 128 neutral; horizontally on every even luma sample,
-            vertically halfway between two.
+        u, v: (ceil(height / 2), ceil(width / 2)) uint8, 128 neutral; horizontally on every even
+            luma sample, vertically halfway between two.
     """
 
     y: torch.Tensor
@@ -55,7 +55,8 @@ class Frame:
 
 #: The planes' values of black.
 BLACK = (16, 128, 128)
-#: R'G'B' of 0 to 1 to the planes' values, (offset, weights) each: ITU-R BT.709-6, items 3.2 to 3.4, in limited range.
+#: R'G'B' of 0 to 1 to the planes' values, (offset, weights) each: ITU-R BT.709-6, items 3.2 to 3.4,
+#: in limited range.
 _KR, _KB = 0.2126, 0.0722
 _KG = 1 - _KR - _KB
 _U, _V = 112 / (1 - _KB), 112 / (1 - _KR)
@@ -67,7 +68,9 @@ RGB_TO_PLANES = (
 
 
 def planes_of_rgb(red: T, green: T, blue: T) -> tuple[T, T, T]:
-    """Returns Y, U and V (0 to 255, not rounded) of gamma-encoded R, G and B (0 to 1); numbers, arrays or tensors."""
+    """Returns Y, U and V (0 to 255, not rounded) of gamma-encoded R, G and B (0 to 1); numbers,
+    arrays or tensors.
+    """
 
     def plane(offset: float, weights: tuple[float, float, float]) -> T:
         return cast("T", offset + weights[0] * red + weights[1] * green + weights[2] * blue)
@@ -78,7 +81,9 @@ def planes_of_rgb(red: T, green: T, blue: T) -> tuple[T, T, T]:
 
 @dataclass(frozen=True)
 class Box:
-    """A crop in pixels of the upright picture; `x, y` is its top-left corner, and pixel i covers i to i + 1."""
+    """A crop in pixels of the upright picture; `x, y` is its top-left corner, and pixel i covers i
+    to i + 1.
+    """
 
     x: float
     y: float
@@ -91,12 +96,15 @@ class Box:
         return Box(min(max(self.x, 0.0), width - w), min(max(self.y, 0.0), height - h), w, h)
 
 
-#: How many samples of a plane a step works on at once where it needs several numbers for each of them.
+#: How many samples of a plane a step works on at once where it needs several numbers for each of
+#: them.
 BAND_SAMPLES = 1 << 21
 
 
 def bands(height: int, width: int) -> Iterator[slice]:
-    """Yields the rows of a plane in stretches of about BAND_SAMPLES samples, each of a multiple of 4 rows but for the last."""
+    """Yields the rows of a plane in stretches of about BAND_SAMPLES samples, each of a multiple of
+    4 rows but for the last.
+    """
     step = max(4, BAND_SAMPLES // width & ~3)
     for top in range(0, height, step):
         yield slice(top, min(height, top + step))
@@ -108,7 +116,9 @@ def frame_bytes(width: int, height: int) -> int:
 
 
 def frame_from_bytes(buffer: bytearray, width: int, height: int) -> Frame:
-    """Views one raw yuv420p picture as planes; the buffer must not be reused while the frame lives."""
+    """Views one raw yuv420p picture as planes; the buffer must not be reused while the frame
+    lives.
+    """
     flat = torch.frombuffer(buffer, dtype=torch.uint8)
     chroma = chroma_size(width) * chroma_size(height)
     y, u, v = torch.split(flat, [width * height, chroma, chroma])

@@ -16,12 +16,14 @@ from gpu_worker.errors import (
     TooManyStreams,
     UnsupportedMedia,
 )
+from gpu_worker.host.memory import bounded_memory
 from gpu_worker.media.ffmpeg import FORMATS, decoding_limit
 
 MAX_RATE = Fraction(240)
 #: By how much a frame may exceed the limit and still be told from a damaged one.
 OPENING = 4
-#: ffmpeg's numbers of BT.2020 primaries, and of the transfer functions of HDR: SMPTE 2084 (PQ) and HLG.
+#: ffmpeg's numbers of BT.2020 primaries, and of the transfer functions of HDR: SMPTE 2084 (PQ) and
+#: HLG.
 BT2020, HDR_TRANSFERS = 9, (16, 18)
 
 
@@ -42,13 +44,16 @@ class SourceFacts:
         width, height: of the upright picture with square pixels, exactly as decode.py delivers it.
         fps: frames a second; for a variable rate, the rate that holds every frame.
         duration_seconds: when the picture ends, counted from the beginning of the file.
-        matrix: ffmpeg's name of the colour matrix that the pixels are in, `bt709` or `bt601` where untagged.
+        matrix: ffmpeg's name of the colour matrix that the pixels are in, `bt709` or `bt601` where
+            untagged.
         full_range: True for 0 to 255 luma.
         wide_gamut: True where the primaries are BT.2020, which are brought to BT.709.
         hdr: True where the light is PQ or HLG, which is tone-mapped.
         interlaced: True where a frame is two fields, which are made one picture.
-        seekable: False for transport streams and their like: without an index, a cut in them misses key frames.
-        alpha_decoder: the decoder that keeps the picture's transparency, where another would drop it.
+        seekable: False for transport streams and their like: without an index, a cut in them misses
+            key frames.
+        alpha_decoder: the decoder that keeps the picture's transparency, where another would drop
+            it.
         alpha: True where parts of the picture are transparent; they become black.
     """
 
@@ -83,16 +88,16 @@ class FileFacts:
 
 
 def probe(path: Path, limits: Limits = Limits()) -> SourceFacts:
-    """Reads a file's header and decodes its first frame.
+    """Reads a file's header and decodes its first frame, within a bound on memory.
 
     Raises:
-        InvalidMedia: it is no video, or no frame of it can be decoded.
-        UnsupportedMedia: it is a playlist or a script, which could open other files.
-        MediaTooLarge, MediaTooLong, TooManyStreams: it is beyond the limits.
+        InvalidMedia: the file is no video, or no frame of it can be decoded.
+        UnsupportedMedia: the file is a playlist or a script, which could open other files.
+        MediaTooLarge, MediaTooLong, TooManyStreams: the file is beyond the limits.
     """
     _refuse_text(path)
     try:
-        with _opened(path, limits) as container:
+        with bounded_memory(), _opened(path, limits) as container:
             stream = _video_stream(container)
             _refuse_beyond(container, stream, limits)
             frame = next(container.decode(stream), None)
@@ -103,10 +108,11 @@ def probe(path: Path, limits: Limits = Limits()) -> SourceFacts:
             _refuse_large(facts.width, facts.height, limits)
             if facts.duration_seconds > limits.seconds:
                 raise MediaTooLong(
-                    f"The video is {facts.duration_seconds:.0f} seconds long; {limits.seconds:g} are taken."
+                    f"The video is {facts.duration_seconds:.0f} seconds long; {limits.seconds:g} "
+                    "are taken."
                 )
             return facts
-    except av.error.FFmpegError as error:
+    except (av.error.FFmpegError, MemoryError) as error:
         raise InvalidMedia(
             "The file is not a video that can be read, or it is damaged.", str(error)
         ) from error
@@ -129,7 +135,9 @@ def output_facts(path: Path) -> FileFacts:
 
 
 def _refuse_text(path: Path) -> None:
-    """Tells apart what poses as a video and is text: playlists, scripts, web pages. ffmpeg is not asked."""
+    """Tells apart what poses as a video and is text: playlists, scripts, web pages. ffmpeg is not
+    asked.
+    """
     with path.open("rb") as file:
         head = file.read(4096)
     start = head.lstrip(b"\xef\xbb\xbf \t\r\n")
@@ -142,7 +150,8 @@ def _refuse_text(path: Path) -> None:
 
 
 def _opened(path: Path, limits: Limits = Limits()) -> InputContainer:
-    # Opening a file may decode a frame of it already. Beyond this limit the size is not even told, so it is a wide one.
+    # Opening a file may decode a frame of it already. Beyond this limit the size is not even told,
+    # so it is a wide one.
     options = {
         "protocol_whitelist": "file",
         "format_whitelist": FORMATS,
@@ -223,7 +232,8 @@ def _rate(stream: VideoStream) -> Fraction:
     if not average:
         return Fraction(base or 25)
     if base and (_is_even(stream) or average < base <= 60):
-        # The exact rational, where the average is off by a rounding; of a variable rate, the grid that holds all frames.
+        # The exact rational, where the average is off by a rounding; of a variable rate, the grid
+        # that holds all frames.
         average = base
     return min(Fraction(average), MAX_RATE)
 
@@ -234,7 +244,9 @@ def _is_even(stream: VideoStream) -> bool:
 
 
 def _duration(path: Path, container: InputContainer, stream: VideoStream) -> float:
-    """Returns when the picture ends, in seconds from the beginning of the file, which is not always its own."""
+    """Returns when the picture ends, in seconds from the beginning of the file, which is not always
+    its own.
+    """
     origin = (container.start_time or 0) / 1_000_000
     if _is_even(stream) and stream.duration and stream.time_base:
         return float(((stream.start_time or 0) + stream.duration) * stream.time_base) - origin
@@ -255,8 +267,8 @@ def _clock(text: str) -> float | None:
 def _counted_duration(path: Path, index: int) -> float:
     """Goes through all packets.
 
-    Some files do not say their length (webm of a browser's recorder, transport streams), and with a variable rate and
-    reordered frames, MP4's is the sum of the wrong ones.
+    Some files do not say their length (webm of a browser's recorder, transport streams), and with a
+    variable rate and reordered frames, MP4's is the sum of the wrong ones.
     """
     with _opened(path) as container:
         stream = container.streams[index]

@@ -1,4 +1,6 @@
-"""Resampling: separable bicubic at any offset and factor, widened when shrinking, so that it averages instead of skipping."""
+"""Resampling: separable bicubic at any offset and factor, widened when shrinking, so that it
+averages instead of skipping.
+"""
 
 import math
 from dataclasses import dataclass
@@ -8,15 +10,17 @@ import torch.nn.functional as functional
 
 from gpu_worker.media.frames import BAND_SAMPLES
 
-#: Keys' cubic with a = -1/2, the one that reproduces quadratics (R. Keys, "Cubic convolution interpolation for
-#: digital image processing", IEEE Trans. ASSP 29(6), 1981).
+#: Keys' cubic with a = -1/2, the one that reproduces quadratics (R. Keys, "Cubic convolution
+#: interpolation for digital image processing", IEEE Trans. ASSP 29(6), 1981).
 CUBIC_A = -0.5
 CUBIC_RADIUS = 2.0
 
 
 @dataclass(frozen=True)
 class Taps:
-    """For each output sample along one axis, the source samples that make it: (n, k) indices and float32 weights."""
+    """For each output sample along one axis, the source samples that make it: (n, k) indices and
+    float32 weights.
+    """
 
     indices: torch.Tensor
     weights: torch.Tensor
@@ -44,10 +48,12 @@ def _cubic(x: torch.Tensor) -> torch.Tensor:
 
 
 def resample(plane: torch.Tensor, columns: Taps, rows: Taps) -> torch.Tensor:
-    """Applies both filters to one (h, w) plane of any type, on its device; samples beyond an edge repeat it.
+    """Applies both filters to one (h, w) plane of any type, on its device; samples beyond an edge
+    repeat it.
 
-    A weighted sum of rows is what `embedding_bag` computes, and nothing else in torch does it as fast on a CPU: 2 ms
-    for 405x720 to 1080x1920, where dense matrix products take 19 and sparse ones 25.
+    A weighted sum of rows is what `embedding_bag` computes, and nothing else in torch does it as
+    fast on a CPU: 2 ms for 405x720 to 1080x1920, where dense matrix products take 19 and sparse
+    ones 25.
 
     Returns:
         (rows, columns) float32, not rounded.
@@ -68,7 +74,8 @@ def resample(plane: torch.Tensor, columns: Taps, rows: Taps) -> torch.Tensor:
 
 def _resample(plane: torch.Tensor, columns: Taps, rows: Taps) -> torch.Tensor:
     columns, left, right = _on(columns, plane.shape[1], plane.device)
-    source = plane[:, left:right].t().contiguous().float()  # turned while it is still small
+    # Turned while it is still small.
+    source = plane[:, left:right].t().contiguous().float()
     wide = functional.embedding_bag(
         columns.indices, source, per_sample_weights=columns.weights, mode="sum"
     )
@@ -78,7 +85,9 @@ def _resample(plane: torch.Tensor, columns: Taps, rows: Taps) -> torch.Tensor:
 
 
 def _on(taps: Taps, length: int, device: torch.device) -> tuple[Taps, int, int]:
-    """Repeats the edges of an axis of `length`, and returns the taps relative to the part of it that they touch."""
+    """Repeats the edges of an axis of `length`, and returns the taps relative to the part of it
+    that they touch.
+    """
     indices = taps.indices.clamp(0, length - 1)
     low, high = int(indices.min()), int(indices.max()) + 1
     return Taps((indices - low).to(device), taps.weights.to(device)), low, high

@@ -1,4 +1,5 @@
-"""Pixels between host and device: through pinned memory, queued behind the work that makes them, so that nobody waits.
+"""Pixels between host and device: through pinned memory, queued behind the work that makes them, so
+that nobody waits.
 
 On a CPU nothing is copied.
 """
@@ -11,17 +12,20 @@ from gpu_worker.media.frames import Frame
 
 
 def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Returns the tensor on a device; itself where it is there already. The copy may still be under way.
+    """Returns the tensor on a device; itself where it is there already. The copy may still be under
+    way.
 
     Args:
         device: without an index, any device of its type will do.
     """
-    # torch holds "cuda" and "cuda:0" to be two devices, so the index is compared only where there is one.
+    # torch holds "cuda" and "cuda:0" to be two devices, so the index is compared only where there
+    # is one.
     if tensor.device.type == device.type and device.index in (None, tensor.device.index):
         return tensor
     if tensor.device.type != "cpu" or device.type == "cpu":
         return tensor.to(device)
-    # A copy from ordinary memory would hold up both sides. torch keeps the pinned block until the copy is done.
+    # A copy from ordinary memory would hold up both sides. torch keeps the pinned block until the
+    # copy is done.
     return tensor.pin_memory().to(device, non_blocking=True)
 
 

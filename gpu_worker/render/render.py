@@ -1,4 +1,6 @@
-"""A composition becomes a file: decode ▸ edit ▸ encode, three stages side by side, in constant memory."""
+"""A composition becomes a file: decode ▸ edit ▸ encode, three stages side by side, in constant
+memory.
+"""
 
 import contextlib
 import time
@@ -66,12 +68,14 @@ def render(
         What the edit waited for, and worked on.
 
     Raises:
-        WorkerError: a source is damaged, memory or a limit is exceeded, or the guard has stopped it.
+        WorkerError: a source is damaged, memory or a limit is exceeded, or the guard has stopped
+            it.
     """
     fps, timeline = composition.fps, composition.timeline
     if timeline.output_seconds > limits.seconds:
         raise OutputTooLong(
-            f"The result would be {timeline.output_seconds:.0f} seconds long; {limits.seconds:g} are made."
+            f"The result would be {timeline.output_seconds:.0f} seconds long; {limits.seconds:g} "
+            "are made."
         )
     count = timeline.frame_count(fps)
     with (
@@ -215,13 +219,16 @@ class Footage:
             self._run = self._runs[self._next]
             self._next += 1
             self._reader = None
-        assert self._run is not None  # noqa: S101  # the first run begins at 0
+        # The first run begins at 0.
+        assert self._run is not None  # noqa: S101
         if self._reader is None:
             self._reader = self._started(self._run)
         return self._reader.at(self._run.index(self._clip.time.source_time(clip_time)))
 
     def finish(self) -> None:
-        """Reads on to the end of the clip, a few frames at most; raises InvalidMedia where the decoder complains."""
+        """Reads on to the end of the clip, a few frames at most; raises InvalidMedia where the
+        decoder complains.
+        """
         if self._reader is not None:
             self._reader.finish()
 
@@ -261,7 +268,8 @@ def _alone(shown: list[Shown]) -> bool:
 
 @dataclass(frozen=True)
 class _Run:
-    """A stretch of a clip that one decoder reads: from source frame `first` on, or on a finer grid from there on.
+    """A stretch of a clip that one decoder reads: from source frame `first` on, or on a finer grid
+    from there on.
 
     Attributes:
         begin: when in the clip it begins, in seconds.

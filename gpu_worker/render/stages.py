@@ -1,7 +1,8 @@
-"""Stages that run side by side: a thread before the edit reads ahead, one behind it writes; both wait when they must.
+"""Stages that run side by side: a thread before the edit reads ahead, one behind it writes; both
+wait when they must.
 
-The queues between are short, so memory does not grow with the clip. torch, pipes and ffmpeg all let go of the
-interpreter's lock while they work.
+The queues between are short, so memory does not grow with the clip. torch, pipes and ffmpeg all let
+go of the interpreter's lock while they work.
 """
 
 import contextlib
@@ -23,7 +24,8 @@ class _End:
 
 
 class Ahead(Generic[T]):
-    """The same items, made by another thread up to `depth` in advance; its error is raised where they run out.
+    """The same items, made by another thread up to `depth` in advance; its error is raised where
+    they run out.
 
     Leaving the `with` early waits for the item that is being made.
     """
@@ -45,7 +47,8 @@ class Ahead(Generic[T]):
     def __iter__(self) -> Iterator[T]:
         while not isinstance(item := self._made.get(), _End):
             yield item
-        self._made.put(item)  # whoever asks again gets the same answer
+        # Whoever asks again gets the same answer.
+        self._made.put(item)
         if item.error is not None:
             raise item.error
 
@@ -56,7 +59,8 @@ class Ahead(Generic[T]):
                 if self._left.is_set():
                     return
             self._put(_End())
-        except BaseException as error:  # noqa: BLE001  # raised again by whoever takes
+        # Raised again by whoever takes.
+        except BaseException as error:  # noqa: BLE001
             self._put(_End(error))
 
     def _put(self, item: T | _End) -> None:
@@ -66,7 +70,8 @@ class Ahead(Generic[T]):
 
 
 class Behind(Generic[T]):
-    """Hands items to `sink` in another thread, in order; what the sink raises is raised by `put`, or on leaving.
+    """Hands items to `sink` in another thread, in order; what the sink raises is raised by `put`,
+    or on leaving.
 
     Left without an error, all items were handed over; with one, those that wait are dropped.
     """
@@ -105,6 +110,7 @@ class Behind(Generic[T]):
                 continue
             try:
                 self._sink(item)
-            except BaseException as error:  # noqa: BLE001  # raised again by whoever puts
+            # Raised again by whoever puts.
+            except BaseException as error:  # noqa: BLE001
                 self._error = error
                 self._dropped.set()

@@ -1,7 +1,8 @@
 """Real-ESRGAN's two networks, from the `realesrgan` and `basicsr` distributions themselves.
 
-Only the modules of the architectures are imported, past the packages' own `__init__`: those import training code, a
-part of torchvision that is gone, and compiled operators. Which network a file is of follows from its tensors.
+Only the modules of the architectures are imported, past the packages' own `__init__`: those import
+training code, a part of torchvision that is gone, and compiled operators. Which network a file is
+of follows from its tensors.
 """
 
 import contextlib
@@ -21,7 +22,8 @@ _PACKAGES = ("basicsr", "basicsr.utils", "basicsr.archs", "realesrgan", "realesr
 
 
 def network_of(state: Mapping[str, torch.Tensor]) -> tuple[nn.Module, int]:
-    """Returns the network that a state dict is of, with it loaded, in float32; and the factor by which it enlarges.
+    """Returns the network that a state dict is of, with it loaded, in float32; and the factor by
+    which it enlarges.
 
     It maps (n, 3, h, w) R'G'B' of 0 to 1 to (n, 3, h·factor, w·factor), about 0 to 1.
 
@@ -87,7 +89,9 @@ def _class(module: str, name: str) -> type[nn.Module]:
 
 @contextlib.contextmanager
 def bare_packages() -> Iterator[None]:
-    """Lets modules of the two packages be imported without their `__init__`s; afterwards no trace of that is left."""
+    """Lets modules of the two packages be imported without their `__init__`s; afterwards no trace
+    of that is left.
+    """
     before = _taken_out()
     for name in _PACKAGES:
         root, *rest = name.split(".")
@@ -114,17 +118,21 @@ def _folder(distribution: str) -> Path:
     spec = importlib.util.find_spec(distribution)
     if spec is None or not spec.submodule_search_locations:
         raise ValueError(
-            f"the distribution {distribution} is not installed: pip install --no-deps {distribution}"
+            f"the distribution {distribution} is not installed: pip install --no-deps "
+            f"{distribution}"
         )
     return Path(spec.submodule_search_locations[0])
 
 
 def _arch_util() -> types.ModuleType:
-    """Stands for the three functions of `basicsr.archs.arch_util` that RRDBNet needs; that module itself wants torchvision."""
+    """Stands for the three functions of `basicsr.archs.arch_util` that RRDBNet needs; that module
+    itself wants torchvision.
+    """
     module: Any = types.ModuleType("basicsr.archs.arch_util")
     module.make_layer = lambda block, count, **how: nn.Sequential(
         *(block(**how) for _ in range(count))
     )
     module.pixel_unshuffle = lambda x, scale: nn.functional.pixel_unshuffle(x, scale)
-    module.default_init_weights = lambda *_: None  # weights are loaded right afterwards
+    # Weights are loaded right afterwards.
+    module.default_init_weights = lambda *_: None
     return module  # type: ignore[no-any-return]

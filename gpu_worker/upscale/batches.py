@@ -1,4 +1,6 @@
-"""How many pictures a network takes at once: what one needs is measured, and memory that is free is not left over."""
+"""How many pictures a network takes at once: what one needs is measured, and memory that is free is
+not left over.
+"""
 
 from collections.abc import Callable
 from typing import Protocol
@@ -42,7 +44,9 @@ class CudaMemory:
 
 
 class Batches:
-    """The size of batches by the size of pictures; without a `memory`, on a CPU, always 1: its caches are the limit."""
+    """The size of batches by the size of pictures; without a `memory`, on a CPU, always 1: its
+    caches are the limit.
+    """
 
     def __init__(self, memory: Memory | None) -> None:
         self._memory = memory

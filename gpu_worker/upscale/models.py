@@ -6,8 +6,8 @@
 | up to 2 | RealESRGAN_x2plus: a quarter of the work of x4plus on the same crop |
 | more | realesr-general-x4v3: made for natural footage, a fifteenth of the work of x4plus |
 
-`REELBROKER_QUALITY_MODEL` takes the place of the last two rows. Nothing else ever does: a model that is missing is an
-error, and never a plain resize.
+`REELBROKER_QUALITY_MODEL` takes the place of the last two rows. Nothing else ever does: a model
+that is missing is an error, and never a plain resize.
 """
 
 import time
@@ -62,7 +62,9 @@ class Models:
         return upscaler
 
     def require(self, params: OutputParams) -> None:
-        """Raises ModelUnavailable where a job's model is known already and missing, before anything is fetched."""
+        """Raises ModelUnavailable where a job's model is known already and missing, before anything
+        is fetched.
+        """
         if params.export_mode is ExportMode.QUALITY and (name := self._named(params)):
             self.get(name)
 
@@ -82,7 +84,9 @@ class Models:
         return self._loaded[name]
 
     def warm(self) -> str | None:
-        """Loads the preferred model and runs it once, so that no job pays for that; returns its name."""
+        """Loads the preferred model and runs it once, so that no job pays for that; returns its
+        name.
+        """
         if self._preferred is not None:
             grey = torch.full((32, 32), 128, dtype=torch.uint8, device=self._device)
             frame = Frame(grey, grey[:16, :16], grey[:16, :16])

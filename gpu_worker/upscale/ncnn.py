@@ -1,7 +1,9 @@
-"""Weights as ncnn keeps them, read into tensors: a text of layers (`.param`) and their numbers in its order (`.bin`).
+"""Weights as ncnn keeps them, read into tensors: a text of layers (`.param`) and their numbers in
+its order (`.bin`).
 
-Formats (Tencent/ncnn, `modelbin.cpp`): a convolution is a 32-bit flag, its weights as OIHW (16-bit floats, filled up to
-four bytes, where the flag says so), then its bias in 32-bit floats without a flag; a PReLU is its slopes in 32-bit floats.
+Formats (Tencent/ncnn, `modelbin.cpp`): a convolution is a 32-bit flag, its weights as OIHW (16-bit
+floats, filled up to four bytes, where the flag says so), then its bias in 32-bit floats without a
+flag; a PReLU is its slopes in 32-bit floats.
 """
 
 from collections.abc import Iterator
@@ -14,7 +16,8 @@ HALF_FLAG, FULL_FLAG = 0x01306B47, 0
 
 
 def read_ncnn(folder: Path, name: str) -> dict[str, torch.Tensor]:
-    """Returns the state dict of a Real-ESRGAN network, float32, as the architectures of architectures.py name it.
+    """Returns the state dict of a Real-ESRGAN network, float32, as the architectures of
+    architectures.py name it.
 
     Raises:
         ValueError: the two files do not belong together, or are of another network.

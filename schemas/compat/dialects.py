@@ -46,7 +46,8 @@ REGION_WORDS |= {"radius_x", "radius_y", "opacity", "stroke_opacity", "fill_opac
 CLIPS_SYNONYMS = {**_OUTPUT_SYNONYMS, "clips_data": "clips"}
 
 
-#: No name that is known has more characters; the expressions of `to_snake` take a second for a name of 1 MB.
+#: No name that is known has more characters; the expressions of `to_snake` take a second for a name
+#: of 1 MB.
 LONGEST_NAME = 64
 
 
@@ -136,7 +137,9 @@ def refuse_both(word: str, canonical: str, params: dict[str, Any]) -> None:
 
 
 def clips_from_sources(params: dict[str, Any]) -> dict[str, Any]:
-    """Gives each clip its file from a list beside them (`source_keys`), by its `clipIndex` or its own position."""
+    """Gives each clip its file from a list beside them (`source_keys`), by its `clipIndex` or its
+    own position.
+    """
     params = {canonical(key, {"source_keys"}): value for key, value in params.items()}
     keys = params.pop("source_keys", None)
     clips = params.get("clips")
@@ -168,7 +171,9 @@ _KEYFRAME_WORDS = (
 
 
 def keyframed(region: dict[str, Any]) -> dict[str, Any]:
-    """Turns the static form of a highlight into one with a keyframe; drops the editor's own `id`."""
+    """Turns the static form of a highlight into one with a keyframe; drops the editor's own
+    `id`.
+    """
     region = {key: value for key, value in region.items() if key != "id"}
     if "keyframes" in region:
         return region

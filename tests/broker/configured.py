@@ -6,7 +6,9 @@ API_KEY = "test-key-0123456789"
 
 
 def configured(object_store, **overrides):
-    """Returns settings with the real bucket, and a provider where nobody listens; overrides by environment name."""
+    """Returns settings with the real bucket, and a provider where nobody listens; overrides by
+    environment name.
+    """
     environment = {
         "RUNPOD_API_KEY": "runpod-key",
         "RUNPOD_ENDPOINT_URL": "http://127.0.0.1:9/v2/embedded",

@@ -16,7 +16,9 @@ from tests.broker.postgres import cluster, new_database
 
 @pytest.fixture(scope="session")
 def new_postgres():
-    """Makes empty databases with our tables on a PostgreSQL server of its own; returns their URLs."""
+    """Makes empty databases with our tables on a PostgreSQL server of its own; returns their
+    URLs.
+    """
     with cluster() as address:
         template = new_database(address)
         open_engine(template).dispose()
@@ -73,7 +75,9 @@ def settings(settings_without_database, database_url):
 
 @pytest.fixture
 def settings_without_database(tmp_path, object_store):
-    """Builds settings with the real bucket, and a provider where nobody listens; overrides by environment name."""
+    """Builds settings with the real bucket, and a provider where nobody listens; overrides by
+    environment name.
+    """
 
     def make(**overrides):
         user_id = re.sub("[^A-Za-z0-9_-]", "-", f"u-{tmp_path.name}")[-64:]

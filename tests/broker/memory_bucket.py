@@ -1,4 +1,6 @@
-"""The bucket in memory, for tests with thousands of steps; test_storage.py runs the same tests on it and on the real one."""
+"""The bucket in memory, for tests with thousands of steps; test_storage.py runs the same tests on
+it and on the real one.
+"""
 
 import threading
 

@@ -1,4 +1,6 @@
-"""A PostgreSQL of its own for a test run: Debian's, in a folder of its own, without a password, on loopback."""
+"""A PostgreSQL of its own for a test run: Debian's, in a folder of its own, without a password, on
+loopback.
+"""
 
 import contextlib
 import itertools
@@ -27,7 +29,9 @@ def _binaries():
 
 @contextlib.contextmanager
 def cluster():
-    """Runs a server while entered; yields its address. It refuses to run as root, so another user runs it then."""
+    """Runs a server while entered; yields its address. It refuses to run as root, so another user
+    runs it then.
+    """
     folder = Path(tempfile.mkdtemp(prefix="reelbroker-postgres-"))
     (port,) = free_ports(1)
     user = None
@@ -46,7 +50,8 @@ def cluster():
         [binaries / "initdb", "-D", data, "-U", "reelbroker", "-A", "trust", "-E", "UTF8"], **run
     )
     # Tests need no power cut survived; only the speed of the disk would be measured.
-    options = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={folder} -c fsync=off -c max_connections=300"
+    options = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={folder}"
+    options += " -c fsync=off -c max_connections=300"
     control = [binaries / "pg_ctl", "-D", data, "-w", "-l", folder / "log"]
     subprocess.run([*control, "-o", options, "start"], **run)
     try:

@@ -26,10 +26,13 @@ def environment_of(settings):
 
 
 def serve(listening, environment, log, files=None):
-    """Starts a broker on a socket of ours, as sd_listen_fds(3) says; it may have so many files open."""
+    """Starts a broker on a socket of ours, as sd_listen_fds(3) says; it may have so many files
+    open.
+    """
     handed = listening.fileno()
     limit = f"ulimit -n {files} && " if files else ""
-    command = f'{limit}exec 3<&{handed} && LISTEN_FDS=1 LISTEN_PID=$$ exec "{sys.executable}" -m broker.cli.main serve'
+    command = f"{limit}exec 3<&{handed} && LISTEN_FDS=1 LISTEN_PID=$$ "
+    command += f'exec "{sys.executable}" -m broker.cli.main serve'
     return subprocess.Popen(
         ["bash", "-c", command], env=environment, pass_fds=[handed], stdout=log, stderr=log
     )

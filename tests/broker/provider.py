@@ -1,4 +1,5 @@
-"""A provider that tests steer: RunPod's public API in memory, with faults, and a worker's hand in the bucket.
+"""A provider that tests steer: RunPod's public API in memory, with faults, and a worker's hand in
+the bucket.
 
 It obeys the contract that test_runpod.py checks on it and on the embedded endpoint alike.
 """
@@ -13,7 +14,9 @@ from schemas.worker import attempt_folder
 
 
 class Provider(httpx.MockTransport):
-    """Use it as the transport of a broker. `fault` decides about the next calls; jobs are moved by the test."""
+    """Use it as the transport of a broker. `fault` decides about the next calls; jobs are moved by
+    the test.
+    """
 
     def __init__(self):
         super().__init__(self._answer)
@@ -93,7 +96,9 @@ class Worker:
         return key
 
     def commit(self, bucket, execution):
-        """As `finish`, but only the first of several executions publishes; returns its output's key, or None."""
+        """As `finish`, but only the first of several executions publishes; returns its output's
+        key, or None.
+        """
         key, result = self._output(execution, b"a film", None)
         if bucket.write_once(self.key("result.json"), json.dumps(result).encode()):
             return key

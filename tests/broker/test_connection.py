@@ -1,4 +1,6 @@
-"""Connections: nothing that a client sends or leaves open without end costs memory, or anybody else an answer."""
+"""Connections: nothing that a client sends or leaves open without end costs memory, or anybody else
+an answer.
+"""
 
 import contextlib
 import selectors
@@ -64,7 +66,9 @@ def answer(client):
 
 
 def flood(client, first, piece, most):
-    """Sends a piece again and again until `most` bytes are sent or the other side has hung up; returns how many were."""
+    """Sends a piece again and again until `most` bytes are sent or the other side has hung up;
+    returns how many were.
+    """
     sent = 0
     with contextlib.suppress(ConnectionError):
         client.sendall(first)
@@ -158,11 +162,19 @@ def test_a_header_that_dribbles_in_is_late(impatient):
 @pytest.mark.parametrize(
     ("begun", "dribble"),
     [
-        pytest.param(b"POST /nowhere HTTP/1.1\r\nHost: a\r\nContent-Length: 9000\r\n\r\n", b"a", id="a-body-that-was-answered"),
-        pytest.param(b"POST /nowhere HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\n\r\n", b"aaaa", id="a-body-behind-its-answer"),
+        pytest.param(
+            b"POST /nowhere HTTP/1.1\r\nHost: a\r\nContent-Length: 9000\r\n\r\n",
+            b"a",
+            id="a-body-that-was-answered",
+        ),
+        pytest.param(
+            b"POST /nowhere HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\n\r\n",
+            b"aaaa",
+            id="a-body-behind-its-answer",
+        ),
         pytest.param(HEALTH + b"\r\n", b"\r\n", id="empty-lines"),
     ],
-)  # fmt: skip
+)
 def test_no_connection_is_kept_by_what_comes_behind_an_answer(
     impatient, begun, dribble, monkeypatch
 ):
@@ -183,9 +195,14 @@ def test_no_connection_is_kept_by_what_comes_behind_an_answer(
     ("limit", "piece", "status"),
     [
         pytest.param({"REELBROKER_BODY_SECONDS": "0.3"}, b"1\r\n \r\n", b"408", id="late"),
-        pytest.param({"REELBROKER_BODY_LIMIT_BYTES": "1024"}, b"400\r\n" + b" " * 1024 + b"\r\n", b"413", id="large"),
+        pytest.param(
+            {"REELBROKER_BODY_LIMIT_BYTES": "1024"},
+            b"400\r\n" + b" " * 1024 + b"\r\n",
+            b"413",
+            id="large",
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_body_that_is_refused_is_the_connections_end(settings, limit, piece, status):
     """At once: what is left of it is not waited for."""
     first = (
@@ -205,7 +222,9 @@ def test_a_body_that_is_refused_is_the_connections_end(settings, limit, piece, s
 
 
 def test_a_connection_is_used_again_and_again(impatient):
-    """Requests one after the other, in pieces, and several at once: each has its answer, whatever the deadline."""
+    """Requests one after the other, in pieces, and several at once: each has its answer, whatever
+    the deadline.
+    """
     with impatient() as client:
         for _ in range(3):
             client.sendall(HEALTH)
@@ -239,7 +258,9 @@ def test_a_request_behind_one_that_takes_long_is_not_late(settings, monkeypatch)
 
 
 def test_a_connection_too_many_is_turned_away(settings, tmp_path):
-    """With a 503, before anything is read of it; others are answered again as soon as there is room."""
+    """With a 503, before anything is read of it; others are answered again as soon as there is
+    room.
+    """
     made = settings()
     with serving(made, tmp_path, files=128) as broker, contextlib.ExitStack() as stack:
         clients = [stack.enter_context(broker.connect()) for _ in range(70)]

@@ -1,4 +1,6 @@
-"""Ids that follow from others: the same each time, and such that nobody else can have chosen them."""
+"""Ids that follow from others: the same each time, and such that nobody else can have chosen
+them.
+"""
 
 import uuid
 

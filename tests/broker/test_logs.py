@@ -1,4 +1,6 @@
-"""What is logged: one line an event, with its action and ids, and never a secret, however a job goes."""
+"""What is logged: one line an event, with its action and ids, and never a secret, however a job
+goes.
+"""
 
 import asyncio
 import re
@@ -48,7 +50,9 @@ async def logged(capsys, seen, *actions):
 
 
 async def secrets_of_a_life(client, provider, bucket):
-    """Does all that a user and an operator may do around a job; returns each secret that came up."""
+    """Does all that a user and an operator may do around a job; returns each secret that came
+    up.
+    """
     secrets = [FORGED, ALICE["Authorization"].split()[1]]
     for wrong in (FORGED, "rb_" + "w" * 40):
         reply = await client.get("/api/me", headers={"Authorization": f"Bearer {wrong}"})
@@ -74,7 +78,9 @@ async def secrets_of_a_life(client, provider, bucket):
 
 @on_one_database
 async def test_no_secret_is_ever_logged(settings, running, object_store, capsys, caplog):
-    """Of a job that goes well, one whose bucket is away, one whose provider refuses, and one on which we stumble."""
+    """Of a job that goes well, one whose bucket is away, one whose provider refuses, and one on
+    which we stumble.
+    """
     provider = Provider()
     made = {
         "REELBROKER_API_KEY": ADMIN_KEY,
@@ -102,7 +108,15 @@ async def test_no_secret_is_ever_logged(settings, running, object_store, capsys,
         assert (await client.get("/readyz")).status_code == 503
         seen = await logged(capsys, seen, "look_failed", "storage_failed")
     seen += capsys.readouterr().err + "\n".join(record.getMessage() for record in caplog.records)
-    for action in ("accepted", "submitted", "ended", "webhook_called", "storage_failed", "look_crashed", "look_failed"):  # fmt: skip
+    for action in (
+        "accepted",
+        "submitted",
+        "ended",
+        "webhook_called",
+        "storage_failed",
+        "look_crashed",
+        "look_failed",
+    ):
         assert re.search(rf"action={action}\b", seen), action
     secrets += [
         ADMIN_KEY,

@@ -19,7 +19,9 @@ def test_what_steers_a_terminal_is_spelled_out():
 
 @pytest.mark.abuse
 def test_a_log_line_steers_no_terminal(capsys):
-    """An operator looks at it with `cat`: what a name or an answer has in it is shown, on one line."""
+    """An operator looks at it with `cat`: what a name or an answer has in it is shown, on one
+    line.
+    """
     log_to_stderr()
     structlog.get_logger().info("ended", error=f"{ATTACK}\naction=forged", job_id="a")
     structlog.reset_defaults()

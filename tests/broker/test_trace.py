@@ -1,4 +1,6 @@
-"""Whose request a job comes from: taken from the header or drawn, kept with the job, told to the worker, and in every line about it."""
+"""Whose request a job comes from: taken from the header or drawn, kept with the job, told to the
+worker, and in every line about it.
+"""
 
 import asyncio
 import re
@@ -78,7 +80,9 @@ def lines(text):
 
 
 async def test_a_trace_leads_from_the_request_to_the_worker(settings, running, provider, capsys):
-    """On either database, from the caller's header to the worker's input; every line about the job has both ids."""
+    """On either database, from the caller's header to the worker's input; every line about the job
+    has both ids.
+    """
     made = settings()
     bucket = open_bucket(made)
     bucket.write(object_key(made.user_id, JOB["input_key"]), b"a video")
@@ -102,7 +106,11 @@ async def test_a_trace_leads_from_the_request_to_the_worker(settings, running, p
         drawn = by_id.pop(plain)
         assert set(by_id.values()) == {HEADER}
         assert DRAWN.fullmatch(drawn)
-        mine = next(told["sent"] for told in provider.jobs.values() if told["sent"]["input"]["job_id"] == plain)  # fmt: skip
+        mine = next(
+            told["sent"]
+            for told in provider.jobs.values()
+            if told["sent"]["input"]["job_id"] == plain
+        )
         Worker(bucket, mine).finish()
         await until(client, url, lambda job: job["status"] == "complete")
         assert "trace" not in (await client.get(url)).text

@@ -1,4 +1,5 @@
-"""Renders edits as the worker does, and writes down how much memory the process took at most; run by test_memory.py.
+"""Renders edits as the worker does, and writes down how much memory the process took at most; run
+by test_memory.py.
 
 python -m tests.gpu_worker.appetite SOURCE PNG_FOLDER JOBS.json OUTPUT
 """
@@ -21,7 +22,9 @@ from schemas.jobs import JobType
 
 
 def main() -> None:
-    """Writes a line of JSON for each job: the most that the process took so far, in bytes of memory."""
+    """Writes a line of JSON for each job: the most that the process took so far, in bytes of
+    memory.
+    """
     source, folder, jobs, output = map(Path, sys.argv[1:])
     prepare_process()
     pngs = {path.name: path.read_bytes() for path in folder.glob("*.png")}

@@ -29,7 +29,9 @@ def make(path, *arguments, **kwargs):
 
 
 def make_raw(path, frames, fps, *options):
-    """Encodes (n, height, width) uint8 luma, losslessly, with neutral colour, tagged BT.709 limited range."""
+    """Encodes (n, height, width) uint8 luma, losslessly, with neutral colour, tagged BT.709 limited
+    range.
+    """
     _, height, width = frames.shape
     neutral = np.full(2 * ((height + 1) // 2) * ((width + 1) // 2), 128, np.uint8).tobytes()
     raw = b"".join(frame.tobytes() + neutral for frame in frames)
@@ -52,7 +54,8 @@ def make_raw(path, frames, fps, *options):
 
 def flash_and_beep(path, *options, seconds=6, fps=25):
     """A black clip with a white flash and a beep, both 0.12 s long, at each whole second."""
-    flash = f"color=black:s=64x64:r={fps}:d={seconds},geq=lum='if(lt(mod(N\\,{fps})\\,{round(0.12 * fps)})\\,235\\,16)':cb=128:cr=128"
+    light = f"if(lt(mod(N\\,{fps})\\,{round(0.12 * fps)})\\,235\\,16)"
+    flash = f"color=black:s=64x64:r={fps}:d={seconds},geq=lum='{light}':cb=128:cr=128"
     beep = f"aevalsrc='if(lt(mod(t\\,1)\\,0.12)\\,0.8*sin(2*PI*1000*t)\\,0)':s=48000:d={seconds}"
     inputs = ["-f", "lavfi", "-i", flash, "-f", "lavfi", "-i", beep]
     return make(
@@ -73,7 +76,9 @@ def luma(path):
 
 
 def sound(path, rate=48_000):
-    """Returns the sound as a player hears it: mono float32 from time 0 on, silence where there is none."""
+    """Returns the sound as a player hears it: mono float32 from time 0 on, silence where there is
+    none.
+    """
     raw = subprocess.run(
         [
             *(FFMPEG, "-v", "error", "-i", str(path), "-map", "0:a:0"),
@@ -103,7 +108,9 @@ def flashes(path):
 
 
 def beeps(path, rate=48_000):
-    """Returns when each beep begins and ends, (n, 2): where 2 ms windows get loud after, or before, 50 ms of silence."""
+    """Returns when each beep begins and ends, (n, 2): where 2 ms windows get loud after, or before,
+    50 ms of silence.
+    """
     samples = np.abs(sound(path, rate))
     window = rate // 500
     loud = samples[: len(samples) // window * window].reshape(-1, window).max(axis=1) > 0.2

@@ -1,6 +1,8 @@
-"""A pretend accelerator: tensors that say that they are on a device of their own, on a machine that has none.
+"""A pretend accelerator: tensors that say that they are on a device of their own, on a machine that
+has none.
 
-torch lets Python stand in for a device (its "PrivateUse1"). Host and device cannot be mixed up on it unnoticed, as on a GPU.
+torch lets Python stand in for a device (its "PrivateUse1"). Host and device cannot be mixed up on
+it unnoticed, as on a GPU.
 """
 
 import functools
@@ -17,7 +19,9 @@ def pretend_device() -> torch.device:
 
 
 class OnDevice(torch.Tensor):
-    """A tensor on the pretend device. Nothing can be computed with it or copied from it: all work on it raises."""
+    """A tensor on the pretend device. Nothing can be computed with it or copied from it: all work
+    on it raises.
+    """
 
     @staticmethod
     def __new__(cls, host: torch.Tensor) -> "OnDevice":

@@ -28,7 +28,8 @@ def test_what_is_not_there_is_told_apart_from_a_failure(bucket, settings, user_i
     bucket.delete(f"{user_id}/none.json")
     with pytest.raises(SourceNotFound):
         bucket.fetch(f"{user_id}/none.mp4", tmp_path / "x", 5000)
-    # A store that refuses us, rather than one that is away: the client would wait for that one to come back.
+    # A store that refuses us, rather than one that is away: the client would wait for that one to
+    # come back.
     refused = open_bucket(settings(R2_SECRET_ACCESS_KEY="wrong"))
     with pytest.raises(StorageUnavailable) as caught:
         refused.fetch(f"{user_id}/none.mp4", tmp_path / "x", 5000)

@@ -1,4 +1,6 @@
-"""The function that the SDK calls: results, failures, cancels, and never a progress after the result."""
+"""The function that the SDK calls: results, failures, cancels, and never a progress after the
+result.
+"""
 
 import asyncio
 import json
@@ -123,7 +125,9 @@ def logged():
 
 
 async def test_each_line_says_which_job_and_whose_trace(settings, bucket, job_input, logged):
-    """Of a job that goes well, and then of one that fails; one without a trace has none of the one before."""
+    """Of a job that goes well, and then of one that fails; one without a trace has none of the one
+    before.
+    """
     trace = "4bf92f3577b34da6a3ce929d0e0e4736"
     handler = make_handler(Runner(settings(), bucket))
     await handler({"id": "rp-1", "input": job_input(traceparent=f"00-{trace}-00f067aa0ba902b7-01")})
@@ -147,7 +151,10 @@ async def test_each_line_says_which_job_and_whose_trace(settings, bucket, job_in
 async def test_no_secret_is_logged_or_told(settings, bucket, job_input, logged):
     """Also where the bucket refuses us, and where it cannot be reached."""
     secret = "secret-that-nobody-may-see"
-    for wrong in ({"R2_SECRET_ACCESS_KEY": secret}, {"R2_SECRET_ACCESS_KEY": secret, "R2_ENDPOINT": "http://127.0.0.1:9"}):  # fmt: skip
+    for wrong in (
+        {"R2_SECRET_ACCESS_KEY": secret},
+        {"R2_SECRET_ACCESS_KEY": secret, "R2_ENDPOINT": "http://127.0.0.1:9"},
+    ):
         made = settings(**wrong)
         output = await make_handler(Runner(made, open_bucket(made)))(
             {"id": "rp-1", "input": job_input()}
@@ -253,7 +260,9 @@ async def test_a_fence_stops_a_running_job(
 async def test_a_worker_that_is_told_to_end_hands_back_what_it_cannot_finish(
     settings, bucket, objects, job_input, big_buck_bunny
 ):
-    """After its limit: a retryable failure, nothing published, no file left; and the SDK's own handler was called."""
+    """After its limit: a retryable failure, nothing published, no file left; and the SDK's own
+    handler was called.
+    """
     told = []
     before = signal.signal(signal.SIGTERM, lambda *_: told.append("sdk"))
     try:
@@ -300,7 +309,9 @@ async def test_a_job_that_is_done_in_time_is_not_handed_back(settings, bucket, j
 async def test_no_progress_arrives_after_the_handler_returned(
     settings, bucket, job_input, monkeypatch
 ):
-    """Progress is sent one at a time, in order, and none is under way at the end, however slow the receiver is."""
+    """Progress is sent one at a time, in order, and none is under way at the end, however slow the
+    receiver is.
+    """
     monkeypatch.setattr(runner, "PROGRESS_SECONDS", 0.0)
     seen = []
 
@@ -345,11 +356,14 @@ def environment(settings, tmp_path):
 
 
 def test_a_worker_without_a_job_ends_at_once(settings, tmp_path):
-    """Its call for a job hangs, as it does where there is none: it does not wait for one that would die with it."""
+    """Its call for a job hangs, as it does where there is none: it does not wait for one that would
+    die with it.
+    """
     asked, never = threading.Event(), threading.Event()
 
     class NoJobs(Quiet):
-        def do_GET(self):  # noqa: N802  # the name that the server looks for
+        # The name that the server looks for.
+        def do_GET(self):  # noqa: N802
             if "job-take" in self.path:
                 asked.set()
             never.wait(60)
@@ -373,7 +387,9 @@ def test_a_worker_without_a_job_ends_at_once(settings, tmp_path):
 
 
 def test_a_worker_on_an_unfit_machine_ends_before_it_asks_for_a_job(settings, tmp_path):
-    """The SDK's own checks run in it as they do on RunPod: with less memory than is wanted, it exits and says so."""
+    """The SDK's own checks run in it as they do on RunPod: with less memory than is wanted, it
+    exits and says so.
+    """
     (tmp_path / "work").mkdir(exist_ok=True)
     platform = worker_environment("http://127.0.0.1:9", "none", "key", "worker")
     ended = subprocess.run(
@@ -390,7 +406,9 @@ def test_a_worker_on_an_unfit_machine_ends_before_it_asks_for_a_job(settings, tm
 
 
 def test_one_job_runs_from_the_command_line(settings, objects, job_input, tmp_path):
-    """`--test_input` does what the RunPod console does: exit 0, and the file where it was asked for."""
+    """`--test_input` does what the RunPod console does: exit 0, and the file where it was asked
+    for.
+    """
     chosen = settings()
     asked = job_input(attempt_token=None, output_key="out/console.mp4")
     command = [

@@ -1,4 +1,6 @@
-"""Files of every kind that people upload, through every job type; docs/media-support.md says the same."""
+"""Files of every kind that people upload, through every job type; docs/media-support.md says the
+same.
+"""
 
 import sys
 from pathlib import Path
@@ -25,7 +27,9 @@ def outcomes(tmp_path_factory):
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_a_file_becomes_the_right_picture_or_the_right_error(outcomes, case):
-    """In every job type: colours, moments and length, or the error's code; never a hang, a crash, a black frame."""
+    """In every job type: colours, moments and length, or the error's code; never a hang, a crash, a
+    black frame.
+    """
     told = {
         job_type: outcome for (name, job_type), outcome in outcomes.items() if name == case.name
     }

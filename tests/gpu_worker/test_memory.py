@@ -44,7 +44,9 @@ CAPTIONED = {
 
 @pytest.mark.abuse
 def test_no_legal_edit_takes_two_gigabytes(tmp_path):
-    """Each limit of an overlay at once, and captions of an annotation that dissolve into one another."""
+    """Each limit of an overlay at once, and captions of an annotation that dissolve into one
+    another.
+    """
     source = make(
         tmp_path / "8k.mp4",
         *("-f", "lavfi", "-i", "testsrc2=s=8192x4320:r=25:d=0.12"),

@@ -1,4 +1,6 @@
-"""A job from bucket to bucket, with the real store, real ffmpeg, and everything measured on the file that came out."""
+"""A job from bucket to bucket, with the real store, real ffmpeg, and everything measured on the
+file that came out.
+"""
 
 import hashlib
 import json
@@ -87,11 +89,19 @@ def short(tmp_path_factory):
     """Ten frames of test picture with a tone."""
     folder = tmp_path_factory.mktemp("short")
     return make(
-        folder / "a.mp4", "-f", "lavfi", "-i", "testsrc2=s=320x240:r=25:d=0.4", "-f", "lavfi", "-i", "sine=d=0.4"
-    )  # fmt: skip
+        folder / "a.mp4",
+        "-f",
+        "lavfi",
+        "-i",
+        "testsrc2=s=320x240:r=25:d=0.4",
+        "-f",
+        "lavfi",
+        "-i",
+        "sine=d=0.4",
+    )
 
 
-# ── the commit protocol ─────────────────────────────────────────────────────────────────────────────────────────────
+# ── the commit protocol ───────────────────────────────────────────────────────────────────────────
 
 
 def test_a_job_is_done_from_bucket_to_bucket(job, short, tmp_path):
@@ -195,7 +205,7 @@ def test_a_cancel_stops_within_a_frame_and_leaves_nothing(job, big_buck_bunny):
     assert list(job.settings.work_dir.iterdir()) == []
 
 
-# ── what cannot be done ─────────────────────────────────────────────────────────────────────────────────────────────
+# ── what cannot be done ───────────────────────────────────────────────────────────────────────────
 
 
 def test_a_missing_source_is_said(job):
@@ -237,11 +247,13 @@ def test_a_damaged_video_publishes_nothing(job, big_buck_bunny, tmp_path):
     assert job.outputs() == []
 
 
-# ── what comes out ──────────────────────────────────────────────────────────────────────────────────────────────────
+# ── what comes out ────────────────────────────────────────────────────────────────────────────────
 
 
 def test_each_frame_shows_its_own_crop(job, tmp_path):
-    """The crop's place, read off a coordinate-coded picture after the whole way, encoder and all."""
+    """The crop's place, read off a coordinate-coded picture after the whole way, encoder and
+    all.
+    """
     ramp = np.tile((16 + np.arange(200)).astype(np.uint8), (120, 1))
     clip = make_raw(tmp_path / "ramp.mp4", np.stack([ramp] * 25), "25")
     box = {"y": 10, "width": 64, "height": 96}
@@ -254,7 +266,8 @@ def test_each_frame_shows_its_own_crop(job, tmp_path):
         expected = 16 + x + ((np.arange(128) + 0.5) * 0.5 - 0.5)[20:-20].mean()
         assert (
             abs(seen - expected) < 0.3
-        )  # with H.264's own error; test_render.py looks before encoding
+            # With H.264's own error; test_render.py looks before encoding.
+        )
 
 
 SLOW = {"start": 1.5, "end": 3.5, "speed": 0.5}
@@ -289,7 +302,9 @@ CRAWL = {"start": 2.5, "end": 4.5, "speed": 0.25}
     ],
 )
 def test_picture_and_sound_stay_together(job, tmp_path, params, expected):
-    """Each flash is on the frame where it belongs, and the middle of each beep within 20 ms, from beginning to end."""
+    """Each flash is on the frame where it belongs, and the middle of each beep within 20 ms, from
+    beginning to end.
+    """
     clip = flash_and_beep(tmp_path / "clip.mp4")
     result = job.source(clip).run(**SMALL, **params)
     path = job.fetched(result, tmp_path / "out.mp4")
@@ -311,7 +326,9 @@ def test_sound_that_begins_elsewhere_stays_where_it_was(job, tmp_path, delay):
 
 
 def test_the_sample_clips_sound_is_where_it_was(job, big_buck_bunny, tmp_path):
-    """Real footage, 5.1 sound: the best match of the two sounds is within 20 ms of no shift at all."""
+    """Real footage, 5.1 sound: the best match of the two sounds is within 20 ms of no shift at
+    all.
+    """
     from tests.gpu_worker.footage import sound
 
     path = job.fetched(job.source(big_buck_bunny).run(**SMALL), tmp_path / "out.mp4")

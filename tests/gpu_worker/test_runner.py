@@ -18,7 +18,9 @@ def job_of(user_id, **overrides):
 def test_a_synchronous_entry_runs_a_job_in_a_loop_of_its_own(
     settings, bucket, objects, user_id, tmp_path
 ):
-    """Also in a thread, where Python sets no signal handlers; the same runner takes the next job."""
+    """Also in a thread, where Python sets no signal handlers; the same runner takes the next
+    job.
+    """
     source = make(tmp_path / "a.mp4", "-f", "lavfi", "-i", "testsrc2=s=320x240:r=25:d=0.4")
     objects.put(f"{user_id}/in.mp4", source.read_bytes())
     runner = Runner(settings(), bucket, cold_start_seconds=1.5)

@@ -58,7 +58,8 @@ def is_accessible():
     axe = Axe()
 
     def check(page, what):
-        page.wait_for_timeout(450)  # colours that are still changing would be measured in between
+        # Colours that are still changing would be measured in between.
+        page.wait_for_timeout(450)
         found = axe.run(page)
         assert found.violations_count == 0, f"{what}: {found.generate_report()}"
         too_wide = "document.documentElement.scrollWidth - document.documentElement.clientWidth"

@@ -176,7 +176,8 @@ def test_an_upload_goes_on_after_a_cut(browser, clip, tmp_path):
     browser.may_fail = True
     large = tmp_path / "large.mp4"
     room = 130_000_000
-    with large.open("wb") as file:  # a player skips a box that is called `free`
+    # A player skips a box that is called `free`.
+    with large.open("wb") as file:
         file.write(clip.read_bytes() + struct.pack(">I4s", room, b"free"))
         file.truncate(clip.stat().st_size + room)
     page = browser()
@@ -305,7 +306,8 @@ def test_the_edit_survives_what_people_do(browser, clip, tmp_path):
     """Looking at other types and other screens, a reload, nonsense in a field, a file with an
     odd name.
     """
-    browser.may_fail = True  # quotes of edits that are not whole yet
+    # Quotes of edits that are not whole yet.
+    browser.may_fail = True
     odd = tmp_path / "cash $& $$ 'x' ü.mp4"
     odd.write_bytes(clip.read_bytes())
     page = browser()
@@ -460,7 +462,8 @@ def test_all_screens_are_accessible(browser, stack, clip, is_accessible, size):
     page.wait_for_selector(".chart")
     page.click("summary >> nth=0")
     is_accessible(page, "operations")
-    browser.may_fail = True  # the browser tells of the 401
+    # The browser tells of the 401.
+    browser.may_fail = True
     page.click("#sign-out")
     page.wait_for_selector(".signin")
     is_accessible(page, "sign in")
@@ -520,7 +523,8 @@ def test_operators_see_the_fleet_and_drain_it(browser, stack):
 
 def test_who_signs_in_sees_ones_own(browser, stack):
     """No key, a wrong one, another user's: each is told, and operators' things are not shown."""
-    browser.may_fail = True  # the browser itself tells of each 401
+    # The browser itself tells of each 401.
+    browser.may_fail = True
     made = stack.client.post("/api/keys", json={"user_id": "alice"}).json()
     theirs = stack.submit("uploads/theirs.mp4")
     page = browser(key=None)

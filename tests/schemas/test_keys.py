@@ -1,4 +1,6 @@
-"""Which keys there may be: below the user's folder, of a length that the bucket takes, and harmless to look at."""
+"""Which keys there may be: below the user's folder, of a length that the bucket takes, and harmless
+to look at.
+"""
 
 import pytest
 from pydantic import TypeAdapter, ValidationError
@@ -17,7 +19,9 @@ STEERING = [
 @pytest.mark.abuse
 @pytest.mark.parametrize("character", STEERING, ids=ascii)
 def test_what_steers_a_terminal_or_turns_text_around_is_in_no_name(character):
-    """Control characters, those of the C1 set among them, and overrides of the direction: in a key and in a file's name."""
+    """Control characters, those of the C1 set among them, and overrides of the direction: in a key
+    and in a file's name.
+    """
     with pytest.raises(ValidationError):
         KEY.validate_python(f"a{character}b.mp4")
     with pytest.raises(ValidationError):

@@ -65,14 +65,23 @@ def test_files_beside_the_clips_are_given_to_them():
     ("params", "path"),
     [
         ({"clips": []}, "/params/clips"),
-        ({"clips": [{"input_key": "a"}], "transition": {"type": "star_wipe"}}, "/params/transition/type"),
-        ({"clips": [{"input_key": "a"}], "transition": {"duration": 0}}, "/params/transition/duration"),
+        (
+            {"clips": [{"input_key": "a"}], "transition": {"type": "star_wipe"}},
+            "/params/transition/type",
+        ),
+        (
+            {"clips": [{"input_key": "a"}], "transition": {"duration": 0}},
+            "/params/transition/duration",
+        ),
         ({"clips": [{"input_key": "/a"}]}, "/params/clips/0/input_key"),
-        ({"clips": [{"input_key": "a"}, {"input_key": "b", "start_time": 2, "end_time": 1}]}, "/params/clips/1/end_time"),
+        (
+            {"clips": [{"input_key": "a"}, {"input_key": "b", "start_time": 2, "end_time": 1}]},
+            "/params/clips/1/end_time",
+        ),
         ({"clips": [{"input_key": "a"}, {}]}, "/input_key"),
         ({"clips_data": [{}, {}], "source_keys": ["a"]}, "/params"),
     ],
-)  # fmt: skip
+)
 def test_what_is_wrong_is_named(params, path):
     """By its path in the request; a clip without a file needs the job's own."""
     with pytest.raises(ValidationError) as caught:

@@ -22,7 +22,9 @@ def problems(model, params):
 
 
 def test_the_documents_request_is_understood():
-    """Static regions, `crop_keyframes: null`, an effect, a size: as source document 004 sends it."""
+    """Static regions, `crop_keyframes: null`, an effect, a size: as source document 004 sends
+    it.
+    """
     params = OverlayParams.model_validate(
         {
             "highlight_regions": [
@@ -87,12 +89,27 @@ def test_a_short_colour_is_a_colour():
     ("params", "path"),
     [
         ({"highlight_regions": [REGION | {"end_time": 0}]}, "highlight_regions/0/end_time"),
-        ({"highlight_regions": [REGION | {"start_frame": 1, "end_frame": 2}]}, "highlight_regions/0"),
+        (
+            {"highlight_regions": [REGION | {"start_frame": 1, "end_frame": 2}]},
+            "highlight_regions/0",
+        ),
         ({"highlight_regions": [{"start_time": 0, "keyframes": [KEY]}]}, "highlight_regions/0"),
-        ({"highlight_regions": [{"start_time": 0, "end_time": 1}]}, "highlight_regions/0/keyframes"),
-        ({"highlight_regions": [REGION | {"keyframes": [KEY, KEY]}]}, "highlight_regions/0/keyframes"),
-        ({"highlight_regions": [REGION | {"keyframes": [KEY | {"color": "red"}]}]}, "highlight_regions/0/keyframes/0/color"),
-        ({"highlight_regions": [REGION | {"keyframes": [KEY | {"radius_x": 0}]}]}, "highlight_regions/0/keyframes/0/radius_x"),
+        (
+            {"highlight_regions": [{"start_time": 0, "end_time": 1}]},
+            "highlight_regions/0/keyframes",
+        ),
+        (
+            {"highlight_regions": [REGION | {"keyframes": [KEY, KEY]}]},
+            "highlight_regions/0/keyframes",
+        ),
+        (
+            {"highlight_regions": [REGION | {"keyframes": [KEY | {"color": "red"}]}]},
+            "highlight_regions/0/keyframes/0/color",
+        ),
+        (
+            {"highlight_regions": [REGION | {"keyframes": [KEY | {"radius_x": 0}]}]},
+            "highlight_regions/0/keyframes/0/radius_x",
+        ),
         ({"highlight_regions": [REGION | {"loud": 1}]}, "highlight_regions/0/loud"),
         ({"effect_type": "sparkle"}, "effect_type"),
         ({"output_width": 640}, "output_height"),
@@ -100,9 +117,12 @@ def test_a_short_colour_is_a_colour():
         ({"text_layers": [{"text": "a", "png_key": "b"}]}, "text_layers/0"),
         ({"text_layers": [{"text": "W" * 2000, "font_size": 1000}]}, "text_layers/0/font_size"),
         ({"text_layers": [{"png_key": "../b"}]}, "text_layers/0/png_key"),
-        ({"text_layers": [{"text": "a", "start_time": 2, "end_time": 1}]}, "text_layers/0/end_time"),
+        (
+            {"text_layers": [{"text": "a", "start_time": 2, "end_time": 1}]},
+            "text_layers/0/end_time",
+        ),
     ],
-)  # fmt: skip
+)
 def test_what_is_wrong_is_named(params, path):
     """By its path in the params."""
     assert problems(OverlayParams, params) == [path]

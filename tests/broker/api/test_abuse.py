@@ -1,5 +1,6 @@
-"""What must not work: each a clear 4xx, nothing stored, memory flat. Keys of others are in test_tenants.py, tokens in test_auth.py,
-webhook targets in test_webhooks.py, forged calls of the provider in test_jobs.py."""
+"""What must not work: each a clear 4xx, nothing stored, memory flat. Keys of others are in
+test_tenants.py, tokens in test_auth.py, webhook targets in test_webhooks.py, forged calls of the
+provider in test_jobs.py."""
 
 import asyncio
 import gc
@@ -26,16 +27,36 @@ KEYFRAME = {"time": 0, "x": 0, "y": 0, "width": 9, "height": 16}
 @pytest.mark.parametrize(
     ("content", "status"),
     [
-        pytest.param(json.dumps(JOB | {"params": {"crop_keyframes": [KEYFRAME] * 1_000_000}}).encode(), 413, id="a-million-keyframes"),
-        pytest.param(json.dumps(JOB | {"params": {"crop_keyframes": [KEYFRAME] * 15_000}}).encode(), 422, id="too-many-keyframes"),
-        pytest.param(b'{"type": "framing", "params": ' + b'{"a":' * 100_000, 422, id="deep-objects"),
+        pytest.param(
+            json.dumps(JOB | {"params": {"crop_keyframes": [KEYFRAME] * 1_000_000}}).encode(),
+            413,
+            id="a-million-keyframes",
+        ),
+        pytest.param(
+            json.dumps(JOB | {"params": {"crop_keyframes": [KEYFRAME] * 15_000}}).encode(),
+            422,
+            id="too-many-keyframes",
+        ),
+        pytest.param(
+            b'{"type": "framing", "params": ' + b'{"a":' * 100_000, 422, id="deep-objects"
+        ),
         pytest.param(b"[" * 900_000, 422, id="deep-arrays"),
-        pytest.param(b'{"type": "framing", "input_key": "a.mp4", "project_id": ' + b"9" * 900_000 + b"}", 422, id="long-number"),
-        pytest.param(json.dumps(JOB | {"metadata": {str(n): "x" for n in range(60_000)}}).encode(), 422, id="much-metadata"),
-        pytest.param(b'{"type": "framing", "input_key": "' + b"a" * 900_000 + b'"}', 422, id="long-key"),
+        pytest.param(
+            b'{"type": "framing", "input_key": "a.mp4", "project_id": ' + b"9" * 900_000 + b"}",
+            422,
+            id="long-number",
+        ),
+        pytest.param(
+            json.dumps(JOB | {"metadata": {str(n): "x" for n in range(60_000)}}).encode(),
+            422,
+            id="much-metadata",
+        ),
+        pytest.param(
+            b'{"type": "framing", "input_key": "' + b"a" * 900_000 + b'"}', 422, id="long-key"
+        ),
         pytest.param(b'"' + b"\\u0000" * 100_000 + b'"', 422, id="zeroes"),
     ],
-)  # fmt: skip
+)
 async def test_a_monstrous_body_is_refused(client, content, status):
     """By size or by field; the answer is small, whatever came."""
     reply = await client.post("/api/jobs", content=content)
@@ -108,7 +129,8 @@ async def test_too_many_requests_are_told_when_to_come_again(settings, running, 
 async def test_nobody_has_more_open_jobs_than_allowed(settings, running, provider, bucket):
     """Not by many at once either. A job that ends makes room; one that is known is not one more."""
     made = settings(REELBROKER_MAX_OPEN_JOBS="3")
-    bucket.write(f"{made.user_id}/a.mp4", b"a video")  # else the jobs end by themselves
+    # Else the jobs end by themselves.
+    bucket.write(f"{made.user_id}/a.mp4", b"a video")
     provider.fault = refuse
     async with running(made, provider) as client:
         key = {"Idempotency-Key": "k"}
@@ -147,7 +169,8 @@ async def test_nobody_asks_for_more_video_than_a_days(settings, running, provide
         }
         assert (
             await client.post("/api/jobs", json=slow)
-        ).status_code == 429  # 40 seconds of output
+            # 40 seconds of output.
+        ).status_code == 429
         assert (await client.post("/api/jobs", json=ten)).status_code == 202
 
 
@@ -155,9 +178,12 @@ async def test_nobody_asks_for_more_video_than_a_days(settings, running, provide
 async def test_a_burst_of_jobs_of_unknown_length_stays_within_a_day(
     settings, running, provider, bucket
 ):
-    """Each counts by its file's size until its length is known, also by many at once, and the last what is left; a retry is no way round."""
+    """Each counts by its file's size until its length is known, also by many at once, and the last
+    what is left; a retry is no way round.
+    """
     made = settings(REELBROKER_MEDIA_SECONDS_PER_DAY="25")
-    bucket.write(f"{made.user_id}/a.mp4", b"x" * 400_000)  # ten seconds at most
+    # Ten seconds at most.
+    bucket.write(f"{made.user_id}/a.mp4", b"x" * 400_000)
     provider.fault = refuse
     async with running(made, provider) as client:
         replies = await asyncio.gather(*(client.post("/api/jobs", json=JOB) for _ in range(20)))
@@ -175,7 +201,9 @@ async def test_a_burst_of_jobs_of_unknown_length_stays_within_a_day(
 async def test_a_length_that_is_known_counts_in_place_of_the_guess(
     settings, running, provider, bucket
 ):
-    """A file of 500 seconds at most may be one of 0.4 seconds: one at a time, a small quota takes many."""
+    """A file of 500 seconds at most may be one of 0.4 seconds: one at a time, a small quota takes
+    many.
+    """
     made = settings(REELBROKER_MEDIA_SECONDS_PER_DAY="25")
     bucket.write(f"{made.user_id}/a.mp4", b"x" * 20_000_000)
     async with running(made, provider) as client:
@@ -198,7 +226,9 @@ async def test_a_length_that_is_known_counts_in_place_of_the_guess(
 async def test_a_source_of_unknown_size_is_as_long_as_any_may_be(
     settings, running, provider, bucket, monkeypatch, trouble
 ):
-    """One that comes after its job, and one of a bucket that does not answer: the submit waits two seconds at most."""
+    """One that comes after its job, and one of a bucket that does not answer: the submit waits two
+    seconds at most.
+    """
     made = settings(REELBROKER_MEDIA_SECONDS_PER_DAY="25")
     provider.fault = refuse
 
@@ -220,7 +250,8 @@ async def test_a_source_of_unknown_size_is_as_long_as_any_may_be(
         assert (await client.post("/api/jobs", json=job)).status_code == 202
         assert time.monotonic() - began < 4
         monkeypatch.undo()
-        if trouble != "missing":  # else the job has ended by now, since its file is not there
+        # Else the job has ended by now, since its file is not there.
+        if trouble != "missing":
             assert (
                 await client.post("/api/jobs", json=JOB | {"params": {"end_time": 1}})
             ).status_code == 429
@@ -281,7 +312,9 @@ async def test_a_retry_is_one_new_job(client, provider, bucket):
 
 @pytest.mark.abuse
 async def test_no_user_can_take_an_id_that_another_will_need(settings, running, provider):
-    """The id of a retry, or of an older client's export, follows from what others may know: it cannot be put or sent by them."""
+    """The id of a retry, or of an older client's export, follows from what others may know: it
+    cannot be put or sent by them.
+    """
     made, film = settings(), {"video": ("a.mp4", b"film", "video/mp4")}
     fields = {"export_id": "export_1", "keyframes_json": json.dumps([KEYFRAME]), "target_fps": "30"}
     async with running(made, provider) as client:
@@ -352,7 +385,8 @@ async def test_a_quote_before_the_job_and_its_cost_afterwards(settings, running,
         assert (unknown["output_seconds"], unknown["source_known"]) == (
             2,
             False,
-        )  # 2 MB at 8 Mbit/s
+            # 2 MB at 8 Mbit/s.
+        )
         known = (await client.post("/api/jobs/quote", json=JOB | {"source_seconds": 7.5})).json()
         assert (known["output_seconds"], known["source_known"]) == (7.5, True)
         assert await submitted_ids(client) == []
@@ -365,7 +399,9 @@ async def test_a_quote_before_the_job_and_its_cost_afterwards(settings, running,
         told = (await client.post("/api/jobs/quote", json=asked)).json()
         assert told["basis"] == "history"
         assert told["gpu_seconds"] == pytest.approx(
-            3.5 / 10 * 300, rel=0.01
-        )  # ten frames of that size took 3.5 s
+            3.5 / 10 * 300,
+            rel=0.01,
+            # Ten frames of that size took 3.5 s.
+        )
         wrong = await client.post("/api/jobs/quote", json=JOB | {"params": {"end_time": "x"}})
         assert wrong.status_code == httpx.codes.UNPROCESSABLE_ENTITY

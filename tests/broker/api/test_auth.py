@@ -187,7 +187,9 @@ async def test_a_ticket_is_good_for_a_minute(client, monkeypatch):
 
 @on_one_database
 async def test_without_any_key_this_machine_is_the_user(settings, running):
-    """Not a page of elsewhere that a browser here shows, nor a name of elsewhere that leads here."""
+    """Not a page of elsewhere that a browser here shows, nor a name of elsewhere that leads
+    here.
+    """
     async with running(settings(REELBROKER_API_KEY=None), Provider()) as client:
         client.headers.pop("authorization")
         here = {"Host": "127.0.0.1:8000"}

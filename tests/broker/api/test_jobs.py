@@ -1,4 +1,6 @@
-"""The HTTP face: status codes, problem documents, pages, and what a wrong body leaves behind (nothing)."""
+"""The HTTP face: status codes, problem documents, pages, and what a wrong body leaves behind
+(nothing).
+"""
 
 import asyncio
 import time
@@ -143,7 +145,9 @@ async def test_a_client_may_draw_the_id(client):
 
 
 async def test_the_providers_call_has_the_job_looked_at(client, provider, bucket, monkeypatch):
-    """It needs the attempt's token and no key; what it says beside the id is not believed. Without it, nobody would look for long."""
+    """It needs the attempt's token and no key; what it says beside the id is not believed. Without
+    it, nobody would look for long.
+    """
     monkeypatch.setattr(policy, "CADENCE", ((float("inf"), 600.0),))
     url = (await client.post("/api/jobs", json=JOB)).headers["location"]
     job = await until(client, url, lambda job: job["status"] == "processing")
@@ -186,7 +190,8 @@ async def test_a_thousand_watchers_cost_no_more_calls_than_one(client, provider,
 
     alone, crowded = await life(1), await life(1000)
     measured(
-        f"RunPod calls in a job's life: {alone[0]} with {alone[1]} polls, {crowded[0]} with {crowded[1]} polls by 1,000 watchers"
+        f"RunPod calls in a job's life: {alone[0]} with {alone[1]} polls, {crowded[0]} with "
+        f"{crowded[1]} polls by 1,000 watchers"
     )
     assert crowded[0] <= alone[0] + 2
     assert crowded[1] >= 1000
@@ -282,8 +287,9 @@ async def test_a_wrong_query_is_refused_by_name(client, query):
             id="end-before-start",
         ),
         pytest.param(
-            b'{"type": "framing", "input_key": "a", "params": {"source_width": 100, "source_height": 100,'
-            b' "crop_keyframes": [{"time": 0, "x": 80, "y": 0, "width": 50, "height": 50}]}}',
+            b'{"type": "framing", "input_key": "a", "params": {"source_width": 100, '
+            b'"source_height": 100, "crop_keyframes": [{"time": 0, "x": 80, "y": 0, "width": 50, '
+            b'"height": 50}]}}',
             "/params/crop_keyframes/0",
             id="keyframe-outside",
         ),
@@ -384,7 +390,9 @@ async def test_a_crash_of_ours_tells_no_insides(settings, running, monkeypatch):
 
 
 async def test_the_list_is_searched(client):
-    """In the id, the file's name and the metadata, whatever the case; a percent sign is only that."""
+    """In the id, the file's name and the metadata, whatever the case; a percent sign is only
+    that.
+    """
     made = {}
     for name, metadata in (("Final_100%.mp4", {}), ("b.mp4", {"match": "Final"}), ("c.mp4", {})):
         made[name] = (

@@ -1,4 +1,6 @@
-"""A job as it happens: polling, server-sent events and WebSockets tell the same story, whatever breaks in between."""
+"""A job as it happens: polling, server-sent events and WebSockets tell the same story, whatever
+breaks in between.
+"""
 
 import asyncio
 import json
@@ -67,7 +69,8 @@ async def test_a_watcher_sees_the_job_and_each_change_until_its_end(served, prov
         numbers = [number for _, number in seen]
         assert numbers == list(range(numbers[0], numbers[0] + len(numbers)))
         now = (await client.get(url)).json()
-        derived = {"urls", "last_evidence"}  # follow from the rest, or are no events
+        # Follow from the rest, or are no events.
+        derived = {"urls", "last_evidence"}
         assert {k: v for k, v in job.items() if k not in derived} == {
             k: v for k, v in now.items() if k not in derived
         }
@@ -190,7 +193,9 @@ def opened_store(monkeypatch):
 
 @on_one_database
 async def test_a_slow_watcher_and_one_told_in_the_wrong_order_miss_nothing(client):
-    """More events than are kept for one who does not read; two swapped on their way; one told twice."""
+    """More events than are kept for one who does not read; two swapped on their way; one told
+    twice.
+    """
     url = (await client.post("/api/jobs", json=JOB)).headers["location"]
     job_id, store = url.rpartition("/")[2], JobStore.opened
     announce = store._on_event
@@ -228,7 +233,9 @@ async def test_a_poll_that_knows_the_job_gets_304(client):
 
 
 async def test_a_poll_may_wait_for_a_change(client):
-    """It returns with the change, or after as long as it said; no longer than 25 s, whatever it said."""
+    """It returns with the change, or after as long as it said; no longer than 25 s, whatever it
+    said.
+    """
     url = (await client.post("/api/jobs", json=JOB)).headers["location"]
     await until(client, url, lambda job: job["status"] == "processing")
     etag = (await client.get(url)).headers["etag"]
@@ -254,7 +261,9 @@ async def test_a_submit_may_wait_for_the_end(client, provider):
 
 @on_one_database
 async def test_a_websocket_answers_pings_and_says_why_it_closes(served):
-    """Both spellings of a ping; nonsense is ignored; a job of nobody is 4404, no key is no connection."""
+    """Both spellings of a ping; nonsense is ignored; a job of nobody is 4404, no key is no
+    connection.
+    """
     headers = {"Authorization": f"Bearer {API_KEY}"}
     async with served.async_client() as client:
         url = (await client.post("/api/jobs", json=JOB)).headers["location"]
@@ -303,7 +312,9 @@ async def test_watchers_hear_what_another_broker_moves(settings, running, provid
 
 @on_one_database
 async def test_an_end_that_comes_while_one_asks_is_told(served, monkeypatch):
-    """Between the look at how far the job is and the look at the job itself, it ends: that is no reason to say that all is told."""
+    """Between the look at how far the job is and the look at the job itself, it ends: that is no
+    reason to say that all is told.
+    """
     store = JobStore.opened
     async with served.async_client(timeout=20) as client:
         url = (await client.post("/api/jobs", json=JOB)).headers["location"]
@@ -343,7 +354,9 @@ async def key_of(client, user):
 @on_one_database
 @pytest.mark.parametrize("by_ticket", [False, True])
 async def test_a_stream_ends_when_its_key_is_revoked(served, often_checked, bucket, by_ticket):
-    """Of either kind, also where a ticket opened it that was made with the key; streams of other keys go on."""
+    """Of either kind, also where a ticket opened it that was made with the key; streams of other
+    keys go on.
+    """
     bucket.write("bob/a.mp4", b"a video")
     async with served.async_client(timeout=20) as client:
         key_id, headers = await key_of(client, "bob")

@@ -1,4 +1,6 @@
-"""What Prometheus reads: real numbers after real moves, from whoever may ask, and never an id in them."""
+"""What Prometheus reads: real numbers after real moves, from whoever may ask, and never an id in
+them.
+"""
 
 import asyncio
 import json
@@ -33,7 +35,9 @@ GUIDE = Path(__file__).parents[3] / "docs" / "observability"
 
 
 def parsed(text):
-    """Returns the value of each series by its name, or by (name, label, …) where it has labels, in the order of their names."""
+    """Returns the value of each series by its name, or by (name, label, …) where it has labels, in
+    the order of their names.
+    """
     found = {}
     for family in text_string_to_metric_families(text):
         for sample in family.samples:
@@ -67,7 +71,9 @@ def settings(settings):
 
 
 async def test_a_job_from_submit_to_end_in_numbers(client, provider, bucket):
-    """On either database: open while it is, then one that ended, with its times, GPU seconds and cost; and no series that is new."""
+    """On either database: open while it is, then one that ended, with its times, GPU seconds and
+    cost; and no series that is new.
+    """
     before = await scrape(client)
     assert before["build_info", platform.python_version(), version("reelbroker")] == 1
     url = (await client.post("/api/jobs", json=JOB)).headers["location"]
@@ -146,7 +152,8 @@ async def test_a_job_that_fails_is_counted_by_its_code(client, provider):
     told = await scrape(client)
     assert told["jobs_ended_total", "provider_refused", "error", "framing"] == 1
     assert told["provider_calls_total", "submit", "refused", "runpod"] == 1
-    assert told["job_total_seconds_count", "framing"] == 0  # how long good ones take
+    # How long good ones take.
+    assert told["job_total_seconds_count", "framing"] == 0
 
 
 @on_one_database
@@ -262,13 +269,16 @@ def expressions():
 
 
 def test_dashboard_and_alerts_ask_for_what_is_there():
-    """Each metric that they name is exposed, each word of a label is one that it has, and each alert is explained."""
+    """Each metric that they name is exposed, each word of a label is one that it has, and each
+    alert is explained.
+    """
     known, text = series(), Metrics(["runpod"]).exposition(False, None, None).decode()
     asked = set()
     for where, expression in expressions():
         names = re.findall(r"\b(?:(?:reelbroker|process)_\w+|up\b)", expression)
         assert names, where
-        assert set(names) <= known | {"up"}, where  # Prometheus says that one itself
+        # Prometheus says that one itself.
+        assert set(names) <= known | {"up"}, where
         asked |= set(names)
         for label, wanted in re.findall(r'(\w+)=~?"([^"$]*)"', expression):
             for word in wanted.split("|"):
@@ -280,16 +290,26 @@ def test_dashboard_and_alerts_ask_for_what_is_there():
         re.sub("_(bucket|sum|count)$", "", name) for name in known if name.startswith("reelbroker_")
     } == {base for base in bases if base.startswith("reelbroker_")}
     guide = (GUIDE / "README.md").read_text()
-    alerts = [rule["alert"] for group in yaml.safe_load((GUIDE / "alerts.yml").read_text())["groups"] for rule in group["rules"]]  # fmt: skip
+    alerts = [
+        rule["alert"]
+        for group in yaml.safe_load((GUIDE / "alerts.yml").read_text())["groups"]
+        for rule in group["rules"]
+    ]
     assert re.findall(r"^### (\w+)", guide, flags=re.MULTILINE) == alerts
 
 
 @pytest.mark.skipif(PROMTOOL is None, reason="promtool is not here; scripts/test brings it")
 def test_prometheus_takes_the_alerts_and_they_come_when_they_should():
-    """What Prometheus itself says of the rules, of what we tell, and of days that went wrong (tests/broker/alerts.yml)."""
+    """What Prometheus itself says of the rules, of what we tell, and of days that went wrong
+    (tests/broker/alerts.yml).
+    """
     told = Metrics(["runpod"]).exposition(False, None, None)
     days = Path(__file__).parents[1] / "alerts.yml"
-    for words, given in ((["check", "rules", GUIDE / "alerts.yml"], None), (["test", "rules", days], None), (["check", "metrics"], told)):  # fmt: skip
+    for words, given in (
+        (["check", "rules", GUIDE / "alerts.yml"], None),
+        (["test", "rules", days], None),
+        (["check", "metrics"], told),
+    ):
         run = subprocess.run(
             [PROMTOOL, *words], input=given, capture_output=True, timeout=60, check=False
         )

@@ -39,18 +39,32 @@ LEAST = {
 
 @on_one_database
 def test_the_broker_does_what_its_document_says(served, tmp_path, measured):
-    """Schemathesis on a real port: valid, invalid and random data, each boundary, sequences of calls.
+    """Schemathesis on a real port: valid, invalid and random data, each boundary, sequences of
+    calls.
 
     No failure, and no 5xx.
 
     Not the drain, after which jobs are rightly answered with 503.
     """
     words = [
-        "--config-file", CONFIG, "run", f"{served.url}/openapi.json", "--header", f"Authorization: Bearer {API_KEY}",
-        "--exclude-path", "/api/operations/drain", "--phases", "examples,coverage,fuzzing,stateful",
-        "--max-examples", "4", "--generation-deterministic", "--no-shrink",
-        "--continue-on-failure", "--warnings", "off",
-    ]  # fmt: skip
+        "--config-file",
+        CONFIG,
+        "run",
+        f"{served.url}/openapi.json",
+        "--header",
+        f"Authorization: Bearer {API_KEY}",
+        "--exclude-path",
+        "/api/operations/drain",
+        "--phases",
+        "examples,coverage,fuzzing,stateful",
+        "--max-examples",
+        "4",
+        "--generation-deterministic",
+        "--no-shrink",
+        "--continue-on-failure",
+        "--warnings",
+        "off",
+    ]
     command = [str(Path(sys.executable).with_name("schemathesis")), *map(str, words)]
     run = subprocess.run(
         command, capture_output=True, text=True, cwd=tmp_path, timeout=400, check=False
@@ -63,7 +77,9 @@ def test_the_broker_does_what_its_document_says(served, tmp_path, measured):
 
 @on_one_database
 async def test_every_answer_is_in_the_document(client):
-    """Each operation has its access, its problems and a sentence; the document says which params go with which type."""
+    """Each operation has its access, its problems and a sentence; the document says which params go
+    with which type.
+    """
     document = (await client.get("/openapi.json")).json()
     assert document["openapi"] == "3.1.0"
     for operation in ROUTES:
@@ -87,7 +103,9 @@ async def test_every_answer_is_in_the_document(client):
 
 @on_one_database
 async def test_the_reference_page_needs_nothing_from_elsewhere(client):
-    """All that it loads is served here, and its policy forbids the rest; so it is with the page for people."""
+    """All that it loads is served here, and its policy forbids the rest; so it is with the page for
+    people.
+    """
     pages = [await client.get(path) for path in ("/", "/docs")]
     assert all("default-src 'none'" in page.headers["content-security-policy"] for page in pages)
     loaded = [

@@ -1,4 +1,6 @@
-"""Bodies and queries that are made to cost: each is refused in little text, and others are answered meanwhile."""
+"""Bodies and queries that are made to cost: each is refused in little text, and others are answered
+meanwhile.
+"""
 
 import contextlib
 import http.client
@@ -38,20 +40,48 @@ CLIP = '{"crop_keyframes":[' + ",".join(["{}"] * 1650) + "]}"
 REGION = '{"keyframes":[' + ",".join(["{}"] * 650) + "]}"
 #: What is sent where, with the start of the pointer that is told.
 BODIES = {
-    "keyframes": ("/api/jobs/quote", framing(f'{{"crop_keyframes":{array("{}")}}}'), "/params/crop_keyframes/0"),
+    "keyframes": (
+        "/api/jobs/quote",
+        framing(f'{{"crop_keyframes":{array("{}")}}}'),
+        "/params/crop_keyframes/0",
+    ),
     "segments": ("/api/jobs", framing(f'{{"segments":{array("7")}}}'), "/params/segments/0"),
-    "clips": ("/api/jobs", f'{{"type":"multi_clip","params":{{"clips":[{",".join([CLIP] * 200)}]}}}}', "/params/clips/0/crop_keyframes/0"),
-    "regions": ("/api/jobs/quote", f'{{"type":"overlay","input_key":"a","params":{{"regions":[{",".join([REGION] * 500)}]}}}}', "/params/highlight_regions/0/keyframes/0"),
-    "layers": ("/api/jobs", f'{{"type":"overlay","input_key":"a","params":{{"text_layers":{array("{}")}}}}}', "/params/text_layers/0"),
-    "tags": ("/api/jobs", f'{{"type":"annotate","input_key":"a","params":{{"clips":[{{"tags":{array("1")}}}]}}}}', "/params/clips/0"),
+    "clips": (
+        "/api/jobs",
+        f'{{"type":"multi_clip","params":{{"clips":[{",".join([CLIP] * 200)}]}}}}',
+        "/params/clips/0/crop_keyframes/0",
+    ),
+    "regions": (
+        "/api/jobs/quote",
+        f'{{"type":"overlay","input_key":"a","params":{{"regions":[{",".join([REGION] * 500)}]}}}}',
+        "/params/highlight_regions/0/keyframes/0",
+    ),
+    "layers": (
+        "/api/jobs",
+        f'{{"type":"overlay","input_key":"a","params":{{"text_layers":{array("{}")}}}}}',
+        "/params/text_layers/0",
+    ),
+    "tags": (
+        "/api/jobs",
+        f'{{"type":"annotate","input_key":"a","params":{{"clips":[{{"tags":{array("1")}}}]}}}}',
+        "/params/clips/0",
+    ),
     "unknown-params": ("/api/jobs", framing(names(80_000)), ""),
     "unknown-fields": ("/api/jobs", names(80_000), ""),
     "unknown-in-a-keyframe": ("/api/jobs", framing(f'{{"crop_keyframes":[{names(80_000)}]}}'), ""),
     "a-long-name": ("/api/jobs", framing(f'{{"{"aA" * 500_000}":1}}'), "/params/aAaA"),
     "speeds": ("/api/jobs", framing(f'{{"segment_data":{{"segmentSpeeds":{names(80_000)}}}}}'), ""),
-    "kinds": ("/api/webhooks", f'{{"url":"https://a.example","kinds":{array(chr(34) + "a" + chr(34))}}}', "/kinds/0"),
-    "an-older-start": ("/api/export/framing/start", f'{{"input_key":"a.mp4","crop_keyframes":{array("{}")}}}', "/params/crop_keyframes/0"),
-}  # fmt: skip
+    "kinds": (
+        "/api/webhooks",
+        f'{{"url":"https://a.example","kinds":{array(chr(34) + "a" + chr(34))}}}',
+        "/kinds/0",
+    ),
+    "an-older-start": (
+        "/api/export/framing/start",
+        f'{{"input_key":"a.mp4","crop_keyframes":{array("{}")}}}',
+        "/params/crop_keyframes/0",
+    ),
+}
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +126,9 @@ def health(broker):
 
 @pytest.mark.parametrize("name", BODIES)
 def test_a_body_of_errors_is_refused_in_little_text(api, name):
-    """By the first item that is wrong, or for the number of members; no name comes back at length."""
+    """By the first item that is wrong, or for the number of members; no name comes back at
+    length.
+    """
     path, body, pointer = BODIES[name]
     reply = api.post(path, content=body)
     told = reply.json()
@@ -105,7 +137,9 @@ def test_a_body_of_errors_is_refused_in_little_text(api, name):
 
 
 def test_many_such_bodies_at_once_hold_nobody_up(broker, api, measured):
-    """Eight clients send them as fast as they can: /healthz answers within 0.5 s, and memory grows by less than 200 MB."""
+    """Eight clients send them as fast as they can: /healthz answers within 0.5 s, and memory grows
+    by less than 200 MB.
+    """
     before = broker.memory()
 
     def attack():
@@ -121,7 +155,8 @@ def test_many_such_bodies_at_once_hold_nobody_up(broker, api, measured):
             attacker.join()
     grown = broker.most_memory() - before
     measured(
-        f"{8 * len(BODIES)} bodies of a million errors: /healthz {max(took):.2f} s at most, +{grown / MIB:.0f} MB"
+        f"{8 * len(BODIES)} bodies of a million errors: /healthz {max(took):.2f} s at most, "
+        f"+{grown / MIB:.0f} MB"
     )
     # The machine has other tests to run: one answer in twenty may take longer.
     assert sorted(took)[len(took) * 19 // 20] < 0.5

@@ -1,4 +1,6 @@
-"""Two tenants and every route: nobody sees, changes or even learns of what is another's. Generated from the table of routes."""
+"""Two tenants and every route: nobody sees, changes or even learns of what is another's. Generated
+from the table of routes.
+"""
 
 import asyncio
 import json
@@ -81,7 +83,8 @@ def ids(operation):
 @pytest.mark.parametrize("operation", NAMED, ids=ids)
 async def test_anothers_is_not_there(client, provider, bucket, operation):
     """404 as for what never was (409 where an id is taken), and nothing of it has changed."""
-    provider.fault = refuse  # so that jobs stay where they are
+    # So that jobs stay where they are.
+    provider.fault = refuse
     bucket.write("alice/a.mp4", b"a video")
     alice, bob = await key_of(client, "alice"), await key_of(client, "bob")
     hers = await belongings(client, alice)

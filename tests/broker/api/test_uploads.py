@@ -1,4 +1,6 @@
-"""Files straight to the bucket: exact type and size, equal parts, cut off and resumed, checked at the end."""
+"""Files straight to the bucket: exact type and size, equal parts, cut off and resumed, checked at
+the end.
+"""
 
 import asyncio
 
@@ -67,7 +69,8 @@ async def test_a_large_file_goes_in_equal_parts_and_is_resumed(
     client, small_parts, bucket, settings
 ):
     """Cut off in the middle: what has arrived is not sent again, and the file is what it was."""
-    film = bytes(range(256)) * 56_000  # 14.3 MB: three parts
+    # 14.3 MB: three parts.
+    film = bytes(range(256)) * 56_000
     ticket = await begin(client, len(film), 'größe "x"; y.mp4')
     assert ticket["upload_url"] is None
     assert [part["bytes"] for part in ticket["parts"]] == [
@@ -164,7 +167,9 @@ async def test_an_abandoned_upload_is_gone(client, small_parts):
 
 
 async def test_a_file_that_is_too_large_is_refused_at_once(client):
-    """By the field that says so; the largest there may be is planned in parts that the store takes."""
+    """By the field that says so; the largest there may be is planned in parts that the store
+    takes.
+    """
     reply = await client.post("/api/videos/upload-url", json={"filename": "a.mp4", "bytes": 2**40})
     assert (reply.status_code, reply.json()["errors"][0]["pointer"]) == (422, "/bytes")
     ticket = await begin(client, 32 * 2**30)
@@ -211,7 +216,9 @@ def swept(made, bucket, days):
 async def test_a_file_over_the_limit_is_removed_however_it_came(
     settings, running, provider, bucket
 ):
-    """Without telling `bytes`: 413 at `complete`, also the second time, and from then on no URL; the sweep gets what comes later."""
+    """Without telling `bytes`: 413 at `complete`, also the second time, and from then on no URL;
+    the sweep gets what comes later.
+    """
     made = settings(REELBROKER_MAX_UPLOAD_BYTES="10")
     async with running(made, provider) as client:
         ticket = await begin(client)
@@ -228,7 +235,8 @@ async def test_a_file_over_the_limit_is_removed_however_it_came(
         assert await put(ticket["upload_url"], b"x" * 11, ticket["headers"]) == 200
         named = await client.post("/api/jobs", json=JOB | {"input_key": ticket["video_key"]})
         await client.post(named.json()["urls"]["cancel"])
-        bucket.write(whole, b"x" * 12)  # a job has named it, and it came after that job's end
+        # A job has named it, and it came after that job's end.
+        bucket.write(whole, b"x" * 12)
         assert ticket["video_key"] not in swept(made, bucket, 8)
         fits = await begin(client)
         assert await put(fits["upload_url"], b"x" * 10, fits["headers"]) == 200
@@ -237,7 +245,9 @@ async def test_a_file_over_the_limit_is_removed_however_it_came(
 
 @pytest.mark.abuse
 async def test_a_job_of_a_file_over_the_limit_sees_no_gpu(settings, running, provider, bucket):
-    """The upload was never said to be complete: the job ends as `file_too_large`. What an operator put elsewhere has no limit."""
+    """The upload was never said to be complete: the job ends as `file_too_large`. What an operator
+    put elsewhere has no limit.
+    """
     made = settings(REELBROKER_MAX_UPLOAD_BYTES="10")
     async with running(made, provider) as client:
         ticket = await begin(client)
@@ -277,7 +287,9 @@ async def test_what_was_accepted_stays_when_the_limit_falls(settings, running, p
 
 @pytest.mark.abuse
 async def test_a_file_that_is_there_cannot_be_replaced(client, small_parts, bucket, settings):
-    """By its URL, before and after `complete`, or by the URL of a part; `complete` again changes nothing."""
+    """By its URL, before and after `complete`, or by the URL of a part; `complete` again changes
+    nothing.
+    """
     ticket = await begin(client, 4)
     plain = {"Content-Type": ticket["headers"]["Content-Type"]}
     assert await put(ticket["upload_url"], b"film", ticket["headers"]) == 200
@@ -329,7 +341,9 @@ async def test_what_comes_by_the_url_of_a_dropped_upload_is_swept(client, bucket
 @pytest.mark.abuse
 @pytest.mark.parametrize("character", ["é", "日", "🎬", "a"])
 async def test_a_long_name_gives_a_url_that_works(client, character):
-    """255 characters are up to 1020 bytes, of which the store takes 255: the name is cut between characters, and keeps its suffix."""
+    """255 characters are up to 1020 bytes, of which the store takes 255: the name is cut between
+    characters, and keeps its suffix.
+    """
     ticket = await begin(client, None, character * 251 + ".mp4")
     name = ticket["video_key"].rpartition("/")[2]
     assert (250 < len(name.encode()) <= 255, name.endswith(character + ".mp4"), set(name)) == (

@@ -1,4 +1,6 @@
-"""Calls when a job ends: signed, tried for a day, logged, sent again; never to where they must not go."""
+"""Calls when a job ends: signed, tried for a day, logged, sent again; never to where they must not
+go.
+"""
 
 import asyncio
 import json
@@ -92,7 +94,9 @@ async def office(settings, make_job):
 
 
 async def test_a_call_is_signed_and_thin(office):
-    """The receiver's library accepts it, and no change to it; the body says which job, and what to ask for."""
+    """The receiver's library accepts it, and no change to it; the body says which job, and what to
+    ask for.
+    """
     webhook = await office.add()
     job = office.finish()
     await office.send()
@@ -139,7 +143,9 @@ async def test_only_the_users_own_and_wanted_ends_are_told(office):
 
 
 async def test_a_receiver_that_is_down_is_called_for_a_day(office):
-    """At the times of Standard Webhooks, each under the same id with a fresh time; then never again, but for redelivery."""
+    """At the times of Standard Webhooks, each under the same id with a fresh time; then never
+    again, but for redelivery.
+    """
     webhook = await office.add()
     office.finish()
     office.receiver.answers = [
@@ -294,15 +300,41 @@ async def test_a_new_secret_and_the_former_one_sign_together_for_a_day(office):
 @pytest.mark.parametrize(
     "addresses",
     [
-        ["127.0.0.1"], ["10.1.2.3"], ["192.168.0.1"], ["169.254.169.254"], ["100.64.0.1"], ["0.0.0.0"], ["224.0.0.1"],
-        ["::ffff:0:127.0.0.1"], ["::ffff:0:a01:203"], ["64:ff9b::127.0.0.1"], ["64:ff9b:1::7f00:1"], ["100::1"], ["5f00::1"], ["4000::1"],
-        ["2001:0:4136:e378:8000:63bf:80ff:fffe"], ["::ffff:192.168.0.1"], ["2002:c0a8:1::1"], ["ff0e::1"],
-        ["64:ff9b::a00:1"], ["::7f00:1"], ["fec0::1"], ["::1"], ["fd00::1"], ["fe80::1%eth0"], ["::ffff:127.0.0.1"], ["2002:7f00:1::"], ["93.184.215.14", "127.0.0.1"], [],
+        ["127.0.0.1"],
+        ["10.1.2.3"],
+        ["192.168.0.1"],
+        ["169.254.169.254"],
+        ["100.64.0.1"],
+        ["0.0.0.0"],
+        ["224.0.0.1"],
+        ["::ffff:0:127.0.0.1"],
+        ["::ffff:0:a01:203"],
+        ["64:ff9b::127.0.0.1"],
+        ["64:ff9b:1::7f00:1"],
+        ["100::1"],
+        ["5f00::1"],
+        ["4000::1"],
+        ["2001:0:4136:e378:8000:63bf:80ff:fffe"],
+        ["::ffff:192.168.0.1"],
+        ["2002:c0a8:1::1"],
+        ["ff0e::1"],
+        ["64:ff9b::a00:1"],
+        ["::7f00:1"],
+        ["fec0::1"],
+        ["::1"],
+        ["fd00::1"],
+        ["fe80::1%eth0"],
+        ["::ffff:127.0.0.1"],
+        ["2002:7f00:1::"],
+        ["93.184.215.14", "127.0.0.1"],
+        [],
     ],
     ids=lambda addresses: ",".join(addresses) or "none",
-)  # fmt: skip
+)
 async def test_a_target_within_is_neither_taken_nor_called(office, addresses):
-    """All of a name's addresses count, and again at each call: the DNS may have changed its mind."""
+    """All of a name's addresses count, and again at each call: the DNS may have changed its
+    mind.
+    """
     office.names["app.example"] = addresses
     with pytest.raises(Exception, match="not a public address"):
         await office.add()
@@ -326,7 +358,18 @@ async def test_the_address_that_was_checked_is_the_one_that_is_called(office):
 
 
 @on_one_database
-@pytest.mark.parametrize("url", ["http://app.example/", "https://app.example:8443/", "https://127.0.0.1/", "https://[::1]/", "https://nowhere.example/", "https://xn--a.example/", "https://2130706433/"])  # fmt: skip
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://app.example/",
+        "https://app.example:8443/",
+        "https://127.0.0.1/",
+        "https://[::1]/",
+        "https://nowhere.example/",
+        "https://xn--a.example/",
+        "https://2130706433/",
+    ],
+)
 async def test_other_targets_are_refused(office, url):
     """Another scheme, another port, an address within, a name that is not known."""
     office.names |= {"127.0.0.1": ["127.0.0.1"], "::1": ["::1"], "2130706433": ["127.0.0.1"]}
@@ -373,12 +416,15 @@ async def test_two_brokers_send_a_message_once(office):
     assert [office.outbox.claim(row, office.now + 30_000) for _ in range(2)] == [True, False]
     await office.send()
     assert office.receiver.calls == []
-    await office.send(after=31)  # the one that had it has died
+    # The one that had it has died.
+    await office.send(after=31)
     assert len(office.receiver.calls) == 1
 
 
 async def test_the_whole_way_over_http(settings, running, provider):
-    """Registered, called by a running broker on a real port, seen in the log, sent again, switched off."""
+    """Registered, called by a running broker on a real port, seen in the log, sent again, switched
+    off.
+    """
     heard = asyncio.Queue()
 
     async def take(reader, writer):
@@ -448,7 +494,9 @@ def test_what_is_told_is_committed_with_the_move(database_url, make_job):
 
 
 async def test_what_came_of_each_call_is_told(office):
-    """Delivered, failed and to be made again, or given up: by us, or because the receiver never wants another."""
+    """Delivered, failed and to be made again, or given up: by us, or because the receiver never
+    wants another.
+    """
     outcomes = []
     office.service._on_call = outcomes.append
     await office.add()

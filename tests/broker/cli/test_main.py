@@ -33,10 +33,16 @@ class Desk:
         self.bucket.write(object_key(job.user_id, job.input_key), b"x")
         self.store.add(job)
         fields = {
-            "token": token, "job_id": job.id, "number": 1, "state": AttemptState.SUBMITTED,
-            "provider": "runpod", "target": "http://127.0.0.1:9/v2/e", "provider_job_id": "rp-1",
-            "created_at": now_ms(), "submitted_at": now_ms() - 60_000,
-        }  # fmt: skip
+            "token": token,
+            "job_id": job.id,
+            "number": 1,
+            "state": AttemptState.SUBMITTED,
+            "provider": "runpod",
+            "target": "http://127.0.0.1:9/v2/e",
+            "provider_job_id": "rp-1",
+            "created_at": now_ms(),
+            "submitted_at": now_ms() - 60_000,
+        }
         changes = {"attempt": 1, "status": JobStatus.PROCESSING, "provider_job_id": "rp-1"}
         return self.store.transition(
             job, EventKind.SUBMITTED, JobChange.model_validate(changes), Attempt(**fields | attempt)

@@ -1,4 +1,6 @@
-"""A user's folders, listed at once. The bucket is real; the provider is steered; the clock is ours."""
+"""A user's folders, listed at once. The bucket is real; the provider is steered; the clock is
+ours.
+"""
 
 from collections import Counter
 
@@ -92,7 +94,9 @@ async def test_a_listing_spares_the_bucket_a_question_about_each_job(scene):
 
 
 async def test_a_result_that_is_newer_than_the_listing_counts(scene):
-    """The run is over at the provider, or forgotten there: the bucket is asked, whatever the listing shows."""
+    """The run is over at the provider, or forgotten there: the bucket is asked, whatever the
+    listing shows.
+    """
     await scene.list(FRESH + 1)
     scene.finish()
     for remote in list(scene.provider.jobs.values())[:3]:

@@ -1,9 +1,11 @@
-"""The promise: no accepted job is lost, paid twice blindly or published twice; on random histories, with an oracle.
+"""The promise: no accepted job is lost, paid twice blindly or published twice; on random histories,
+with an oracle.
 
-The provider executes and times out, loses jobs, forgets them, completes without output, shows progress after the end,
-calls late and twice, answers 429 and 5xx, scales to zero. Workers are killed, delivered twice, and go on after they
-were given up. The bucket is away. The broker crashes before and after every commit and every call. A run in which
-something of all this was never seen fails.
+The provider executes and times out, loses jobs, forgets them, completes without output, shows
+progress after the end, calls late and twice, answers 429 and 5xx, scales to zero. Workers are
+killed, delivered twice, and go on after they were given up. The bucket is away. The broker crashes
+before and after every commit and every call. A run in which something of all this was never seen
+fails.
 """
 
 import asyncio
@@ -69,8 +71,8 @@ WORKER_CODES = [code for code in ErrorCode if code is not ErrorCode.PROVIDER_REF
 
 
 def when(condition):
-    """Makes a rule do nothing while it cannot be. No precondition: which of two brokers is faster depends on the machine, and what
-    hypothesis draws may not.
+    """Makes a rule do nothing while it cannot be. No precondition: which of two brokers is faster
+    depends on the machine, and what hypothesis draws may not.
     """
 
     def conditional(step):
@@ -124,7 +126,9 @@ class Bounded:
 
 
 class Execution:
-    """A worker's process on one delivery of a job. It looks at the fence, and only later commits."""
+    """A worker's process on one delivery of a job. It looks at the fence, and only later
+    commits.
+    """
 
     def __init__(self, remote, bucket, number):
         self.remote_id, self.sent, self.number = remote["id"], remote["sent"], number
@@ -142,7 +146,9 @@ class Coverage:
 
 
 class Promise(RuleBasedStateMachine):
-    """One broker, one provider, one bucket; a few jobs. `store` and `coverage` are set by the test."""
+    """One broker, one provider, one bucket; a few jobs. `store` and `coverage` are set by the
+    test.
+    """
 
     jobs = Bundle("jobs")
     store = coverage = None
@@ -155,7 +161,8 @@ class Promise(RuleBasedStateMachine):
         self.bucket.write(object_key(USER, "a.mp4"), b"a video")
         self.faults, self.executions, self.accepted, self.ended = [], [], {}, {}
         self.keys = {}
-        self.name = uuid.uuid4().hex  # histories share a database
+        # Histories share a database.
+        self.name = uuid.uuid4().hex
         self.draining = False
         self.runner = asyncio.Runner()
         self.restart()
@@ -221,7 +228,7 @@ class Promise(RuleBasedStateMachine):
             self.restart()
             return None
 
-    # ── what clients do ─────────────────────────────────────────────────────────────────────────────────────────
+    # ── what clients do ───────────────────────────────────────────────────────────────────────────
 
     @rule(
         target=jobs,
@@ -235,7 +242,8 @@ class Promise(RuleBasedStateMachine):
         try:
             reply = self.run(self.service.submit(USER, request, key))
             self.boundaries.until_crash = None
-            if reply is None and key is not None:  # not acknowledged: the client asks again
+            # Not acknowledged: the client asks again.
+            if reply is None and key is not None:
                 reply = self.run(self.service.submit(USER, request, key))
         except KeyReused:
             assert self.keys[key][1] != request
@@ -280,7 +288,7 @@ class Promise(RuleBasedStateMachine):
             self.run(self.service.cancel(USER, job))
         self.boundaries.until_crash = None
 
-    # ── what the broker does ────────────────────────────────────────────────────────────────────────────────────
+    # ── what the broker does ──────────────────────────────────────────────────────────────────────
 
     @rule(
         after=st.sampled_from([0, 1, 5, 15, 40, 130, 700]),
@@ -288,7 +296,9 @@ class Promise(RuleBasedStateMachine):
         brokers=st.sampled_from([1, 1, 1, 2]),
     )
     def look(self, after, crash, brokers):
-        """Everything that is due after a while, once; by two brokers at the same moment, sometimes."""
+        """Everything that is due after a while, once; by two brokers at the same moment,
+        sometimes.
+        """
         self.now += after * 1000
         self.boundaries.until_crash = crash
         for job, _ in self.store.due(self.now, 1000):
@@ -316,7 +326,9 @@ class Promise(RuleBasedStateMachine):
 
     @rule()
     def lists(self):
-        """The user's folders are listed, as where very many jobs are overdue; later looks may use that."""
+        """The user's folders are listed, as where very many jobs are overdue; later looks may use
+        that.
+        """
         with contextlib.suppress(StorageError):
             self.run(self.listings.refresh(least=1))
         self.coverage.listings += self.listings.lacks(USER, "nothing")
@@ -331,7 +343,7 @@ class Promise(RuleBasedStateMachine):
         self.draining = draining
         self.restart()
 
-    # ── what the provider does ──────────────────────────────────────────────────────────────────────────────────
+    # ── what the provider does ────────────────────────────────────────────────────────────────────
 
     @rule(faults=st.lists(st.sampled_from(FAULTS), min_size=1, max_size=4))
     def provider_is_in_trouble(self, faults):
@@ -389,7 +401,9 @@ class Promise(RuleBasedStateMachine):
         self.look(40, None, 1)
 
     def deliver(self, remote):
-        """A worker takes a job; returns its execution, or None where it is fenced, or cannot write that it began."""
+        """A worker takes a job; returns its execution, or None where it is fenced, or cannot write
+        that it began.
+        """
         if self.bucket.away:
             return None
         remote["status"] = "IN_PROGRESS"
@@ -431,7 +445,7 @@ class Promise(RuleBasedStateMachine):
         except NotFound:
             assert not token_is_right
 
-    # ── what workers do ─────────────────────────────────────────────────────────────────────────────────────────
+    # ── what workers do ───────────────────────────────────────────────────────────────────────────
 
     @rule(pick=st.integers(0, 99), progress=st.integers(0, 99))
     @when(lambda self: self.executions)
@@ -491,7 +505,9 @@ class Promise(RuleBasedStateMachine):
             self.commit(execution, "output", lose=False)
 
     def commit(self, execution, answer, lose):
-        """What it found of the fence may be old by now. Of several deliveries, the first one counts."""
+        """What it found of the fence may be old by now. Of several deliveries, the first one
+        counts.
+        """
         execution.over = True
         self.coverage.late_commits += execution.worker.told_to_stop()
         key = execution.worker.commit(self.bucket, execution.number)
@@ -515,7 +531,7 @@ class Promise(RuleBasedStateMachine):
                 output=failure(code) if code else None,
             )
 
-    # ── the oracle ──────────────────────────────────────────────────────────────────────────────────────────────
+    # ── the oracle ────────────────────────────────────────────────────────────────────────────────
 
     @invariant()
     def no_accepted_job_is_lost_and_none_moves_after_its_end(self):
@@ -542,7 +558,9 @@ class Promise(RuleBasedStateMachine):
                 self.runner.close()
 
     def everything_ends_when_all_is_well_again(self):
-        """Nothing may wait for ever: workers take what waits, finish what they have, and every job ends."""
+        """Nothing may wait for ever: workers take what waits, finish what they have, and every job
+        ends.
+        """
         self.bucket.away, self.faults, self.provider.workers = False, [], {"idle": 1}
         self.draining = False
         self.restart()
@@ -555,7 +573,8 @@ class Promise(RuleBasedStateMachine):
             for _ in range(sum(not execution.over for execution in self.executions)):
                 self.worker_looks_at_the_fence(0)
                 self.worker_commits(0, "output", 1)
-            for remote in self.provider.jobs.values():  # its worker is gone, and told nothing
+            # Its worker is gone, and told nothing.
+            for remote in self.provider.jobs.values():
                 if remote["status"] == "IN_PROGRESS":
                     remote["status"] = "TIMED_OUT"
         assert not set(self.accepted) & set(self.store.open_jobs())
@@ -599,7 +618,7 @@ class Promise(RuleBasedStateMachine):
             outputs += data.get("output_key") is not None
         assert outputs == (status is JobStatus.COMPLETE)
 
-    # ── small steps ─────────────────────────────────────────────────────────────────────────────────────────────
+    # ── small steps ───────────────────────────────────────────────────────────────────────────────
 
     def waiting(self, *more):
         return [job for job in self.provider.jobs.values() if job["status"] in ("IN_QUEUE", *more)]
@@ -625,17 +644,21 @@ class Promise(RuleBasedStateMachine):
 
 
 def known_histories():
-    """Rare ones, which chance alone may not find in a short run; each yields a machine to go on with."""
+    """Rare ones, which chance alone may not find in a short run; each yields a machine to go on
+    with.
+    """
     for crash in range(
         12
-    ):  # at each boundary of a first look, and the run is done before the next one
+        # At each boundary of a first look, and the run is done before the next one.
+    ):
         machine = Promise()
         machine.begin(look=False)
         machine.look(0, crash, 1)
         while machine.waiting():
             machine.a_fast_worker_is_done_before_anybody_looks(0)
         yield machine
-    for code in WORKER_CODES:  # until the policy has no attempt left
+    # Until the policy has no attempt left.
+    for code in WORKER_CODES:
         machine = Promise()
         machine.begin()
         for _ in range(3):
@@ -662,20 +685,23 @@ def known_troubles():
         ["execute-and-time-out"],
         ["500"] * 4,
         ["400"],
-    ):  # in doubt, and no worker ever shows up
+        # In doubt, and no worker ever shows up.
+    ):
         machine = Promise()
         machine.begin(look=False)
         machine.faults = faults
         for _ in range(6):
             machine.look(130, None, 1)
         yield machine
-    machine = Promise()  # an output that is gone before anybody looks
+    # An output that is gone before anybody looks.
+    machine = Promise()
     machine.begin()
     machine.provider_starts_a_worker(0)
     machine.executions[0].looked = True
     machine.commit(machine.executions[0], "output", lose=True)
     yield machine
-    machine = Promise()  # a cancel before the first look, and a job that is submitted twice
+    # A cancel before the first look, and a job that is submitted twice.
+    machine = Promise()
     machine.begin(look=False)
     machine.cancel(next(iter(machine.accepted)), None)
     for _ in range(2):
@@ -685,7 +711,8 @@ def known_troubles():
     machine.provider_starts_a_worker(0)
     machine.provider_delivers_again(0)
     yield machine
-    machine = Promise()  # a cancel that the provider does not hear
+    # A cancel that the provider does not hear.
+    machine = Promise()
     machine.begin()
     machine.provider_starts_a_worker(0)
     machine.cancel(next(iter(machine.accepted)), None)
@@ -701,7 +728,9 @@ def failure(code):
 
 
 def test_the_promise_holds_on_random_histories(database_url, measured):
-    """Every edge of the transition table, every error code, and each kind of trouble seen; then the promise means something."""
+    """Every edge of the transition table, every error code, and each kind of trouble seen; then the
+    promise means something.
+    """
     Promise.store = store = JobStore(open_engine(database_url))
     Promise.coverage = seen = Coverage()
     try:
@@ -721,8 +750,10 @@ def test_the_promise_holds_on_random_histories(database_url, measured):
         store.close()
     told = ", ".join(f"{count} {status}" for status, count in sorted(seen.ends.items()))
     measured(
-        f"{database_url.split(':')[0]}: {sum(seen.ends.values())} jobs, 0 lost, 0 published twice ({told}); {seen.crashes} crashes, "
-        f"{seen.second_deliveries} second deliveries, {seen.late_commits} late commits, {seen.orphans} looks at orphans, {seen.replays} replays, "
+        f"{database_url.split(':')[0]}: {sum(seen.ends.values())} jobs, 0 lost, 0 published "
+        f"twice ({told}); {seen.crashes} crashes, "
+        f"{seen.second_deliveries} second deliveries, {seen.late_commits} late commits, "
+        f"{seen.orphans} looks at orphans, {seen.replays} replays, "
         f"{seen.retries} retries"
     )
     edges = {(before, after) for before, legal in LEGAL_TRANSITIONS.items() for after in legal}

@@ -1,4 +1,6 @@
-"""Where a job goes by what can be seen of it. The bucket is real; the provider is steered; the clock is ours."""
+"""Where a job goes by what can be seen of it. The bucket is real; the provider is steered; the
+clock is ours.
+"""
 
 from dataclasses import replace
 
@@ -547,7 +549,8 @@ async def test_a_queue_that_was_seen_empty_is_no_word_on_the_run(scene):
     scene.provider.fault = executes_and_times_out(scene.provider)
     await scene.look()
     sent = scene.provider.only()["sent"]
-    scene.provider.jobs.clear()  # the queue does not show it yet
+    # The queue does not show it yet.
+    scene.provider.jobs.clear()
     scene.provider.fault = None
     await scene.look(5)
     scene.provider.fault = lambda request: (
@@ -805,7 +808,9 @@ class TestOrphans:
 
 
 async def test_a_job_costs_what_all_its_attempts_took(settings, store, make_job):
-    """As the provider bills them, where it still tells; by the price of the GPU that the worker names."""
+    """As the provider bills them, where it still tells; by the price of the GPU that the worker
+    names.
+    """
     scene = Scene(settings(REELBROKER_GPU_PRICES={"NVIDIA L4": 0.5, "*": 0.1}), store, make_job())
     await scene.look()
     first = scene.provider.only()

@@ -43,7 +43,9 @@ def limits_cancels():
 
 @pytest.mark.abuse
 async def test_many_cancels_hold_no_submit_up(settings, store, make_job):
-    """400 jobs are cancelled, and 117 come in: all of these are sent while most cancels still wait for their turn."""
+    """400 jobs are cancelled, and 117 come in: all of these are sent while most cancels still wait
+    for their turn.
+    """
     bucket, provider, now = MemoryBucket(), Provider(), now_ms()
     provider.fault = limits_cancels()
     known = settings()

@@ -38,19 +38,38 @@ RULES = Rules(submit_grace=600, lost_after=30, cancel_grace=60, stalled_after=30
 def job(**fields):
     """A job that the provider has, and that nobody has taken yet."""
     base = {
-        "id": "j", "user_id": "u", "type": "framing", "status": "processing", "phase": "queued", "params": "{}",
-        "message": MESSAGES[Phase.QUEUED], "input_key": "a.mp4", "attempt": 1, "max_attempts": 3,
-        "created_at": NOW - 60_000, "due_at": NOW, "progressed_at": NOW - 5_000,
-    }  # fmt: skip
+        "id": "j",
+        "user_id": "u",
+        "type": "framing",
+        "status": "processing",
+        "phase": "queued",
+        "params": "{}",
+        "message": MESSAGES[Phase.QUEUED],
+        "input_key": "a.mp4",
+        "attempt": 1,
+        "max_attempts": 3,
+        "created_at": NOW - 60_000,
+        "due_at": NOW,
+        "progressed_at": NOW - 5_000,
+    }
     return Job.model_validate(base | fields)
 
 
 def attempt(state=AttemptState.SUBMITTED, **fields):
     """Its attempt, sent five seconds ago."""
     base = {
-        "token": "t", "job_id": "j", "number": 1, "state": state, "provider": "p", "target": "http://x", "provider_job_id": "rp-1",
-        "created_at": NOW - 6_000, "submitted_at": NOW - 5_000, "timeout_seconds": 600, "ttl_seconds": 90_000,
-    }  # fmt: skip
+        "token": "t",
+        "job_id": "j",
+        "number": 1,
+        "state": state,
+        "provider": "p",
+        "target": "http://x",
+        "provider_job_id": "rp-1",
+        "created_at": NOW - 6_000,
+        "submitted_at": NOW - 5_000,
+        "timeout_seconds": 600,
+        "ttl_seconds": 90_000,
+    }
     return Attempt.model_validate(base | fields)
 
 
@@ -60,8 +79,16 @@ def ago(seconds):
 
 def committed(output_is_there=True, of=None):
     facts = OutputFacts(
-        bytes=9, sha256="0" * 64, width=2, height=2, fps=1, frames=1, duration_seconds=1, video_codec="h264", audio_codec=None
-    )  # fmt: skip
+        bytes=9,
+        sha256="0" * 64,
+        width=2,
+        height=2,
+        fps=1,
+        frames=1,
+        duration_seconds=1,
+        video_codec="h264",
+        audio_codec=None,
+    )
     timings = Timings(fetch_seconds=1, edit_seconds=1, upload_seconds=1)
     result = Result(output_key="o.mp4", runpod_job_id="rp-1", facts=facts, timings=timings)
     return Committed(of or attempt(), result, output_is_there)
@@ -145,25 +172,47 @@ def test_a_cancel_ends_what_the_provider_does_not_have_and_stops_the_rest(state,
 @pytest.mark.parametrize(
     ("seen", "fields", "expected"),
     [
-        pytest.param(Observation(started=STARTED), {}, "adopted rp-7 bucket:started.json", id="started"),
-        pytest.param(remote("queued"), {}, "adopted rp-1 provider:webhook", id="webhook-told-the-truth"),
+        pytest.param(
+            Observation(started=STARTED), {}, "adopted rp-7 bucket:started.json", id="started"
+        ),
+        pytest.param(
+            remote("queued"), {}, "adopted rp-1 provider:webhook", id="webhook-told-the-truth"
+        ),
         pytest.param(remote("absent"), {}, "asked for rp-1 no more", id="webhook-told-a-lie"),
         pytest.param(Observation(health=BUSY), {"provider_job_id": None}, "waits", id="busy"),
-        pytest.param(Observation(health=NOBODY), {"provider_job_id": None}, "empty since now", id="empty"),
         pytest.param(
-            Observation(health=NOBODY), {"provider_job_id": None, "queue_empty_since": ago(11)}, "given up", id="still-empty"
+            Observation(health=NOBODY), {"provider_job_id": None}, "empty since now", id="empty"
         ),
         pytest.param(
-            Observation(health=BUSY), {"provider_job_id": None, "queue_empty_since": ago(11)}, "waits", id="empty-no-more"
+            Observation(health=NOBODY),
+            {"provider_job_id": None, "queue_empty_since": ago(11)},
+            "given up",
+            id="still-empty",
         ),
-        pytest.param(Observation(), {"provider_job_id": None, "submitted_at": ago(601)}, "given up", id="grace-is-over"),
         pytest.param(
-            Observation(health=NOBODY), {"provider_job_id": None, "absent_since": ago(999)}, "empty since now", id="absence-is-no-empty-queue"
+            Observation(health=BUSY),
+            {"provider_job_id": None, "queue_empty_since": ago(11)},
+            "waits",
+            id="empty-no-more",
+        ),
+        pytest.param(
+            Observation(),
+            {"provider_job_id": None, "submitted_at": ago(601)},
+            "given up",
+            id="grace-is-over",
+        ),
+        pytest.param(
+            Observation(health=NOBODY),
+            {"provider_job_id": None, "absent_since": ago(999)},
+            "empty since now",
+            id="absence-is-no-empty-queue",
         ),
     ],
-)  # fmt: skip
+)
 def test_a_submit_in_doubt(seen, fields, expected):
-    """Adopted by a sign of its run, given up after the grace or an empty queue, and never sent again blindly."""
+    """Adopted by a sign of its run, given up after the grace or an empty queue, and never sent
+    again blindly.
+    """
     decision = decided([attempt(AttemptState.SUBMITTING, **fields)], seen)
     match decision:
         case Change(kind=EventKind.SUBMITTED) as adopted:
@@ -189,7 +238,12 @@ def test_a_submit_in_doubt(seen, fields, expected):
         ("finished", {}, {}, "result_lost"),
         ("failed", {}, {}, "worker_lost"),
         ("failed", {}, {"output": {"error_code": "internal", "retryable": True}}, "internal"),
-        ("failed", {}, {"output": {"error_code": "invalid_media", "retryable": False}}, "invalid_media"),
+        (
+            "failed",
+            {},
+            {"output": {"error_code": "invalid_media", "retryable": False}},
+            "invalid_media",
+        ),
         ("failed", {}, {"output": {"error_code": "cancelled", "retryable": False}}, "worker_lost"),
         ("failed", {}, {"output": "nonsense"}, "worker_lost"),
         ("timed_out", {}, {}, "queue_timeout"),
@@ -199,9 +253,14 @@ def test_a_submit_in_doubt(seen, fields, expected):
         ("timed_out", {"started_at": ago(700)}, {"execution_seconds": 42.0}, "worker_lost"),
         ("absent", {"absent_since": ago(31)}, {}, "worker_lost"),
         ("absent", {"absent_since": ago(31), "submitted_at": ago(90_001)}, {}, "queue_timeout"),
-        ("absent", {"absent_since": ago(31), "submitted_at": ago(90_001), "started_at": ago(9)}, {}, "worker_lost"),
+        (
+            "absent",
+            {"absent_since": ago(31), "submitted_at": ago(90_001), "started_at": ago(9)},
+            {},
+            "worker_lost",
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_run_that_is_over_without_a_result(state, fields, seen, code):
     """Its code; what may be tried again is fenced and follows, the rest is the job's end."""
     decision = decided([attempt(**fields)], remote(state, **seen))
@@ -240,7 +299,9 @@ def test_the_last_attempt_is_the_jobs_end():
 
 
 def test_absence_counts_only_where_it_lasts():
-    """One answer is noted; asked again before it is believed; forgotten when the job is seen again."""
+    """One answer is noted; asked again before it is believed; forgotten when the job is seen
+    again.
+    """
     first = decided([attempt()], remote("absent"))
     assert (first.attempt.absent_since, first.evidence) == (NOW, EvidenceSource.ABSENT)
     assert decided([attempt(absent_since=ago(29))], remote("absent")).attempt is None
@@ -350,7 +411,9 @@ def test_what_follows_from_a_submit(outcome, expected):
     ],
 )
 def test_what_follows_from_a_stop(outcome, asked, expected):
-    """Cancelled on the provider's word, or after a while on the fence alone, and then the run is an orphan."""
+    """Cancelled on the provider's word, or after a while on the fence alone, and then the run is an
+    orphan.
+    """
     stopping = job(cancel_requested_at=asked)
     decision = decide_stopped(stopping, attempt(), Observation(), outcome, NOW, RULES)
     if isinstance(decision, Reschedule):

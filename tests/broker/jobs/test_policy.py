@@ -58,7 +58,9 @@ def test_infrastructure_is_tried_again_and_media_is_not(failures, again):
     ],
 )
 def test_timed_out_means_three_things(started, ran, limit, code):
-    """Never started, ended before the limit, at the limit; an attempt of an older broker has no limit noted."""
+    """Never started, ended before the limit, at the limit; an attempt of an older broker has no
+    limit noted.
+    """
     assert timeout_code(started, ran, limit) is ErrorCode(code)
 
 
@@ -111,7 +113,9 @@ def test_clips_are_added_up():
 
 
 def test_a_quality_export_gets_more_than_it_ever_needed():
-    """The reference product ran 1.3 frames a second: 60 seconds at 30 took 1385 s; its own limit killed such jobs."""
+    """The reference product ran 1.3 frames a second: 60 seconds at 30 took 1385 s; its own limit
+    killed such jobs.
+    """
     assert limits("framing", {"end_time": 60, "export_mode": "QUALITY"}).execution > 3 * 1385
 
 
@@ -148,7 +152,9 @@ def test_the_more_jobs_are_open_the_rarer_each_is_looked_at():
 
 @pytest.mark.abuse
 def test_each_clip_is_as_long_as_its_own_source_may_be():
-    """By its bytes, the part of it that is shown, and its speed; an unknown source is as long as any may be."""
+    """By its bytes, the part of it that is shown, and its speed; an unknown source is as long as
+    any may be.
+    """
     clips = [
         {"input_key": "b.mp4"},
         {"input_key": "c.mp4", "end_time": 3},

@@ -1,4 +1,6 @@
-"""What an operator sees: counts of all users' jobs on both databases, the provider's word, and what needs a look."""
+"""What an operator sees: counts of all users' jobs on both databases, the provider's word, and what
+needs a look.
+"""
 
 import asyncio
 
@@ -51,7 +53,9 @@ async def board(settings, make_job):
 
 
 async def test_what_ended_is_counted_by_the_hour(board):
-    """24 clock hours, the last one not over; today is since midnight UTC; what nobody has priced costs nothing known."""
+    """24 clock hours, the last one not over; today is since midnight UTC; what nobody has priced
+    costs nothing known.
+    """
     board.ended(0.1, gpu_seconds=3.5, cost_usd=0.25)
     board.ended(0.2, gpu_seconds=1.5, cost_usd=0.5)
     board.ended(0.2, status="error", output_key=None, error_code="invalid_media")
@@ -106,8 +110,19 @@ async def test_what_needs_a_look(board):
             stalled_since=NOW - 60_000, progress=40, phase="processing", status="processing"
         )
     )
-    attempt = Attempt(token="1" * 32, job_id=stuck.id, number=1, state=AttemptState.SUPERSEDED, provider="p", target="", provider_job_id="rp-1",
-                      created_at=NOW, submitted_at=NOW - 20_000, error_code="worker_lost", orphan_due_at=1)  # fmt: skip
+    attempt = Attempt(
+        token="1" * 32,
+        job_id=stuck.id,
+        number=1,
+        state=AttemptState.SUPERSEDED,
+        provider="p",
+        target="",
+        provider_job_id="rp-1",
+        created_at=NOW,
+        submitted_at=NOW - 20_000,
+        error_code="worker_lost",
+        orphan_due_at=1,
+    )
     board.store.note(attempt)
     fleet = await board.look()
     assert [(job.job_id, job.user_id, job.progress) for job in fleet.stalled] == [
@@ -168,7 +183,9 @@ async def test_a_provider_that_hangs_holds_up_nobody(board, monkeypatch):
 
 
 async def test_the_backlog_is_what_is_under_way(board):
-    """The same counts, without a day of jobs: for whoever asks every few seconds, and how late the looks are."""
+    """The same counts, without a day of jobs: for whoever asks every few seconds, and how late the
+    looks are.
+    """
     assert board.service.backlog() == Backlog({}, None, 0.0, 0, 0)
     board.store.add(board.make_job(created_at=NOW - 90_000, due_at=NOW - 4_000))
     working = {"phase": "processing", "status": "processing"}

@@ -147,7 +147,9 @@ def test_an_upload_that_the_database_does_not_know_stays(shelf):
 
 @pytest.mark.abuse
 def test_parts_of_an_upload_that_never_completes_go(shelf):
-    """Nobody sees them in a list, and they are paid for; those of a form's file too. A new one has a few days."""
+    """Nobody sees them in a list, and they are paid for; those of a form's file too. A new one has
+    a few days.
+    """
     begun = []
     for key in ("uploads/1/a.mp4", "temp/2/source.mp4", "final_videos/x.mp4"):
         whole = object_key(shelf.user, key)
@@ -166,7 +168,9 @@ def test_parts_of_an_upload_that_never_completes_go(shelf):
 
 @pytest.mark.abuse
 def test_an_upload_is_known_for_as_long_as_a_file_may_come(settings, store, make_job):
-    """URLs are given until it is a week old, and may live for another: what comes last is swept a week later."""
+    """URLs are given until it is a week old, and may live for another: what comes last is swept a
+    week later.
+    """
     shelf = Shelf(settings(REELBROKER_URL_LIFETIME_SECONDS=str(7 * 86_400)), store, make_job)
     shelf.upload("uploads/1/a.mp4")
     shelf.sweep(later=15 * DAY_MS)

@@ -1,4 +1,6 @@
-"""What every provider owes the engine: one suite for each provider, on a fake and on the real thing where there is one."""
+"""What every provider owes the engine: one suite for each provider, on a fake and on the real thing
+where there is one.
+"""
 
 import contextlib
 from dataclasses import dataclass
@@ -88,7 +90,9 @@ async def test_a_cancelled_job_says_so(side):
 
 
 async def test_an_unknown_job_is_absent_not_failed(side):
-    """The provider does not know it (any more): an answer, and no error; a cancel of it is carried out."""
+    """The provider does not know it (any more): an answer, and no error; a cancel of it is carried
+    out.
+    """
     assert (await side.provider.status(side.target, "nobody")).state is RemoteState.ABSENT
     await side.provider.cancel(side.target, "nobody")
 

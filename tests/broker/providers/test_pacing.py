@@ -84,7 +84,9 @@ async def test_a_429_rests_the_verb_and_slows_it_down_and_success_brings_it_back
 
 
 async def test_calls_that_are_refused_together_count_once(clock):
-    """Twelve answers of one moment are one 429; a long series ends at a bound, and so does a long rest."""
+    """Twelve answers of one moment are one 429; a long series ends at a bound, and so does a long
+    rest.
+    """
     pace = Pace(10, clock)
     for _ in range(12):
         pace.refused()
@@ -119,7 +121,8 @@ def test_a_provider_that_is_down_is_left_alone_and_tried_now_and_then(clock):
                 continue
             break
         pauses.append(clock.now - began)
-        with pytest.raises(ProviderHeld):  # only one tries
+        # Only one tries.
+        with pytest.raises(ProviderHeld):
             breaker.check()
         breaker.failed()
     assert pauses[0] == pytest.approx(FIRST_PAUSE, abs=0.6)

@@ -35,7 +35,9 @@ async def test_new_attempts_go_to_the_first_place_of_the_settings(providers):
 
 
 async def test_an_attempt_is_asked_for_where_it_was_sent(providers):
-    """Whatever the settings say now; one of a provider that is gone from them can be asked for later."""
+    """Whatever the settings say now; one of a provider that is gone from them can be asked for
+    later.
+    """
     assert providers.of(attempt(provider="runpod")).name == "runpod"
     with pytest.raises(ProviderUnreachable, match="elsewhere"):
         providers.of(attempt(provider="elsewhere"))

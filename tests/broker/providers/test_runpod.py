@@ -56,7 +56,9 @@ async def test_a_submit_tells_not_sent_from_not_known(answer, error):
 
 
 async def test_429_of_one_verb_leaves_the_others_alone():
-    """However often cancels are refused: submits go, and no breaker opens. The next cancel waits for its turn."""
+    """However often cancels are refused: submits go, and no breaker opens. The next cancel waits
+    for its turn.
+    """
 
     def say(request):
         if "/cancel/" in request.url.path:

@@ -19,9 +19,16 @@ def done(make_job):
 
     def make(gpu_seconds):
         facts = OutputFacts(
-            bytes=1, sha256="0" * 64, width=1000, height=100, fps=10, frames=10,
-            duration_seconds=1.0, video_codec="h264", audio_codec=None,
-        )  # fmt: skip
+            bytes=1,
+            sha256="0" * 64,
+            width=1000,
+            height=100,
+            fps=10,
+            frames=10,
+            duration_seconds=1.0,
+            video_codec="h264",
+            audio_codec=None,
+        )
         return make_job(result=facts.model_dump_json(), gpu_seconds=gpu_seconds)
 
     return make

@@ -32,7 +32,9 @@ def test_a_minutes_worth_at_once_then_evenly():
 
 @given(st.lists(st.floats(0, 5), min_size=1, max_size=300), st.integers(1, 100))
 def test_never_more_than_the_rate_allows(pauses, per_minute):
-    """In any window: a minute's worth, and what was refilled meanwhile; who waits as told is let in."""
+    """In any window: a minute's worth, and what was refilled meanwhile; who waits as told is let
+    in.
+    """
     clock = Clock()
     limit = RequestLimit(per_minute, clock)
     taken = []

@@ -1,4 +1,6 @@
-"""The database as a whole: how it is set up, who may open it, copies of it, and older shapes of it."""
+"""The database as a whole: how it is set up, who may open it, copies of it, and older shapes of
+it.
+"""
 
 import os
 import sqlite3
@@ -50,7 +52,9 @@ def test_the_file_is_set_up_to_lose_nothing(tmp_path):
 
 @pytest.mark.abuse
 def test_a_database_and_its_copies_are_the_owners_alone(tmp_path, make_job):
-    """Secrets of webhooks are in them: the file, its log, its lock, a copy, and what a copy is restored to."""
+    """Secrets of webhooks are in them: the file, its log, its lock, a copy, and what a copy is
+    restored to.
+    """
     before = os.umask(0o022)
     try:
         url = f"sqlite:///{tmp_path}/jobs.db"
@@ -92,10 +96,22 @@ def test_a_database_of_every_revision_is_brought_forward_with_its_jobs(database_
         change = command.upgrade if engine.dialect.name == "sqlite" else command.downgrade
         change(ALEMBIC, revision)
         job = {
-            "id": "j", "user_id": "u", "type": "framing", "status": "processing", "phase": "queued", "progress": 7,
-            "message": "m", "input_key": "a.mp4", "params": "{}", "meta": "{}", "attempt": 1, "max_attempts": 3,
-            "created_at": 5, "due_at": 6, "version": 2,
-        }  # fmt: skip
+            "id": "j",
+            "user_id": "u",
+            "type": "framing",
+            "status": "processing",
+            "phase": "queued",
+            "progress": 7,
+            "message": "m",
+            "input_key": "a.mp4",
+            "params": "{}",
+            "meta": "{}",
+            "attempt": 1,
+            "max_attempts": 3,
+            "created_at": 5,
+            "due_at": 6,
+            "version": 2,
+        }
         columns = ", ".join(job)
         places = ", ".join(f":{name}" for name in job)
         connection.execute(text(f"INSERT INTO export_jobs ({columns}) VALUES ({places})"), job)
@@ -177,12 +193,15 @@ def test_others_may_read_meanwhile(tmp_path, make_job):
         with pytest.raises(Exception, match=r"readonly"):
             reader.set_flag("x", True)
     store.close()
-    with reading(url) as engine:  # also when nobody has it open
+    # Also when nobody has it open.
+    with reading(url) as engine:
         assert JobStore(engine).find(job.id) == job
 
 
 def test_a_backup_is_whole_and_can_be_restored(tmp_path, make_job):
-    """Taken while jobs come in; afterwards the database is what it was, and the newer one is kept beside it."""
+    """Taken while jobs come in; afterwards the database is what it was, and the newer one is kept
+    beside it.
+    """
     url = f"sqlite:///{tmp_path}/jobs.db"
     store = JobStore(open_engine(url))
     before = [store.add(make_job()) for _ in range(50)]

@@ -79,7 +79,9 @@ def test_a_job_survives_the_process(database_url, make_job):
 
 
 def test_the_database_is_closed_after_its_last_user(database_url, make_job):
-    """A request that was given up goes on in its thread; what it writes is written, and no connection is left behind."""
+    """A request that was given up goes on in its thread; what it writes is written, and no
+    connection is left behind.
+    """
     store = JobStore(open_engine(database_url))
     begun, may_end = threading.Event(), threading.Event()
 

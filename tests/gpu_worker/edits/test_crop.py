@@ -38,7 +38,7 @@ def frame_of(y, u=None, v=None):
     return Frame(*(torch.from_numpy(plane) for plane in planes))
 
 
-# ── where ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── where ─────────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_between_keyframes_the_crop_moves_in_a_straight_line():
@@ -103,7 +103,7 @@ def test_a_keyframe_outside_the_picture_is_named():
         path(crop_keyframes=[key(0.0, 0), key(1.0, 900)])
 
 
-# ── pixels ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── pixels ────────────────────────────────────────────────────────────────────────────────────────
 
 
 def oracle(plane, first_x, step_x, width, first_y, step_y, height):
@@ -140,7 +140,9 @@ def oracle(plane, first_x, step_x, width, first_y, step_y, height):
     seed=st.integers(0, 1000),
 )
 def test_every_plane_is_resampled_as_defined(size, box, out, seed):
-    """Any box, growing or shrinking, odd sizes too: within one level of the oracle, chroma where chroma sits."""
+    """Any box, growing or shrinking, odd sizes too: within one level of the oracle, chroma where
+    chroma sits.
+    """
     (width, height), (out_width, out_height) = size, (2 * out[0], 2 * out[1])
     noise = np.random.default_rng(seed)
     half = ((height + 1) // 2, (width + 1) // 2)
@@ -150,7 +152,8 @@ def test_every_plane_is_resampled_as_defined(size, box, out, seed):
     step_x, step_y = area.width / out_width, area.height / out_height
     x0, y0 = area.x + step_x / 2 - 0.5, area.y + step_y / 2 - 0.5
     expected_y = oracle(y, x0, step_x, out_width, y0, step_y, out_height)
-    # Output chroma (j, i) sits at luma column 2i and row 2j + 1/2; there in the source, halved, is its position.
+    # Output chroma (j, i) sits at luma column 2i and row 2j + 1/2; there in the source, halved, is
+    # its position.
     chroma_x, chroma_y = x0 / 2, (area.y + step_y - 0.5 - 0.5) / 2
     expected_u = oracle(u, chroma_x, step_x, out_width // 2, chroma_y, step_y, out_height // 2)
     expected_v = oracle(v, chroma_x, step_x, out_width // 2, chroma_y, step_y, out_height // 2)

@@ -40,7 +40,7 @@ def highlights(effect, *regions, source=SOURCE, **params):
     return Highlights.of(OverlayParams.model_validate(asked), source)
 
 
-# ── the oracle ──────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── the oracle ────────────────────────────────────────────────────────────────────────────────────
 
 
 def distance(index, x, y, a, b):

@@ -37,7 +37,9 @@ def test_an_opaque_patch_replaces_what_is_below_it():
 
 @pytest.mark.parametrize("place", [(10, 12), (11, 13), (-3, -2), (60, 45), (-5, 20)])
 def test_colour_is_blended_by_its_alpha(place):
-    """Half-transparent red, at even and odd places and over each edge: exact to a level, in luma and colour."""
+    """Half-transparent red, at even and odd places and over each edge: exact to a level, in luma
+    and colour.
+    """
     drawn = layer_of(patch((255, 0, 0, 128)), place, SIZE, ALWAYS).draw(grey(), 5.0)
     alpha = np.zeros((48, 64))
     x, y = place
@@ -45,7 +47,8 @@ def test_colour_is_blended_by_its_alpha(place):
     red = np.array([16 + 46.559, 128 - 25.664, 128 + 112.0])
     luma = np.floor(100 * (1 - alpha) + red[0] * alpha + 0.5)
     assert np.abs(drawn.y.numpy() - luma).max() <= 1
-    # Chroma: two rows, and 1-2-1 across around each even column; beyond an edge there is nothing of the layer.
+    # Chroma: two rows, and 1-2-1 across around each even column; beyond an edge there is nothing of
+    # the layer.
     rows = (alpha[0::2] + alpha[1::2]) / 2
     padded = np.pad(rows, ((0, 0), (1, 0)), mode="edge")
     share = (padded[:, 0:-1:2] + 2 * rows[:, 0::2] + rows[:, 1::2]) / 4

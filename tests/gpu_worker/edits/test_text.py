@@ -131,7 +131,7 @@ def test_a_png_that_is_none_is_named():
         layers({"png_key": "a.png"}, pngs={"a.png": b"GIF89a"})
 
 
-# ── what is too large ──────────────────────────────────────────────────────────────────────────────────────────────────
+# ── what is too large ─────────────────────────────────────────────────────────────────────────────
 
 
 def bomb(width, height):
@@ -213,7 +213,9 @@ class CountingFonts(Fonts):
 @pytest.mark.abuse
 @pytest.mark.parametrize("room", [1, 100, 10_000])
 def test_a_long_word_is_broken_without_measuring_all_of_it_for_each_line(room):
-    """2000 letters: 20 times as many are measured at most. It was up to 2 million, 7 s for each layer of hundreds."""
+    """2000 letters: 20 times as many are measured at most. It was up to 2 million, 7 s for each
+    layer of hundreds.
+    """
     fonts = CountingFonts()
     assert "".join(wrapped("W" * 2000, INK, room, fonts)) == "W" * 2000
     assert fonts.measured <= 40_000
@@ -259,7 +261,7 @@ def test_a_shortened_line_says_that_it_goes_on():
     assert shortened("short", INK, 100, FONTS) == "short"
 
 
-# ── any script ──────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── any script ────────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.fixture
@@ -316,7 +318,7 @@ def test_european_scripts_need_no_font_but_ours(text, tmp_path):
     }
 
 
-# ── captions ────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── captions ──────────────────────────────────────────────────────────────────────────────────────
 
 
 def card(size=(1280, 720), **clip):
@@ -341,7 +343,9 @@ def test_the_rating_is_that_many_golden_stars(rating):
 
 @pytest.mark.parametrize("size", [(1280, 720), (1080, 1920), (320, 240), (128, 96)])
 def test_a_caption_fits_its_frame(size):
-    """However much is told, it stays within the frame and its margins, and the text is white on dark."""
+    """However much is told, it stays within the frame and its margins, and the text is white on
+    dark.
+    """
     words = {"name": "name " * 30, "notes": "note " * 300, "rating": 5, "tags": ["tag " * 10] * 20}
     picture = card(size, **words)
     assert picture.width == size[0]

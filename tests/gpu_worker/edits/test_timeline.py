@@ -81,7 +81,9 @@ spans = st.lists(
 
 @given(spans, st.floats(0.1, 40), st.floats(0, 1))
 def test_source_time_rises_without_jumps_but_for_the_cuts(parts, duration, start_part):
-    """Whatever the segments, time never runs back, stays within the clip, and the length adds up."""
+    """Whatever the segments, time never runs back, stays within the clip, and the length adds
+    up.
+    """
     segments, at = [], 0.0
     for gap, length, speed in parts:
         segments.append({"start": at + gap, "end": at + gap + length, "speed": speed})
@@ -97,7 +99,7 @@ def test_source_time_rises_without_jumps_but_for_the_cuts(parts, duration, start
     assert length == 1 / 25 or abs(length - line.output_seconds) <= 0.5 / 25 + 1e-9
 
 
-# ── several clips ───────────────────────────────────────────────────────────────────────────────────────────────────
+# ── several clips ─────────────────────────────────────────────────────────────────────────────────
 
 
 def joined(kind, duration, *lengths):
@@ -151,7 +153,9 @@ def test_a_clip_that_is_too_short_for_its_transitions_is_named(kind):
     st.floats(0.1, 0.5),
 )
 def test_every_clip_is_shown_from_its_first_to_its_last_moment(lengths, kind, duration):
-    """Whatever the lengths: clips come in order, each one's time runs through without a jump, weights stay in range."""
+    """Whatever the lengths: clips come in order, each one's time runs through without a jump,
+    weights stay in range.
+    """
     line = joined(kind, duration, *lengths)
     step = line.output_seconds / 500
     times = {}

@@ -24,7 +24,9 @@ BUSY = ["-f", "lavfi", "-i", "testsrc2=s=1920x1080:d=600", "-c:v", "libx264", "-
 
 
 def test_a_read_that_would_wait_for_ever_ends(tmp_path):
-    """The process group is killed while somebody reads from it; the reason is the one given first."""
+    """The process group is killed while somebody reads from it; the reason is the one given
+    first.
+    """
     guard = Guard()
     threading.Timer(0.3, guard.stop, [Cancelled("Cancelled.")]).start()
     began = time.monotonic()

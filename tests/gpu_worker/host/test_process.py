@@ -20,7 +20,9 @@ print(torch.get_num_threads(), (faults() - before) // 50)
 
 
 def test_a_frames_buffer_is_not_fetched_from_the_system_each_time():
-    """Eight megabytes are 2,025 pages; kept, hardly one of them faults again. And one thread does it."""
+    """Eight megabytes are 2,025 pages; kept, hardly one of them faults again. And one thread does
+    it.
+    """
     root = str(Path(__file__).parents[3])
     done = subprocess.run(
         [sys.executable, "-c", CODE], cwd=root, capture_output=True, text=True, check=True

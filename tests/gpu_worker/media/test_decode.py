@@ -20,7 +20,9 @@ def decoded(path, first=0, count=None):
 
 @pytest.fixture(scope="module")
 def numbered(tmp_path_factory):
-    """80 frames at 30000/1001, each with its own even grey, in long groups of pictures with B-frames."""
+    """80 frames at 30000/1001, each with its own even grey, in long groups of pictures with
+    B-frames.
+    """
     frames = np.stack([np.full((64, 96), 20 + 2 * n, np.uint8) for n in range(80)])
     path = tmp_path_factory.mktemp("decode") / "numbered.mp4"
     return make_raw(path, frames, "30000/1001", "-g", "60", "-bf", "3")
@@ -39,7 +41,9 @@ def test_frame_i_is_frame_i_wherever_one_begins(numbered, first):
 
 
 def test_nvdec_is_used_only_where_it_works(numbered):
-    """Tried, not looked up; where it works, it gives the same frames, and where it does not, decoding says so."""
+    """Tried, not looked up; where it works, it gives the same frames, and where it does not,
+    decoding says so.
+    """
     facts = probe(numbered)
     with decode(numbered, facts, 7, 5, Guard(), hardware=True) as frames:
         if nvdec_works():
@@ -60,9 +64,18 @@ def test_a_variable_rate_comes_out_even(tmp_path):
     drop = "select='if(lt(t,1),1,not(mod(n,3)))'"
     tags = "setparams=range=tv:colorspace=bt709"
     clip = make(
-        tmp_path / "a.mp4", "-f", "lavfi", "-i", f"color=s=64x64:r=30:d=3,{grey},{drop},{tags}", "-fps_mode", "vfr",
-        "-c:v", "libx264", "-qp", "0",
-    )  # fmt: skip
+        tmp_path / "a.mp4",
+        "-f",
+        "lavfi",
+        "-i",
+        f"color=s=64x64:r=30:d=3,{grey},{drop},{tags}",
+        "-fps_mode",
+        "vfr",
+        "-c:v",
+        "libx264",
+        "-qp",
+        "0",
+    )
     pictures = decoded(clip, count=90)
     seen = numbers(pictures)
     assert 88 <= len(seen) <= 90
@@ -80,7 +93,9 @@ def test_a_picture_that_starts_late_shows_its_first_frame_from_the_beginning(tmp
 
 
 def test_a_turned_picture_comes_upright(tmp_path):
-    """White on the left, filmed turned by 90 degrees, is white at the bottom or top, as players show it."""
+    """White on the left, filmed turned by 90 degrees, is white at the bottom or top, as players
+    show it.
+    """
     left = np.full((64, 96), 16, np.uint8)
     left[:, :48] = 235
     flat = make_raw(tmp_path / "flat.mp4", np.stack([left] * 5), "25")
@@ -105,9 +120,21 @@ def test_colours_arrive_in_bt709(tmp_path, matrix, range_, tags):
     """Pure red is the same red, whatever matrix and range it was stored in."""
     convert = f"format=rgb24,scale=out_color_matrix={matrix}:out_range={range_},format=yuv444p"
     clip = make(
-        tmp_path / "a.mp4", "-f", "lavfi", "-i", "color=red:s=64x64:r=25:d=0.4", "-vf", convert,
-        "-c:v", "libx264", "-qp", "0", *tags, "-color_range", range_,
-    )  # fmt: skip
+        tmp_path / "a.mp4",
+        "-f",
+        "lavfi",
+        "-i",
+        "color=red:s=64x64:r=25:d=0.4",
+        "-vf",
+        convert,
+        "-c:v",
+        "libx264",
+        "-qp",
+        "0",
+        *tags,
+        "-color_range",
+        range_,
+    )
     facts = probe(clip)
     with decode(clip, facts, 0, 1, Guard()) as frames:
         frame = next(frames)
@@ -137,7 +164,9 @@ def test_memory_does_not_grow_with_the_clip(big_buck_bunny):
 
 @pytest.mark.abuse
 def test_a_picture_that_grows_within_the_video_is_not_decoded(tmp_path):
-    """The header and the first second say 64x64; a frame of 640x480 ends the job by its name, at a limit of 64x64."""
+    """The header and the first second say 64x64; a frame of 640x480 ends the job by its name, at a
+    limit of 64x64.
+    """
     parts = [
         make(
             tmp_path / f"{size}.ts",

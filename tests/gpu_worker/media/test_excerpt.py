@@ -1,4 +1,6 @@
-"""Parts of a long file, fetched by range: the same pictures and sounds, a small share of the bytes."""
+"""Parts of a long file, fetched by range: the same pictures and sounds, a small share of the
+bytes.
+"""
 
 import subprocess
 
@@ -20,10 +22,30 @@ def game(tmp_path_factory):
     """Two minutes of noise with a tone, about 40 MB, key frames every four seconds."""
     noise = "nullsrc=s=320x240:r=25:d=120,geq=random(1)*255:128:128"
     return make(
-        tmp_path_factory.mktemp("game") / "a.mp4", "-f", "lavfi", "-i", noise, "-f", "lavfi", "-i", "sine=d=120",
-        "-c:v", "libx264", "-preset", "ultrafast", "-g", "100", "-bf", "2", "-b:v", "2800k", "-maxrate", "3M",
-        "-bufsize", "3M",
-    )  # fmt: skip
+        tmp_path_factory.mktemp("game") / "a.mp4",
+        "-f",
+        "lavfi",
+        "-i",
+        noise,
+        "-f",
+        "lavfi",
+        "-i",
+        "sine=d=120",
+        "-c:v",
+        "libx264",
+        "-preset",
+        "ultrafast",
+        "-g",
+        "100",
+        "-bf",
+        "2",
+        "-b:v",
+        "2800k",
+        "-maxrate",
+        "3M",
+        "-bufsize",
+        "3M",
+    )
 
 
 def excerpt(original, path, parts):

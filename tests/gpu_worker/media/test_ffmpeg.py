@@ -49,7 +49,9 @@ def test_much_to_say_does_not_block_it():
 
 @pytest.mark.abuse
 def test_its_environment_has_no_secret(monkeypatch):
-    """A file that takes ffmpeg over finds no key of the bucket or of RunPod; it finds which GPU it may use."""
+    """A file that takes ffmpeg over finds no key of the bucket or of RunPod; it finds which GPU it
+    may use.
+    """
     secrets = (
         "R2_SECRET_ACCESS_KEY",
         "R2_ACCESS_KEY_ID",

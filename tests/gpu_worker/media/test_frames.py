@@ -47,7 +47,9 @@ STEPS = {
 @pytest.mark.editing
 @pytest.mark.parametrize("step", STEPS)
 def test_a_picture_is_the_same_in_bands(monkeypatch, step):
-    """Each step makes the same picture, bit by bit, whether it works on the whole or on a few rows at a time."""
+    """Each step makes the same picture, bit by bit, whether it works on the whole or on a few rows
+    at a time.
+    """
     whole = STEPS[step]()
     for module in (frames, resample):
         monkeypatch.setattr(module, "BAND_SAMPLES", 1 << 11)

@@ -1,5 +1,9 @@
 """What is in a file, and what is no video at all."""
 
+import resource
+import struct
+import subprocess
+import sys
 from fractions import Fraction
 
 import pytest
@@ -139,9 +143,20 @@ def test_sound_alone_is_no_video(tmp_path):
         probe(clip)
     cover = make(tmp_path / "cover.png", *PICTURE, "-frames:v", "1")
     with_cover = make(
-        tmp_path / "b.mp4", "-i", clip, "-i", cover, "-map", "0", "-map", "1", "-c", "copy", "-disposition:v:0",
+        tmp_path / "b.mp4",
+        "-i",
+        clip,
+        "-i",
+        cover,
+        "-map",
+        "0",
+        "-map",
+        "1",
+        "-c",
+        "copy",
+        "-disposition:v:0",
         "attached_pic",
-    )  # fmt: skip
+    )
     with pytest.raises(InvalidMedia, match="no video track"):
         probe(with_cover)
 
@@ -170,3 +185,73 @@ def test_wide_pixels_count_as_what_they_become(tmp_path):
     assert probe(wide).width == 19200
     with pytest.raises(MediaTooLarge, match="19200x240"):
         probe(wide, Limits(pixels=320 * 240))
+
+
+def forged(path, box, offset, value):
+    """Overwrites a number in a box of a file: `offset` bytes behind the box's name."""
+    data = bytearray(path.read_bytes())
+    struct.pack_into(">I", data, data.index(box) + 4 + offset, value)
+    path.write_bytes(data)
+
+
+def claims_samples(path, count):
+    """A MOV of ten frames whose tables claim so many samples of one byte."""
+    make(path, *PICTURE, "-c:v", "mjpeg", "-frames:v", "10")
+    for box, offset, value in (
+        (b"stsz", 4, 1),
+        (b"stsz", 8, count),
+        (b"stsc", 12, count),
+        (b"stts", 8, count),
+    ):
+        forged(path, box, offset, value)
+    return path
+
+
+def claims_a_fragment(path, count):
+    """A fragmented MP4 whose first run claims so many samples, with a size for all of them."""
+    make(path, *PICTURE, "-movflags", "frag_keyframe+empty_moov+default_base_moof")
+    forged(path, b"trun", 0, 0x000001)
+    forged(path, b"trun", 4, count)
+    return path
+
+
+PEAK = """
+import sys
+from pathlib import Path
+from gpu_worker.errors import InvalidMedia
+from gpu_worker.media.excerpt import fetch_excerpt
+from gpu_worker.media.probe import probe
+
+path = Path(sys.argv[1])
+try:
+    probe(path)
+except InvalidMedia as error:
+    print(error)
+body = path.read_bytes()
+fetch_excerpt(lambda begin, end: body[begin:end], len(body), path.with_suffix(".part"), [(0, 1)])
+peak = next(line for line in open("/proc/self/status") if line.startswith("VmHWM"))
+print(int(peak.split()[1]) // 1024)
+"""
+
+
+@pytest.mark.abuse
+@pytest.mark.parametrize("forge", [claims_samples, claims_a_fragment])
+@pytest.mark.parametrize("count", [20_000_000, 300_000_000])
+def test_a_forged_index_takes_no_more_memory_than_a_large_video(tmp_path, measured, forge, count):
+    """20 KB that claim 300 million samples would take 10 GB; the worker goes on."""
+    path = forge(tmp_path / "a.mov", count)
+    run = subprocess.run(
+        [sys.executable, "-c", PEAK, path], capture_output=True, text=True, check=True, timeout=120
+    )
+    *_, peak = run.stdout.split()
+    measured(f"{forge.__name__} {count}: {path.stat().st_size} bytes, {peak} MiB at the peak")
+    assert int(peak) < 1300
+
+
+@pytest.mark.abuse
+def test_the_bound_on_memory_ends_with_the_probe(tmp_path):
+    """A worker needs more for the edit than for the probe."""
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    with pytest.raises(InvalidMedia):
+        probe(claims_samples(tmp_path / "a.mov", 300_000_000))
+    assert resource.getrlimit(resource.RLIMIT_AS) == before

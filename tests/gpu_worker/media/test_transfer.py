@@ -26,7 +26,9 @@ def test_another_device_of_the_type_is_another_place():
 
 
 def test_what_goes_to_a_device_is_pinned_first(monkeypatch):
-    """So that the copy holds nobody up; torch cannot pin for a pretend device, so its pinning is replaced."""
+    """So that the copy holds nobody up; torch cannot pin for a pretend device, so its pinning is
+    replaced.
+    """
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda host: OnDevice(host))
     moved = to_device(torch.zeros(4), pretend_device())
     assert moved.device == pretend_device()

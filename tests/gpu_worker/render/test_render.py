@@ -1,4 +1,6 @@
-"""Whole compositions: picture and sound in their places, any mix of sources, honest errors, true quality."""
+"""Whole compositions: picture and sound in their places, any mix of sources, honest errors, true
+quality.
+"""
 
 import itertools
 import re
@@ -49,7 +51,7 @@ def rendered(path, job_type, params, files, quality=EXACT, limits=LIMITS, **kwar
     return made
 
 
-# ── time ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── time ──────────────────────────────────────────────────────────────────────────────────────────
 
 COMBINATIONS = list(
     itertools.product(
@@ -65,7 +67,9 @@ def flashing(tmp_path_factory):
 
 
 def where_beats_are(made):
-    """Returns when the whole seconds of the sources come in the output, away from transitions and cuts."""
+    """Returns when the whole seconds of the sources come in the output, away from transitions and
+    cuts.
+    """
     line, beats = made.timeline, []
     margin = line.transition.duration + 0.3
     for clip, start in zip(line.clips, line.clip_starts, strict=True):
@@ -82,7 +86,9 @@ def where_beats_are(made):
 def test_picture_and_sound_stay_together(
     flashing, tmp_path, measured, trim, speed, transition, fps
 ):
-    """Two clips, each with a trim, a segment at another speed, a transition between, at another rate: at most 20 ms."""
+    """Two clips, each with a trim, a segment at another speed, a transition between, at another
+    rate: at most 20 ms.
+    """
     clip = {"input_key": "a", "segments": [{"start": 2.5, "end": 4.5, "speed": speed}]}
     if trim:
         clip |= {"start_time": 0.37, "end_time": 5.81}
@@ -103,20 +109,24 @@ def test_picture_and_sound_stay_together(
     for at, length in where_beats_are(made):
         flash = seen[np.abs(seen - at).argmin()]
         beep = heard[np.abs(heard - (at + length / 2)).argmin()]
-        # A flash begins with the first frame that shows it: of the source at 25 a second, then of the output.
+        # A flash begins with the first frame that shows it: of the source at 25 a second, then of
+        # the output.
         frame = 1 / float(made.fps) + (1 / 25 / speed if speed != 1 else 0)
         assert -1e-3 <= flash - at <= frame + 1e-3
         drifts.append(abs(beep - (at + length / 2)))
     assert len(drifts) >= 4
     measured(
-        f"A/V trim={trim!s:5} speed={speed} {transition:8} fps={fps or 25}: sound within {1000 * max(drifts):.1f} ms, "
+        f"A/V trim={trim!s:5} speed={speed} {transition:8} fps={fps or 25}: sound within "
+        f"{1000 * max(drifts):.1f} ms, "
         f"length {1000 * (facts.duration_seconds - made.timeline.output_seconds):+.1f} ms"
     )
     assert max(drifts) < 0.020
 
 
 def test_a_clip_is_cut_at_exact_times_wherever_key_frames_are(tmp_path):
-    """annotate: each first frame is the one on screen at its start time, in groups of pictures of four seconds."""
+    """annotate: each first frame is the one on screen at its start time, in groups of pictures of
+    four seconds.
+    """
     frames = np.stack([np.full((64, 96), 20 + n, np.uint8) for n in range(200)])
     clip = make_raw(tmp_path / "a.mp4", frames, "25", "-g", "100", "-bf", "3")
     asked = [
@@ -132,7 +142,9 @@ def test_a_clip_is_cut_at_exact_times_wherever_key_frames_are(tmp_path):
 
 @pytest.mark.parametrize("speed", [0.25, 0.5])
 def test_slow_motion_can_be_made_smooth(tmp_path, speed):
-    """A bar that moves 4 pixels a frame: repeated it jumps; interpolated it is near where it should be in between."""
+    """A bar that moves 4 pixels a frame: repeated it jumps; interpolated it is near where it should
+    be in between.
+    """
     x = np.arange(128)[None]
     frames = np.stack(
         [
@@ -165,7 +177,9 @@ def test_slow_motion_can_be_made_smooth(tmp_path, speed):
 
 
 def path_oracle(keys, moment, spline):
-    """x, y, width and height at a moment, from the matrix form of the uniform Catmull-Rom spline, in float64."""
+    """x, y, width and height at a moment, from the matrix form of the uniform Catmull-Rom spline,
+    in float64.
+    """
     times = [key[0] for key in keys]
     points = np.array([key[1:] for key in keys], float)
     n = min(max(np.searchsorted(times, moment, "right") - 1, 0), len(keys) - 2)
@@ -182,7 +196,9 @@ def path_oracle(keys, moment, spline):
 
 @pytest.mark.parametrize("interpolation", ["linear", "catmull_rom"])
 def test_the_crop_is_where_its_keyframes_say(tmp_path, measured, interpolation):
-    """Pan and zoom over waves of 16 pixels, whose phase tells the place: within 0.05 of a pixel near both edges, each frame."""
+    """Pan and zoom over waves of 16 pixels, whose phase tells the place: within 0.05 of a pixel
+    near both edges, each frame.
+    """
     wave = (128 + 100 * np.sin(2 * np.pi * (np.arange(200) + 0.5) / 16)).round().astype(np.uint8)
     across, down = np.broadcast_to(wave, (200, 200)), np.broadcast_to(wave[:, None], (200, 200))
     keys = [
@@ -217,7 +233,7 @@ def test_the_crop_is_where_its_keyframes_say(tmp_path, measured, interpolation):
     assert max(errors) < 0.05
 
 
-# ── any mix of sources ──────────────────────────────────────────────────────────────────────────────────────────────
+# ── any mix of sources ────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.fixture(scope="module")
@@ -240,7 +256,9 @@ def mixed(tmp_path_factory):
 
 @pytest.mark.parametrize(("kind", "seconds"), [("cut", 6.0), ("fade", 6.0), ("dissolve", 5.0)])
 def test_any_mix_of_sources_is_joined(mixed, tmp_path, kind, seconds):
-    """Sizes, rates, with and without sound: exact length, each level in its place, sound where there is some."""
+    """Sizes, rates, with and without sound: exact length, each level in its place, sound where
+    there is some.
+    """
     params = {
         **SMALL,
         "clips": [{"input_key": key} for key in "abc"],
@@ -310,11 +328,13 @@ def test_a_clip_behind_the_end_is_named(mixed, tmp_path):
         rendered(tmp_path / "out.mp4", "annotate", {"clips": asked}, mixed)
 
 
-# ── overlay, annotate ───────────────────────────────────────────────────────────────────────────────────────────────
+# ── overlay, annotate ─────────────────────────────────────────────────────────────────────────────
 
 
 def test_an_overlay_keeps_size_rate_and_untouched_frames(tmp_path):
-    """Odd sizes lose their last column and row; before the encoder, untouched frames are the source's, bit for bit."""
+    """Odd sizes lose their last column and row; before the encoder, untouched frames are the
+    source's, bit for bit.
+    """
     noise = np.random.default_rng(3).integers(30, 220, (8, 64, 96)).astype(np.uint8)
     clip = make_raw(tmp_path / "a.mp4", noise, "30000/1001")
     region = {
@@ -336,7 +356,9 @@ def test_an_overlay_keeps_size_rate_and_untouched_frames(tmp_path):
 
 
 def test_an_annotated_clip_carries_its_caption(tmp_path):
-    """Dark below, untouched above; another clip has another caption; without words there is none."""
+    """Dark below, untouched above; another clip has another caption; without words there is
+    none.
+    """
     clip = make_raw(tmp_path / "a.mp4", np.full((75, 180, 320), 150, np.uint8), "25")
     asked = [
         {"start_time": 0.0, "end_time": 1.0, "name": "First", "rating": 5},
@@ -416,11 +438,13 @@ def test_frames_in_batches_are_the_same_frames(tmp_path, transition):
     assert sum(several.got) == sum(len(made.timeline.shown(moment)) for moment in moments)
 
 
-# ── quality and limits ──────────────────────────────────────────────────────────────────────────────────────────────
+# ── quality and limits ────────────────────────────────────────────────────────────────────────────
 
 
 def test_the_default_quality_is_seen_as_the_same(big_buck_bunny, tmp_path, measured):
-    """VMAF of at least 95 between the finished file and the edit before encoding, on real footage."""
+    """VMAF of at least 95 between the finished file and the edit before encoding, on real
+    footage.
+    """
     params = {"output_width": 1080, "output_height": 1920, "start_time": 1.0, "end_time": 2.6}
     path, raw = tmp_path / "out.mp4", tmp_path / "raw.yuv"
     made = rendered(path, "framing", params, {"a": big_buck_bunny}, quality=Quality())
@@ -442,7 +466,8 @@ def test_the_default_quality_is_seen_as_the_same(big_buck_bunny, tmp_path, measu
         "-i",
         str(raw),
     ]
-    graph = "[0:v]setpts=PTS-STARTPTS[a];[1:v]setpts=PTS-STARTPTS[b];[a][b]libvmaf=n_threads=2:n_subsample=4"
+    graph = "[0:v]setpts=PTS-STARTPTS[a];[1:v]setpts=PTS-STARTPTS[b];"
+    graph += "[a][b]libvmaf=n_threads=2:n_subsample=4"
     command = [
         FFMPEG,
         "-hide_banner",
@@ -500,10 +525,25 @@ def test_colours_survive_the_whole_way(tmp_path, measured, matrix):
     )
     tag = {"bt601": "smpte170m", "bt709": "bt709"}[matrix]
     clip = make(
-        tmp_path / "a.mp4", "-f", "rawvideo", "-pix_fmt", "yuv420p", "-s", "320x160", "-r", "25", "-i", "pipe:0",
-        "-vf", f"setparams=range=tv:colorspace={tag}:color_primaries={tag}:color_trc={tag}", "-c:v", "libx264", "-qp", "0",
+        tmp_path / "a.mp4",
+        "-f",
+        "rawvideo",
+        "-pix_fmt",
+        "yuv420p",
+        "-s",
+        "320x160",
+        "-r",
+        "25",
+        "-i",
+        "pipe:0",
+        "-vf",
+        f"setparams=range=tv:colorspace={tag}:color_primaries={tag}:color_trc={tag}",
+        "-c:v",
+        "libx264",
+        "-qp",
+        "0",
         input=(luma_plane + chroma) * 10,
-    )  # fmt: skip
+    )
     path = tmp_path / "out.mp4"
     rendered(
         path, "framing", {"output_width": 640, "output_height": 320}, {"a": clip}, quality=Quality()

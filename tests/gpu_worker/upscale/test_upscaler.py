@@ -1,4 +1,6 @@
-"""The engine: the same picture as the reference in fp32, in its place, in its colours, whole or in tiles."""
+"""The engine: the same picture as the reference in fp32, in its place, in its colours, whole or in
+tiles.
+"""
 
 from pathlib import Path
 
@@ -25,7 +27,8 @@ BOX = Box(500.3, 200.6, 120.0, 160.0)
 
 
 class Repeat(torch.nn.Module):
-    """A network that knows nothing: each pixel `factor` times along each axis. Says how large pictures were.
+    """A network that knows nothing: each pixel `factor` times along each axis. Says how large
+    pictures were.
 
     There is room for so many pixels of a picture; with `whole`, of all pictures of a batch.
     """
@@ -81,7 +84,9 @@ def test_the_numbers_are_chosen_by_trying(monkeypatch, device, bf16_seconds, dty
 
 
 def test_the_fast_numbers_make_the_same_picture(frames, measured):
-    """Against fp32 of the same weights, on real footage: 45 dB and more in 16 bits, in each plane."""
+    """Against fp32 of the same weights, on real footage: 45 dB and more in 16 bits, in each
+    plane.
+    """
     fast = Upscaler(load_model("realesr-animevideov3", NOWHERE), CPU)
     full = Upscaler(load_model("realesr-animevideov3", NOWHERE), CPU, torch.float32)
     a, b = one(fast, frames[0], BOX, 480, 640), one(full, frames[0], BOX, 480, 640)
@@ -105,7 +110,9 @@ def test_tiles_leave_no_seam(frames, measured, name, margin_decibels):
 
 
 def test_the_picture_is_where_the_crop_is(frames):
-    """A network that only repeats gives what resampling gives, at any offset: no shift, no colour lost."""
+    """A network that only repeats gives what resampling gives, at any offset: no shift, no colour
+    lost.
+    """
     engine, _ = repeating()
     for x, y in ((500.0, 200.0), (500.3, 200.6), (501.75, 199.25), (0.0, 0.0), (1159.5, 559.5)):
         box = Box(x, y, 120.0, 160.0)
@@ -227,7 +234,9 @@ def moved(count):
     ("room", "sizes"), [(10_000, [1, 6]), (500, [1, 4, 2]), (300, [1, 2, 2, 2]), (10, [1] * 7)]
 )
 def test_batches_fill_the_memory_that_is_free(frames, room, sizes):
-    """What one picture takes is measured once a shape; 80 % of what is free is filled, with 8 at most."""
+    """What one picture takes is measured once a shape; 80 % of what is free is filled, with 8 at
+    most.
+    """
     memory = Memory(room, 100)
     engine, network = repeating(memory=memory)
     made = engine([frames[0]] * 6, moved(6), 240, 320)

@@ -1,4 +1,6 @@
-"""Networks and weights: from the distributions that have the names, checked against ncnn's own arithmetic."""
+"""Networks and weights: from the distributions that have the names, checked against ncnn's own
+arithmetic.
+"""
 
 import importlib.metadata
 import inspect
@@ -29,7 +31,9 @@ NOWHERE = Path("/nonexistent")
     ],
 )
 def test_the_architectures_are_the_distributions_own(made, module, distribution):
-    """The class is defined in a file that the named distribution has installed; no bare package stays behind."""
+    """The class is defined in a file that the named distribution has installed; no bare package
+    stays behind.
+    """
     found = made()
     assert found.__module__ == module
     source = Path(found.forward.__code__.co_filename)
@@ -69,7 +73,8 @@ def test_the_networks_compute_what_ncnn_computes(name, measured):
     net.load_param(base + ".param")
     net.load_model(base + ".bin")
     extractor = net.create_extractor()
-    given = ncnn.Mat(picture)  # kept: ncnn does not copy
+    # Kept: ncnn does not copy.
+    given = ncnn.Mat(picture)
     extractor.input("data", given)
     _, out = extractor.extract("output")
     theirs = np.array(out)

@@ -1,4 +1,6 @@
-"""The clients of the source documents, written again by what they do, against the broker as it is."""
+"""The clients of the source documents, written again by what they do, against the broker as it
+is.
+"""
 
 import asyncio
 import json
@@ -63,7 +65,9 @@ class Workers:
 async def test_the_workers_client_and_its_bucket_client(
     served, provider, bucket, object_store, settings, tmp_path
 ):
-    """Upload by boto3 as it comes, create, poll once a second as the socket proxy does, until a status that it knows."""
+    """Upload by boto3 as it comes, create, poll once a second as the socket proxy does, until a
+    status that it knows.
+    """
     workers = Workers(served.url)
     plain = boto3.client(
         "s3",
@@ -166,7 +170,9 @@ async def test_a_start_by_project_takes_what_the_project_made_last(client, provi
 
 
 async def test_a_page_that_comes_back_finds_its_exports(client, provider, bucket):
-    """Active ones, what each is doing, and a cancel that reads as an error; the second time there is nothing to cancel."""
+    """Active ones, what each is doing, and a cancel that reads as an error; the second time there
+    is nothing to cancel.
+    """
     url = (await client.post("/api/jobs", json=JOB | {"project_id": 9})).headers["location"]
     job_id = url.rpartition("/")[2]
     (active,) = (await client.get("/api/exports/active")).json()["exports"]
@@ -206,7 +212,9 @@ def form(**fields):
 
 
 async def test_a_form_with_a_video_becomes_a_job(client, provider, bucket, settings):
-    """The file is in the bucket under a temporary key, and goes when the job is complete; sent twice it is one job."""
+    """The file is in the bucket under a temporary key, and goes when the job is complete; sent
+    twice it is one job.
+    """
     film = b"film" * 50_000
     fields = form(
         export_id="export_1700_abc",
@@ -289,7 +297,9 @@ async def test_a_broken_form_is_refused(client, bucket, settings):
 
 @on_one_database
 async def test_a_file_goes_to_the_bucket_as_it_arrives(settings, running, provider, monkeypatch):
-    """In parts, none of them held longer than it takes to send it on; over the limit it is cut off."""
+    """In parts, none of them held longer than it takes to send it on; over the limit it is cut
+    off.
+    """
     monkeypatch.setattr(uploads, "PART_BYTES", 5 * 2**20)
     most = 0
     put = uploads.IncomingFile.write
@@ -318,7 +328,9 @@ async def test_a_file_goes_to_the_bucket_as_it_arrives(settings, running, provid
 
 @on_one_database
 async def test_the_editors_socket(served, provider, bucket):
-    """Connected before the job is sent, by an id of its own; pings; the editor's words, camelCase, to the end."""
+    """Connected before the job is sent, by an id of its own; pings; the editor's words, camelCase,
+    to the end.
+    """
     export_id = "export_1700_xyz"
     headers = {"Authorization": f"Bearer {API_KEY}"}
     async with (
