@@ -1,7 +1,7 @@
 """What can go wrong in the worker, as one tree.
 
 WorkerError                 has a code that the broker understands, and a sentence that a user does
-├── InvalidParams           the edit asked for cannot be made of this video
+├── InvalidParams           the requested edit cannot be made of this video
 ├── SourceNotFound
 ├── InvalidMedia            not a video, or damaged
 ├── UnsupportedMedia        a video, but not one that we take
@@ -17,7 +17,7 @@ WorkerError                 has a code that the broker understands, and a senten
 ├── OutOfMemory
 ├── StorageUnavailable      the bucket failed or could not be reached
 ├── Cancelled               the attempt was cancelled or superseded: stop, publish nothing
-├── HandedBack              the worker was told to end, or is too old: another one may do the job
+├── HandedBack              the worker must end, or is too old: another one may do the job
 └── FfmpegFailed            ffmpeg ended badly: a bug of ours, or of the machine
 """
 
@@ -28,8 +28,8 @@ class WorkerError(Exception):
     """Base of all errors with a meaning.
 
     Args:
-        sentence: what the user is told.
-        detail: what the tools said, for the log.
+        sentence: the message for the user.
+        detail: the output of the tools, for the log.
     """
 
     code = ErrorCode.INTERNAL
@@ -112,7 +112,7 @@ class CpuTimeout(WorkerError):
 
 
 class ModelUnavailable(WorkerError):
-    """There is no model here for what was asked; never replaced by a plain resize."""
+    """The worker lacks the requested model; a plain resize never replaces it."""
 
     code = ErrorCode.MODEL_UNAVAILABLE
 

@@ -119,7 +119,7 @@ class Execution:
         return self._commit(facts, timings)
 
     def _begin(self) -> Result | None:
-        """Says that the attempt was taken up; returns its result if another execution has committed
+        """Writes `started.json`; returns its result if another execution has committed
         one.
         """
         if (committed := self._control.result()) is not None:
@@ -207,7 +207,7 @@ class Execution:
 
     @contextlib.contextmanager
     def _naming(self, key: str) -> Iterator[None]:
-        """Says which file is meant, where it is not the job's one input."""
+        """Names the file in errors, where it is not the job's one input."""
         try:
             yield
         except WorkerError as error:

@@ -2,7 +2,7 @@
 annotate are in overlays.py.
 
 snake_case is canonical and what we emit. The other spellings that clients in the field use are
-accepted here and normalised here, once, with dialects.py; nothing further in knows of them. All
+accepted here and normalised here, once, with dialects.py; no other module has them. All
 times are seconds from the start of the input file; a trim shifts nothing. Crop `x, y` is the
 top-left corner, in pixels of the upright, square-pixel picture, and stays a float to the end.
 
@@ -192,7 +192,7 @@ class Framing(Edit):
     outside the picture are refused at once, and not only when the worker has probed the file.
     """
 
-    #: null says "none" too.
+    #: null means "none" too.
     crop_keyframes: Annotated[
         tuple[CropKeyframe, ...],
         Field(

@@ -1,4 +1,4 @@
-"""How all is going, for an operator: queue, workers, what was done and what it cost."""
+"""The operator's overview: queue, workers, ended jobs and their cost."""
 
 from schemas.jobs import ErrorCode, JobType, Phase, Wire
 
@@ -16,7 +16,7 @@ class Workers(Wire):
 
 
 class Provider(Wire):
-    """What the GPU provider says of its queue; other brokers' jobs on the same endpoint count
+    """The GPU provider's report about its queue; other brokers' jobs on the same endpoint count
     too.
     """
 
@@ -44,7 +44,7 @@ class Hour(Tally):
 
 
 class StalledJob(Wire):
-    """A job whose worker has told nothing new for long."""
+    """A job without progress for long."""
 
     job_id: str
     user_id: str
@@ -77,7 +77,7 @@ class Fleet(Wire):
     open_jobs: dict[Phase, int]
     #: How long the job that has waited longest for a worker has done so.
     oldest_wait_seconds: float | None
-    provider: Provider | None  #: null while it does not answer; `provider_error` says why
+    provider: Provider | None  #: null while it does not answer; `provider_error` has the reason
     provider_error: str | None
     today: Tally  #: since 00:00 UTC
     hours: list[Hour]  #: the last 24, the oldest first; the last one is not over

@@ -74,8 +74,8 @@ class Phase(StrEnum):
 
 
 class ErrorCode(StrEnum):
-    """Why a job ended in `error`, or a request was refused; `retryable` says whether the same again
-    may succeed.
+    """Why a job ended in `error`, or a request was refused; `retryable` states whether the same
+    again may succeed.
     """
 
     INVALID_PARAMS = "invalid_params"
@@ -189,7 +189,7 @@ class JobRequest(Edited):
 
 
 class OutputFacts(Wire):
-    """What was measured on the finished file itself, not what was asked for."""
+    """What was measured on the finished file, not what was requested."""
 
     bytes: Annotated[int, Field(gt=0)]
     sha256: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
@@ -203,7 +203,7 @@ class OutputFacts(Wire):
 
 
 class Evidence(Wire):
-    """The last thing seen that says where the job is, and when (ISO 8601)."""
+    """The last observation that placed the job, and its time (ISO 8601)."""
 
     source: str
     at: str
@@ -312,7 +312,7 @@ class Quote(Wire):
     """What a job would take, before it is sent; no promise."""
 
     output_seconds: float
-    #: False: nothing says how long the source is, so a usual bit rate was assumed.
+    #: False: the source's length is unknown, so a usual bit rate was assumed.
     source_known: bool
     gpu_seconds: float  #: the median
     gpu_seconds_p90: float

@@ -190,7 +190,7 @@ class TextLayer(OnPreview):
 
 class OverlayParams(Framing, OutputParams):
     """Highlights on the source's picture, then the crop, if any, then text; keeps the input's size
-    unless told.
+    by default.
     """
 
     output_width: EvenPixels | None = None
@@ -217,7 +217,7 @@ class OverlayParams(Framing, OutputParams):
 
 
 class AnnotatedClip(Edit):
-    """A part of the game, cut exactly, with what is told about it."""
+    """A part of the game, cut exactly, with its caption."""
 
     start_time: Seconds
     end_time: Seconds
@@ -240,7 +240,7 @@ class AnnotatedClip(Edit):
 
 
 class AnnotateParams(OutputParams):
-    """Clips of one long video, captioned and joined; keeps the input's size unless told."""
+    """Clips of one long video, captioned and joined; keeps the input's size by default."""
 
     output_width: EvenPixels | None = None
     output_height: EvenPixels | None = None

@@ -52,7 +52,7 @@ class UploadTicket(Wire):
     afterwards.
 
     `upload_url` is null where the file goes in `parts`, which are all of one size but the last, and
-    where it has arrived. It takes one file: 412 says that one is there, of an earlier try perhaps,
+    where it has arrived. It takes one file: 412 means that one is there, of an earlier try perhaps,
     so go on to `complete_url`, which checks its size.
     """
 

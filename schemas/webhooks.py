@@ -1,4 +1,4 @@
-"""Calls to the client's server when a job ends, signed as https://www.standardwebhooks.com says."""
+"""Calls to the client's server when a job ends, signed by https://www.standardwebhooks.com."""
 
 from enum import StrEnum
 from typing import Annotated

@@ -72,7 +72,7 @@ class Started(OfARun):
 
     worker_id: str
     at_ms: int
-    version: str | None = None  #: of the worker; the first ones did not tell it
+    version: str | None = None  #: of the worker; the first ones did not send it
 
 
 class Progress(FromWorker):

@@ -115,11 +115,11 @@ class Limited:
 
         async def send_with_limit(message: Message) -> None:
             if message["type"] == "http.response.start":
-                told = [
+                limits = [
                     (b"ratelimit-policy", policy),
                     (b"ratelimit", f'"user";r={left};t=60'.encode()),
                 ]
-                message = {**message, "headers": [*message.get("headers", []), *told]}
+                message = {**message, "headers": [*message.get("headers", []), *limits]}
             await send(message)
 
         await self._app(scope, receive, send_with_limit)

@@ -153,7 +153,7 @@ class Metrics:
         )
         self._draining = self._gauge("draining", "1: no new jobs are taken or sent.")
         self._provider_up = self._gauge(
-            "provider_up", "Whether the GPU provider has told of its workers lately."
+            "provider_up", "Whether the GPU provider has reported its workers lately."
         )
         self._queued = self._gauge("provider_queued_jobs", "Jobs in the provider's queue.")
         self._workers = self._gauge("provider_workers", "The provider's workers.", "state")

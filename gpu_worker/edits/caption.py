@@ -23,7 +23,7 @@ SOFT = "#e6e9ee"
 
 def caption(clip: AnnotatedClip, size: tuple[int, int], fonts: Fonts) -> Image.Image | None:
     """Draws the caption for frames of `size` (width, height), as wide as they are; None where
-    nothing is to be told.
+    there is nothing to show.
 
     It goes to the lower edge of the frame.
     """

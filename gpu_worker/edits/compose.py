@@ -99,7 +99,7 @@ class Look:
 
 @dataclass(frozen=True)
 class Clip:
-    """A part of a source as it goes into the output; `name` says which one in the params."""
+    """A part of a source as it goes into the output; `name` is its path in the params."""
 
     name: str
     source: Source
@@ -272,19 +272,19 @@ def _joined(
 
 
 def _size(width: int | None, height: int | None, facts: SourceFacts) -> tuple[int, int]:
-    """Returns the size asked for; else the source's, without an odd last column or row, which H.264
+    """Returns the requested size; else the source's, without an odd last column or row, which H.264
     cannot have.
     """
     return (width or max(2, facts.width & ~1), height or max(2, facts.height & ~1))
 
 
-def _rate(asked: float | None, rates: Sequence[Fraction]) -> Fraction:
-    """Returns the rate asked for, exactly where it is one of the 1001 family (29.97 means
+def _rate(requested: float | None, rates: Sequence[Fraction]) -> Fraction:
+    """Returns the requested rate, exactly where it is one of the 1001 family (29.97 means
     30000/1001).
     """
-    if asked is None:
+    if requested is None:
         return max(rates)
-    ntsc = Fraction(round(asked) * 1000, 1001)
-    if abs(float(ntsc) - asked) < 0.005:
+    ntsc = Fraction(round(requested) * 1000, 1001)
+    if abs(float(ntsc) - requested) < 0.005:
         return ntsc
-    return Fraction(asked).limit_denominator(1001)
+    return Fraction(requested).limit_denominator(1001)

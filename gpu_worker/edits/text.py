@@ -63,7 +63,7 @@ class Ink:
 
 
 def text_layers(
-    asked: Sequence[TextLayer],
+    requested: Sequence[TextLayer],
     size: tuple[int, int],
     end: float,
     pngs: Mapping[str, bytes],
@@ -81,7 +81,7 @@ def text_layers(
         MediaTooLarge: a PNG has too many pixels; names the layer.
     """
     layers: list[TimedLayer] = []
-    for index, layer in enumerate(asked):
+    for index, layer in enumerate(requested):
         name = f"params.text_layers[{index}]"
         scale = layer.scale_to(*size)
         drawing = (
@@ -233,7 +233,7 @@ def _text(layer: TextLayer, scale: tuple[float, float], fonts: Fonts, name: str)
     x_scale, y_scale = scale
     # FreeType has no letters of less than a pixel.
     size = max(1.0, layer.font_size * y_scale)
-    # A letter of that size alone is too large; and FreeType is not asked about sizes beyond its own
+    # A letter of that size alone is too large; and FreeType refuses sizes beyond its own
     # limit.
     _refuse_large(name, (size, size))
     ink = Ink(size, layer.color, layer.bold, layer.outline_width * y_scale, layer.outline_color)

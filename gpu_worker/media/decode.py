@@ -81,8 +81,8 @@ def decode(
                 raise InvalidMedia(
                     "The video is damaged and cannot be decoded.", error.detail
                 ) from error
-            _refuse_grown(ffmpeg.said(), max_pixels)
-            _refuse_truncated(float(seen / fps), float(count / fps), ffmpeg.said())
+            _refuse_grown(ffmpeg.stderr_tail(), max_pixels)
+            _refuse_truncated(float(seen / fps), float(count / fps), ffmpeg.stderr_tail())
 
         yield frames()
 
@@ -158,19 +158,20 @@ def _read_exactly(pipe: IO[bytes], size: int) -> bytearray | None:
     return buffer
 
 
-def _refuse_grown(said: str, max_pixels: int) -> None:
-    """Tells from ffmpeg's words that a frame was too large: the size in a header, or the first
-    frame's, is not every frame's.
+def _refuse_grown(stderr: str, max_pixels: int) -> None:
+    """Raises MediaTooLarge where ffmpeg reports a frame that is too large: the size in a header, or
+    the first frame's, is not every frame's.
     """
-    if "exceeds specified max pixel count" in said:
+    if "exceeds specified max pixel count" in stderr:
         raise MediaTooLarge(
-            f"The picture becomes too large within the video; {max_pixels} pixels are taken.", said
+            f"The picture becomes too large within the video; {max_pixels} pixels are taken.",
+            stderr,
         )
 
 
-def _refuse_truncated(readable: float, promised: float, said: str) -> None:
+def _refuse_truncated(readable: float, promised: float, stderr: str) -> None:
     if promised - readable > max(MISSING_SECONDS, MISSING_SHARE * promised):
         sentence = (
             f"The video is damaged: only {readable:.1f} of {promised:.1f} seconds can be read."
         )
-        raise InvalidMedia(sentence, said)
+        raise InvalidMedia(sentence, stderr)

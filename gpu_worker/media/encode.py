@@ -17,15 +17,15 @@ from gpu_worker.media.frames import Frame
 AUDIO_BITRATE = "192k"
 #: What a filter graph for the sound gives out.
 SOUND = "sound"
-#: Said on the frames: ffmpeg 9 takes primaries and transfer of untagged raw frames over the
+#: Set on the frames: ffmpeg 9 takes primaries and transfer of untagged raw frames over the
 #: output's own options.
 _BT709 = "setparams=range=tv:colorspace=bt709:color_primaries=bt709:color_trc=bt709"
 
 
 @dataclass(frozen=True)
 class Quality:
-    """libx264's knobs: crf 18 is hard to tell from the source. With `hardware`, NVENC at about the
-    same quality.
+    """libx264's knobs: crf 18 is hard to distinguish from the source. With `hardware`, NVENC at
+    about the same quality.
     """
 
     preset: str = "fast"

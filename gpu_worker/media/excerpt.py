@@ -55,8 +55,8 @@ def fetch_excerpt(
 
 
 def _has_an_index(container: InputContainer) -> bool:
-    """True for an MP4 or MOV in one piece; a fragmented one says how many frames it has only bit by
-    bit.
+    """True for an MP4 or MOV in one piece; a fragmented one states its frames
+    fragment by fragment.
     """
     streams = container.streams.video
     return (

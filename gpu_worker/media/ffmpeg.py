@@ -42,7 +42,7 @@ class Ffmpeg:
     """A running ffmpeg. Its stderr is read by a thread, so that it never blocks on it."""
 
     process: subprocess.Popen[bytes]
-    _said: collections.deque[str]
+    _stderr: collections.deque[str]
     _drain: threading.Thread
     _guard: Guard
 
@@ -67,7 +67,7 @@ class Ffmpeg:
         code, cpu_seconds = _ended(self.process)
         self._drain.join()
         self._guard.check()
-        # SIGXCPU makes it exit with 255, as do errors of its own: the CPU time tells.
+        # SIGXCPU makes it exit with 255, as do errors of its own: the CPU time decides.
         if code != 0 and cpu_seconds >= self._guard.cpu_seconds:
             raise CpuTimeout(
                 f"The video needs more than {self._guard.cpu_seconds} seconds of computing."
@@ -78,12 +78,13 @@ class Ffmpeg:
             )
         if code != 0:
             raise FfmpegFailed(
-                "The video could not be processed.", f"ffmpeg ended with {code}: {self.said()}"
+                "The video could not be processed.",
+                f"ffmpeg ended with {code}: {self.stderr_tail()}",
             )
 
-    def said(self) -> str:
+    def stderr_tail(self) -> str:
         """Returns the end of what it printed."""
-        return "\n".join(self._said)
+        return "\n".join(self._stderr)
 
 
 @contextlib.contextmanager
@@ -109,21 +110,21 @@ def run_ffmpeg(
         process_group=0,
         env=_environment(),
     )
-    # Ffmpeg's own -timelimit ends in a SIGKILL that says nothing.
+    # Ffmpeg's own -timelimit ends in a SIGKILL without a message.
     if sys.platform == "linux":
         with contextlib.suppress(ProcessLookupError):
             resource.prlimit(
                 process.pid, resource.RLIMIT_CPU, (guard.cpu_seconds, guard.cpu_seconds + 5)
             )
     assert process.stderr is not None  # noqa: S101
-    said: collections.deque[str] = collections.deque(maxlen=STDERR_TAIL_LINES)
-    drain = threading.Thread(target=_drain, args=(process.stderr, said), daemon=True)
+    stderr_lines: collections.deque[str] = collections.deque(maxlen=STDERR_TAIL_LINES)
+    drain = threading.Thread(target=_drain, args=(process.stderr, stderr_lines), daemon=True)
     drain.start()
     for pipe in (process.stdin, process.stdout):
         _widen(pipe)
     try:
         with guard.owns(process):
-            yield Ffmpeg(process, said, drain, guard)
+            yield Ffmpeg(process, stderr_lines, drain, guard)
     finally:
         if process.poll() is None:
             kill_group(process)
@@ -154,9 +155,9 @@ def _ended(process: subprocess.Popen[bytes]) -> tuple[int, float]:
     return process.returncode, usage.ru_utime + usage.ru_stime
 
 
-def _drain(stderr: IO[bytes], said: collections.deque[str]) -> None:
+def _drain(stderr: IO[bytes], stderr_lines: collections.deque[str]) -> None:
     for line in stderr:
-        said.append(line.decode(errors="replace").rstrip())
+        stderr_lines.append(line.decode(errors="replace").rstrip())
 
 
 def _widen(pipe: IO[bytes] | None) -> None:

@@ -20,7 +20,7 @@ from gpu_worker.host.memory import bounded_memory
 from gpu_worker.media.ffmpeg import FORMATS, decoding_limit
 
 MAX_RATE = Fraction(240)
-#: By how much a frame may exceed the limit and still be told from a damaged one.
+#: By how much a frame may exceed the limit and still be distinguished from a damaged one.
 OPENING = 4
 #: ffmpeg's numbers of BT.2020 primaries, and of the transfer functions of HDR: SMPTE 2084 (PQ) and
 #: HLG.
@@ -135,9 +135,7 @@ def output_facts(path: Path) -> FileFacts:
 
 
 def _refuse_text(path: Path) -> None:
-    """Tells apart what poses as a video and is text: playlists, scripts, web pages. ffmpeg is not
-    asked.
-    """
+    """Refuses text that poses as a video: playlists, scripts, web pages. ffmpeg never reads it."""
     with path.open("rb") as file:
         head = file.read(4096)
     start = head.lstrip(b"\xef\xbb\xbf \t\r\n")
@@ -150,8 +148,8 @@ def _refuse_text(path: Path) -> None:
 
 
 def _opened(path: Path, limits: Limits = Limits()) -> InputContainer:
-    # Opening a file may decode a frame of it already. Beyond this limit the size is not even told,
-    # so it is a wide one.
+    # Opening a file may decode a frame of it already. Beyond this limit the size is not even
+    # reported, so it is a wide one.
     options = {
         "protocol_whitelist": "file",
         "format_whitelist": FORMATS,
@@ -166,7 +164,7 @@ def _refuse_beyond(container: InputContainer, stream: VideoStream, limits: Limit
             f"The file has {len(container.streams)} streams; {limits.streams} are taken."
         )
     _refuse_large(stream.codec_context.width, stream.codec_context.height, limits)
-    # The frame itself may be larger than its container says.
+    # The frame itself may be larger than its container states.
     stream.codec_context.options = {"max_pixels": decoding_limit(limits.pixels)}
 
 
@@ -198,7 +196,7 @@ def _facts(
         width = max(1, round(width * pixel))
     if frame.rotation % 180:
         width, height = height, width
-    # VP8 and VP9 keep transparency beside the picture, where only libvpx looks for it.
+    # VP8 and VP9 keep transparency beside the picture, where only libvpx reads it.
     beside = stream.metadata.get("alpha_mode") == "1" and stream.codec_context.name in (
         "vp8",
         "vp9",
@@ -250,8 +248,8 @@ def _duration(path: Path, container: InputContainer, stream: VideoStream) -> flo
     origin = (container.start_time or 0) / 1_000_000
     if _is_even(stream) and stream.duration and stream.time_base:
         return float(((stream.start_time or 0) + stream.duration) * stream.time_base) - origin
-    if _is_even(stream) and (told := _clock(stream.metadata.get("DURATION", ""))) is not None:
-        return told - origin
+    if _is_even(stream) and (end := _clock(stream.metadata.get("DURATION", ""))) is not None:
+        return end - origin
     return _counted_duration(path, stream.index)
 
 

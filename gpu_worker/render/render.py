@@ -114,7 +114,7 @@ class Stage:
             footage.close()
 
     def finish(self) -> None:
-        """Takes all clips off; raises what their ends tell."""
+        """Takes all clips off; raises the errors of their ends."""
         self._keep(set())
 
     def pictures(self, output_times: Iterable[float]) -> Iterator[Frame]:
@@ -184,7 +184,7 @@ class Stage:
 
     @contextlib.contextmanager
     def _naming(self, clip: Clip) -> Iterator[None]:
-        """Says which clip is damaged, where there are several."""
+        """Names the damaged clip, where there are several."""
         try:
             yield
         except InvalidMedia as error:

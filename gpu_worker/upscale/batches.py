@@ -26,7 +26,7 @@ class Memory(Protocol):
 
 
 class CudaMemory:
-    """As torch and the driver tell."""
+    """As torch and the driver report."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device

@@ -48,7 +48,7 @@ class Models:
 
         Raises:
             ModelUnavailable: the model is not here.
-            InvalidParams: the model named does not enlarge by the scale asked for.
+            InvalidParams: the model named does not enlarge by the requested scale.
         """
         if params.export_mode is ExportMode.FAST or ratio <= ENOUGH:
             return None

@@ -2,7 +2,7 @@
 its order (`.bin`).
 
 Formats (Tencent/ncnn, `modelbin.cpp`): a convolution is a 32-bit flag, its weights as OIHW (16-bit
-floats, filled up to four bytes, where the flag says so), then its bias in 32-bit floats without a
+floats, filled up to four bytes, where the flag is set), then its bias in 32-bit floats without a
 flag; a PReLU is its slopes in 32-bit floats.
 """
 

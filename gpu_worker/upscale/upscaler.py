@@ -169,7 +169,7 @@ class Upscaler:
                 return self.network(rgb) if self._tile is None else self._tiled(rgb, self._tile)
             except torch.OutOfMemoryError as error:
                 # The error itself holds on to what the network had made so far.
-                said = str(error)
+                detail = str(error)
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
             if len(rgb) > 1:
@@ -177,7 +177,7 @@ class Upscaler:
                 return torch.cat([self._fitted(half) for half in rgb.chunk(2)])
             self._tile = TILE if self._tile is None else self._tile // 2
             if self._tile < SMALLEST_TILE:
-                raise OutOfMemory("The GPU has too little memory for this video.", said)
+                raise OutOfMemory("The GPU has too little memory for this video.", detail)
 
     def _tiled(self, rgb: torch.Tensor, side: int) -> torch.Tensor:
         height, width = rgb.shape[2:]

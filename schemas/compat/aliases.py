@@ -197,7 +197,7 @@ _EDITOR_PHASES = {
 
 
 class ExportProgress(Wire):
-    """What the export editor's socket says; camelCase on the wire."""
+    """The messages of the export editor's socket; camelCase on the wire."""
 
     model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True)
 

@@ -1,6 +1,6 @@
 """Other spellings of an edit that clients in the field use, turned into the canonical ones.
 
-edits.py asks here, once, while it validates; nothing further in knows of them.
+edits.py asks here, once, while it validates; no other module has them.
 """
 
 from typing import Any
