@@ -56,105 +56,85 @@ def _database(value: str) -> str:
     return value
 
 
-class Settings(BaseSettings):
-    model_config = SettingsConfigDict(env_file=".env", extra="ignore", frozen=True)
+def _variable(field: str) -> str:
+    """Returns the environment variable of a setting."""
+    prefix = "" if field.startswith(("runpod_", "r2_")) else "REELBROKER_"
+    return prefix + field.upper()
 
-    runpod_api_key: SecretStr = Field(validation_alias="RUNPOD_API_KEY")
-    runpod_endpoint_url: HttpUrl = Field(validation_alias="RUNPOD_ENDPOINT_URL")
-    r2_endpoint: HttpUrl = Field(validation_alias="R2_ENDPOINT")
-    r2_access_key_id: str = Field(validation_alias="R2_ACCESS_KEY_ID")
-    r2_secret_access_key: SecretStr = Field(validation_alias="R2_SECRET_ACCESS_KEY")
-    r2_bucket_name: str = Field(validation_alias="R2_BUCKET_NAME")
+
+class Settings(BaseSettings):
+    model_config = SettingsConfigDict(
+        env_file=".env", extra="ignore", frozen=True, alias_generator=_variable
+    )
+
+    runpod_api_key: SecretStr
+    runpod_endpoint_url: HttpUrl
+    r2_endpoint: HttpUrl
+    r2_access_key_id: str
+    r2_secret_access_key: SecretStr
+    r2_bucket_name: str
 
     #: The operator's key, for the user `user_id` as an admin. `reelbroker keys create` adds keys.
-    api_key: SecretStr | None = Field(None, validation_alias="REELBROKER_API_KEY", min_length=16)
+    api_key: SecretStr | None = Field(None, min_length=16)
     #: A key for `GET /metrics` alone, for Prometheus.
-    metrics_key: SecretStr | None = Field(
-        None, validation_alias="REELBROKER_METRICS_KEY", min_length=16
-    )
-    user_id: str = Field(
-        "local", validation_alias="REELBROKER_USER_ID", pattern=r"^[A-Za-z0-9_-]{1,64}$"
-    )
-    database_url: Annotated[str, AfterValidator(_database)] = Field(
-        "sqlite:///reelbroker.db", validation_alias="REELBROKER_DATABASE_URL"
-    )
-    host: str = Field("127.0.0.1", validation_alias="REELBROKER_HOST")
-    port: int = Field(8000, validation_alias="REELBROKER_PORT", ge=0, le=65535)
+    metrics_key: SecretStr | None = Field(None, min_length=16)
+    user_id: str = Field("local", pattern=r"^[A-Za-z0-9_-]{1,64}$")
+    database_url: Annotated[str, AfterValidator(_database)] = "sqlite:///reelbroker.db"
+    host: str = "127.0.0.1"
+    port: int = Field(8000, ge=0, le=65535)
     #: The path under which a proxy serves the broker, such as `/reelbroker`. Empty for none.
-    root_path: RootPath = Field("", validation_alias="REELBROKER_ROOT_PATH")
+    root_path: RootPath = ""
 
     #: Tokens of an identity provider: HS256 with a secret, RS256 and ES256 with the keys at a URL.
-    jwt_secret: SecretStr | None = Field(
-        None, validation_alias="REELBROKER_JWT_SECRET", min_length=32
-    )
-    jwt_jwks_url: HttpUrl | None = Field(None, validation_alias="REELBROKER_JWT_JWKS_URL")
-    jwt_audience: str | None = Field(None, validation_alias="REELBROKER_JWT_AUDIENCE")
-    jwt_issuer: str | None = Field(None, validation_alias="REELBROKER_JWT_ISSUER")
-    jwt_user_claim: str = Field("sub", validation_alias="REELBROKER_JWT_USER_CLAIM")
+    jwt_secret: SecretStr | None = Field(None, min_length=32)
+    jwt_jwks_url: HttpUrl | None = None
+    jwt_audience: str | None = None
+    jwt_issuer: str | None = None
+    jwt_user_claim: str = "sub"
     #: Web pages of these origins may call the broker and, after `storage setup`, the bucket.
-    cors_origins: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)] = Field(
-        (), validation_alias="REELBROKER_CORS_ORIGINS"
-    )
+    cors_origins: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)] = ()
 
-    requests_per_minute: int = Field(
-        60_000, validation_alias="REELBROKER_REQUESTS_PER_MINUTE", ge=1
-    )
-    max_open_jobs: int = Field(1000, validation_alias="REELBROKER_MAX_OPEN_JOBS", ge=1)
-    media_seconds_per_day: float | None = Field(
-        None, validation_alias="REELBROKER_MEDIA_SECONDS_PER_DAY", gt=0
-    )
-    max_upload_bytes: int = Field(32 * 2**30, validation_alias="REELBROKER_MAX_UPLOAD_BYTES", ge=1)
+    requests_per_minute: int = Field(60_000, ge=1)
+    max_open_jobs: int = Field(1000, ge=1)
+    media_seconds_per_day: float | None = Field(None, gt=0)
+    max_upload_bytes: int = Field(32 * 2**30, ge=1)
     #: The deadline for a request's body. A file in a form may take longer as long as data arrives.
-    body_seconds: float = Field(30, validation_alias="REELBROKER_BODY_SECONDS", gt=0)
-    min_free_bytes: int = Field(256 * 2**20, validation_alias="REELBROKER_MIN_FREE_BYTES", ge=0)
+    body_seconds: float = Field(30, gt=0)
+    min_free_bytes: int = Field(256 * 2**20, ge=0)
     #: For tests and closed networks only. By default, webhooks need https and a public address.
     webhooks_to_private: bool = Field(
         False, validation_alias="REELBROKER_WEBHOOKS_TO_PRIVATE_ADDRESSES"
     )
 
     #: The broker's address for the provider's webhook. Without one, the broker only polls.
-    public_url: HttpUrl | None = Field(None, validation_alias="REELBROKER_PUBLIC_URL")
+    public_url: HttpUrl | None = None
     #: The calls to each of `/run`, `/status` and `/health`; `/cancel` gets 0.18 of them. RunPod
     #: accepts 100, 200 and 10 cancels a second, and more for an endpoint with many workers.
     calls_per_second: float = Field(
         50, validation_alias="REELBROKER_RUNPOD_CALLS_PER_SECOND", gt=0, le=1000
     )
     #: USD a second by the GPU's CUDA name; `*` for others: `{"NVIDIA L4": 0.00019, "*": 0.0003}`.
-    gpu_prices: dict[str, Price] = Field({}, validation_alias="REELBROKER_GPU_PRICES")
+    gpu_prices: dict[str, Price] = {}
 
-    max_attempts: int = Field(3, validation_alias="REELBROKER_MAX_ATTEMPTS", ge=1, le=10)
-    body_limit_bytes: int = Field(
-        1_048_576, validation_alias="REELBROKER_BODY_LIMIT_BYTES", ge=1024
-    )
+    max_attempts: int = Field(3, ge=1, le=10)
+    body_limit_bytes: int = Field(1_048_576, ge=1024)
     #: The longest run of any job on a worker. policy.py computes the limit of each job.
-    execution_timeout_seconds: int = Field(
-        7200, validation_alias="REELBROKER_EXECUTION_TIMEOUT_SECONDS", ge=5, le=604_800
-    )
+    execution_timeout_seconds: int = Field(7200, ge=5, le=604_800)
     #: How long a job may wait for a worker. The ttl for RunPod is this plus the execution timeout.
-    queue_timeout_seconds: int = Field(
-        86_400, validation_alias="REELBROKER_QUEUE_TIMEOUT_SECONDS", ge=10
-    )
+    queue_timeout_seconds: int = Field(86_400, ge=10)
     #: How long the broker waits for signs of a submit with an unknown result before a new attempt.
-    submit_grace_seconds: float = Field(
-        600, validation_alias="REELBROKER_SUBMIT_GRACE_SECONDS", gt=0
-    )
+    submit_grace_seconds: float = Field(600, gt=0)
     #: How long the provider must answer "no such job" before the attempt counts as lost.
-    lost_after_seconds: float = Field(30, validation_alias="REELBROKER_LOST_AFTER_SECONDS", gt=0)
+    lost_after_seconds: float = Field(30, gt=0)
     #: How long a cancel waits for the provider's answer. Then the job ends on `stop.json` alone.
-    cancel_grace_seconds: float = Field(
-        60, validation_alias="REELBROKER_CANCEL_GRACE_SECONDS", gt=0
-    )
+    cancel_grace_seconds: float = Field(60, gt=0)
     #: After this time without progress a job is marked as stalled. The job goes on.
-    stalled_after_seconds: float = Field(
-        300, validation_alias="REELBROKER_STALLED_AFTER_SECONDS", gt=0
-    )
+    stalled_after_seconds: float = Field(300, gt=0)
     #: How long the bucket keeps control documents and unpublished outputs of ended jobs.
-    keep_documents_days: float = Field(7, validation_alias="REELBROKER_KEEP_DOCUMENTS_DAYS", gt=0)
+    keep_documents_days: float = Field(7, gt=0)
     #: How long the bucket keeps an upload that no job uses.
-    keep_uploads_days: float = Field(7, validation_alias="REELBROKER_KEEP_UPLOADS_DAYS", gt=0)
-    url_lifetime_seconds: int = Field(
-        3600, validation_alias="REELBROKER_URL_LIFETIME_SECONDS", ge=60, le=604_800
-    )
+    keep_uploads_days: float = Field(7, gt=0)
+    url_lifetime_seconds: int = Field(3600, ge=60, le=604_800)
 
     @model_validator(mode="after")
     def _check_exposure(self) -> Self:

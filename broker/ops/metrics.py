@@ -39,6 +39,11 @@ _CALL_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 _LATE_SECONDS = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800)
 _CALLS = ("submit", "status", "cancel", "health")
 _OUTCOMES = ("ok", "held", "paced", "unreachable", "uncertain", "refused", "given_up")
+_FAILURES = ("unreachable", "crashed")
+_METHODS = ("HEAD", "GET", "PUT", "POST", "LIST", "DELETE")
+_DELIVERIES = ("delivered", "failed", "given_up")
+_STREAMS = ("sse", "websocket")
+_CLASSES = ("2xx", "3xx", "4xx", "5xx")
 _OPEN = [phase for phase in Phase if phase is not Phase.DONE]
 _ENDS = [
     (JobStatus.COMPLETE, ""),
@@ -55,9 +60,7 @@ class Metrics:
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
-        build = self._gauge(
-            "build_info", "Always 1; the labels say what runs.", "version", "python"
-        )
+        build = self._gauge("build_info", "Always 1; the labels say what runs.", "version python")
         build.labels(version("reelbroker"), platform.python_version()).set(1)
         self._jobs()
         self._traffic(providers)
@@ -65,98 +68,61 @@ class Metrics:
 
     def _jobs(self) -> None:
         ends = [(kind, status, code) for kind in JobType for status, code in _ENDS]
-        self._ended = self._counter(
-            "jobs_ended", "Jobs that this broker ended.", "type", "status", "error_code", known=ends
-        )
-        self._gpu_seconds = self._counter(
-            "gpu_seconds",
+        jobs, time, cost = (
+            "Jobs that this broker ended.",
             "GPU time of ended jobs, all attempts, as known at their end.",
-            "type",
-            known=_each(JobType),
+            "What that GPU time cost.",
         )
-        self._cost = self._counter(
-            "cost_usd", "What that GPU time cost.", "type", known=_each(JobType)
-        )
+        self._ended = self._counter("jobs_ended", jobs, "type status error_code", ends)
+        self._gpu_seconds = self._counter("gpu_seconds", time, "type", _each(JobType))
+        self._cost = self._counter("cost_usd", cost, "type", _each(JobType))
         about = "of jobs that are complete"
         self._queue = self._job_seconds("queue", f"From the submit to the worker's start, {about}.")
         self._run = self._job_seconds("run", f"GPU time, all attempts, {about}.")
         self._total = self._job_seconds("total", f"From the submit to the end, {about}.")
 
     def _traffic(self, providers: Sequence[str]) -> None:
-        self._provider_calls = self._counter(
-            "provider_calls",
-            "Calls to GPU providers; held, paced: not sent.",
-            "provider",
-            "action",
-            "outcome",
-            known=product(providers, _CALLS, _OUTCOMES),
-        )
-        self._provider_seconds = self._histogram(
-            "provider_call_seconds",
+        about = "Calls to GPU providers; held, paced: not sent."
+        known: Known = product(providers, _CALLS, _OUTCOMES)
+        self._calls = self._counter("provider_calls", about, "provider action outcome", known)
+        about, known = (
             "How long they took, the wait for their turn included.",
-            _CALL_SECONDS,
-            "provider",
-            "action",
-            known=product(providers, _CALLS),
+            product(providers, _CALLS),
         )
-        self.breaker_open = self._gauge(
-            "provider_breaker_open", "1: calls fail, so hardly any is sent."
+        self._call_seconds = self._histogram(
+            "provider_call_seconds", about, _CALL_SECONDS, "provider action", known
         )
-        self._late = self._histogram(
-            "look_late_seconds", "How much later than due an open job was looked at.", _LATE_SECONDS
-        )
-        self._looks_failed = self._counter(
-            "looks_failed",
-            "Looks that came to nothing. crashed: a bug of ours.",
-            "why",
-            known=[("unreachable",), ("crashed",)],
-        )
-        self._storage_errors = self._counter(
-            "storage_errors",
-            "Calls to the bucket that failed.",
-            "action",
-            known=_each(("HEAD", "GET", "PUT", "POST", "LIST", "DELETE")),
-        )
-        self._webhook_calls = self._counter(
-            "webhook_calls",
-            "Calls to clients' servers.",
-            "outcome",
-            known=[("delivered",), ("failed",), ("given_up",)],
-        )
-        self._streams = self._gauge(
-            "streams_open",
-            "Clients that watch a job now.",
-            "kind",
-            known=_each(("sse", "websocket")),
-        )
-        self._responses = self._counter(
-            "http_responses",
-            "Answers to requests, by class.",
-            "status",
-            known=_each(("2xx", "3xx", "4xx", "5xx")),
-        )
+        about = "1: calls fail, so hardly any is sent."
+        self.breaker_open = self._gauge("provider_breaker_open", about)
+        about = "How much later than due an open job was looked at."
+        self._late = self._histogram("look_late_seconds", about, _LATE_SECONDS)
+        about, known = "Looks that came to nothing. crashed: a bug of ours.", _each(_FAILURES)
+        self._failures = self._counter("looks_failed", about, "why", known)
+        about, known = "Calls to the bucket that failed.", _each(_METHODS)
+        self._storage_errors = self._counter("storage_errors", about, "action", known)
+        about, known = "Calls to clients' servers.", _each(_DELIVERIES)
+        self._webhook_calls = self._counter("webhook_calls", about, "outcome", known)
+        about, known = "Clients that watch a job now.", _each(_STREAMS)
+        self._streams = self._gauge("streams_open", about, "kind", known)
+        about, known = "Answers to requests, by class.", _each(_CLASSES)
+        self._responses = self._counter("http_responses", about, "status", known)
 
     def _now(self) -> None:
-        self._database_up = self._gauge(
-            "database_up", "Whether the database could be read just now."
-        )
-        self._open = self._gauge("open_jobs", "Open jobs in the database.", "phase")
-        self._oldest = self._gauge(
-            "oldest_wait_seconds", "How long the job that has waited longest for a worker has."
-        )
-        self._overdue = self._gauge(
-            "reconcile_lag_seconds", "How long the open job most overdue for a look is."
-        )
-        self._stalled = self._gauge("stalled_jobs", "Open jobs that look stuck.")
-        self._orphans = self._gauge(
-            "orphaned_runs", "Given-up runs that may still be paid for at the provider."
-        )
-        self._draining = self._gauge("draining", "1: no new jobs are taken or sent.")
-        self._provider_up = self._gauge(
-            "provider_up", "Whether the GPU provider has reported its workers lately."
-        )
-        self._queued = self._gauge("provider_queued_jobs", "Jobs in the provider's queue.")
-        self._workers = self._gauge("provider_workers", "The provider's workers.", "state")
+        gauge = self._gauge
+        self._database_up = gauge("database_up", "Whether the database could be read just now.")
+        self._open = gauge("open_jobs", "Open jobs in the database.", "phase")
+        about = "How long the job that has waited longest for a worker has."
+        self._oldest = gauge("oldest_wait_seconds", about)
+        about = "How long the open job most overdue for a look is."
+        self._overdue = gauge("reconcile_lag_seconds", about)
+        self._stalled = gauge("stalled_jobs", "Open jobs that look stuck.")
+        about = "Given-up runs that may still be paid for at the provider."
+        self._orphans = gauge("orphaned_runs", about)
+        self._draining = gauge("draining", "1: no new jobs are taken or sent.")
+        about = "Whether the GPU provider has reported its workers lately."
+        self._provider_up = gauge("provider_up", about)
+        self._queued = gauge("provider_queued_jobs", "Jobs in the provider's queue.")
+        self._workers = gauge("provider_workers", "The provider's workers.", "state")
 
     # ── called by the broker's components ───────────────────────────────────────────────────────
 
@@ -176,9 +142,9 @@ class Metrics:
 
     def provider_called(self, provider: str, action: str, outcome: str, seconds: float) -> None:
         """A call to the GPU provider has ended."""
-        self._provider_calls.labels(provider, action, outcome).inc()
+        self._calls.labels(provider, action, outcome).inc()
         if outcome not in ("held", "paced"):
-            self._provider_seconds.labels(provider, action).observe(seconds)
+            self._call_seconds.labels(provider, action).observe(seconds)
 
     def reconciled(self, late_seconds: float) -> None:
         """The broker reconciles an open job, so many seconds after it was due."""
@@ -186,7 +152,7 @@ class Metrics:
 
     def reconcile_failed(self, why: str) -> None:
         """A reconcile has failed."""
-        self._looks_failed.labels(why).inc()
+        self._failures.labels(why).inc()
 
     def storage_failed(self, action: str) -> None:
         """A call to the bucket has failed."""
@@ -232,27 +198,22 @@ class Metrics:
         return generate_latest(self.registry)
 
     def _job_seconds(self, name: str, about: str) -> Histogram:
-        return self._histogram(
-            f"job_{name}_seconds",
-            about,
-            _JOB_SECONDS,
-            "type",
-            known=_each(kind.value for kind in JobType),
-        )
+        known = _each(JobType)
+        return self._histogram(f"job_{name}_seconds", about, _JOB_SECONDS, "type", known)
 
-    def _gauge(self, name: str, about: str, *labels: str, known: Known = ()) -> Gauge:
-        return _with(Gauge(f"reelbroker_{name}", about, labels, registry=self.registry), known)
+    def _gauge(self, name: str, about: str, labels: str = "", known: Known = ()) -> Gauge:
+        made = Gauge(f"reelbroker_{name}", about, labels.split(), registry=self.registry)
+        return _with(made, known)
 
-    def _counter(self, name: str, about: str, *labels: str, known: Known = ()) -> Counter:
-        return _with(Counter(f"reelbroker_{name}", about, labels, registry=self.registry), known)
+    def _counter(self, name: str, about: str, labels: str, known: Known) -> Counter:
+        made = Counter(f"reelbroker_{name}", about, labels.split(), registry=self.registry)
+        return _with(made, known)
 
     def _histogram(
-        self, name: str, about: str, buckets: Sequence[float], *labels: str, known: Known = ()
+        self, name: str, about: str, buckets: Sequence[float], labels: str = "", known: Known = ()
     ) -> Histogram:
-        made = Histogram(
-            f"reelbroker_{name}", about, labels, buckets=buckets, registry=self.registry
-        )
-        return _with(made, known)
+        full, names = f"reelbroker_{name}", labels.split()
+        return _with(Histogram(full, about, names, buckets=buckets, registry=self.registry), known)
 
 
 def _with(made: Made, known: Known) -> Made:
