@@ -47,6 +47,11 @@ from broker.store.webhooks import Outbox
 from broker.trace import received, trace_id
 
 STOP_SECONDS = 10.0
+#: The headers that a web page of another origin may send, and those that it may read.
+_ALLOWED = ["Authorization", "Content-Type", "Idempotency-Key", "If-None-Match", "Last-Event-ID"]
+_ALLOWED += ["Prefer", "traceparent"]
+_EXPOSED = ["ETag", "Idempotent-Replayed", "Link", "Location", "RateLimit", "Retry-After"]
+_EXPOSED += ["X-Request-ID"]
 
 
 def create_app(
@@ -138,31 +143,13 @@ def _cors(settings: Settings) -> list[Middleware]:
     """Allows web pages of the settings' origins to call the broker."""
     if not settings.cors_origins:
         return []
-    allowed = [
-        "Authorization",
-        "Content-Type",
-        "Idempotency-Key",
-        "If-None-Match",
-        "Last-Event-ID",
-        "Prefer",
-        "traceparent",
-    ]
-    exposed = [
-        "ETag",
-        "Idempotent-Replayed",
-        "Link",
-        "Location",
-        "RateLimit",
-        "Retry-After",
-        "X-Request-ID",
-    ]
     return [
         Middleware(
             CORSMiddleware,
             allow_origins=settings.cors_origins,
             allow_methods=["GET", "POST", "PUT", "DELETE"],
-            allow_headers=allowed,
-            expose_headers=exposed,
+            allow_headers=_ALLOWED,
+            expose_headers=_EXPOSED,
             max_age=3600,
         )
     ]

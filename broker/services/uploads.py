@@ -6,6 +6,7 @@ arrived, so a client resumes an interrupted upload with the missing ones.
 
 import uuid
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from starlette.concurrency import run_in_threadpool
@@ -86,20 +87,14 @@ class IncomingFile:
         )
 
 
+@dataclass(frozen=True, eq=False)
 class UploadService:
     """The uploads and downloads of all users, for one user at a time."""
 
-    def __init__(
-        self,
-        settings: Settings,
-        uploads: UploadStore,
-        bucket: Bucket,
-        clock: Callable[[], int] = now_ms,
-    ) -> None:
-        self._settings = settings
-        self._uploads = uploads
-        self._bucket = bucket
-        self._clock = clock
+    settings: Settings
+    uploads: UploadStore
+    bucket: Bucket
+    clock: Callable[[], int] = now_ms
 
     async def begin(self, user_id: str, request: UploadRequest) -> UploadTicket:
         """Returns URLs to PUT a video to, under a new key.
@@ -110,7 +105,7 @@ class UploadService:
         return await run_in_threadpool(self._begin, user_id, request)
 
     def _begin(self, user_id: str, request: UploadRequest) -> UploadTicket:
-        most = self._settings.max_upload_bytes
+        most = self.settings.max_upload_bytes
         if request.bytes is not None and request.bytes > most:
             raise InvalidRequest([("/bytes", f"a file may have {most} bytes at most")])
         upload_id = str(uuid.uuid4())
@@ -120,14 +115,14 @@ class UploadService:
             key=f"uploads/{upload_id}/{_shortened(request.filename)}",
             content_type=request.content_type,
             bytes=request.bytes,
-            created_at=self._clock(),
+            created_at=self.clock(),
         )
         if request.bytes is not None and request.bytes >= IN_PARTS_FROM:
             whole = object_key(user_id, upload.key)
-            upload.multipart_id = self._bucket.begin_parts(whole, upload.content_type)
+            upload.multipart_id = self.bucket.begin_parts(whole, upload.content_type)
         # An older client, which sends `job_id`, puts with its content type alone.
         ticket = self._ticket(upload, once="job_id" not in request.model_fields_set)
-        self._uploads.add(upload)
+        self.uploads.add(upload)
         return ticket
 
     async def resume(self, user_id: str, upload_id: str) -> UploadTicket:
@@ -143,7 +138,7 @@ class UploadService:
         upload = self._upload(user_id, upload_id)
         if upload.completed_at is None:
             # A later URL would outlive the row, without which the sweep does not find the file.
-            if upload.created_at < self._clock() - self._settings.keep_uploads_days * DAY_MS:
+            if upload.created_at < self.clock() - self.settings.keep_uploads_days * DAY_MS:
                 raise NotFound(f"The upload {upload_id[:64]} is too old; begin another one.")
             self._check_size(upload, upload.bytes or 0)
         return self._ticket(upload, has_arrived=self._is_there(upload))
@@ -152,7 +147,7 @@ class UploadService:
         """Whether the file of a single PUT has arrived."""
         if upload.completed_at is not None or upload.multipart_id is not None:
             return False
-        return self._bucket.size(object_key(upload.user_id, upload.key)) is not None
+        return self.bucket.size(object_key(upload.user_id, upload.key)) is not None
 
     async def complete(self, user_id: str, upload_id: str) -> Uploaded:
         """Checks that the whole file is in the bucket, and joins its parts; idempotent.
@@ -168,7 +163,7 @@ class UploadService:
         upload = self._upload(user_id, upload_id)
         key = object_key(user_id, upload.key)
         if upload.multipart_id is not None and upload.completed_at is None:
-            arrived = self._bucket.parts(key, upload.multipart_id)
+            arrived = self.bucket.parts(key, upload.multipart_id)
             # Otherwise the parts were joined before, or the bucket has dropped them.
             if arrived is not None:
                 if missing := _missing(upload, arrived):
@@ -176,8 +171,8 @@ class UploadService:
                     raise UploadIncomplete(
                         f"{len(missing)} parts are missing; the first is part {first}."
                     )
-                self._bucket.join_parts(key, upload.multipart_id, arrived)
-        size = self._bucket.size(key)
+                self.bucket.join_parts(key, upload.multipart_id, arrived)
+        size = self.bucket.size(key)
         if upload.completed_at is None:
             self._check_size(upload, max(size or 0, upload.bytes or 0))
         if size is None:
@@ -186,16 +181,16 @@ class UploadService:
             raise UploadIncomplete(
                 f"The file has {size} bytes in the bucket, and not {upload.bytes}."
             )
-        self._uploads.complete(upload_id, size, self._clock())
+        self.uploads.complete(upload_id, size, self.clock())
         return Uploaded(upload_id=upload_id, video_key=upload.key, bytes=size)
 
     def _check_size(self, upload: UploadRow, size: int) -> None:
         """Removes a file over the limit, refuses its upload, and raises FileTooLarge."""
-        most = self._settings.max_upload_bytes
+        most = self.settings.max_upload_bytes
         if size <= most:
             return
-        self._uploads.refuse(upload.user_id, upload.key, size)
-        self._bucket.delete(object_key(upload.user_id, upload.key))
+        self.uploads.refuse(upload.user_id, upload.key, size)
+        self.bucket.delete(object_key(upload.user_id, upload.key))
         raise FileTooLarge(
             f"The file has {size} bytes, and may have {most} at most. It is removed."
         )
@@ -210,27 +205,27 @@ class UploadService:
             return
         key = object_key(user_id, upload.key)
         if upload.multipart_id is not None:
-            self._bucket.drop_parts(key, upload.multipart_id)
-        elif upload.key not in self._uploads.keys_in_use(user_id):
-            self._bucket.delete(key)
-        self._uploads.drop(upload_id)
+            self.bucket.drop_parts(key, upload.multipart_id)
+        elif upload.key not in self.uploads.keys_in_use(user_id):
+            self.bucket.delete(key)
+        self.uploads.drop(upload_id)
 
     def incoming(self, user_id: str) -> IncomingFile:
         """Returns a temporary file to write into; the end of its job removes it."""
         key = f"{TEMPORARY}/{uuid.uuid4()}/source.mp4"
-        return IncomingFile(self._bucket, user_id, key, self._settings.max_upload_bytes)
+        return IncomingFile(self.bucket, user_id, key, self.settings.max_upload_bytes)
 
     async def download(self, user_id: str, key: str) -> DownloadUrl:
         """Returns a presigned URL of one of the user's objects, or raises NotFound."""
         whole = object_key(user_id, key)
-        if await run_in_threadpool(self._bucket.size, whole) is None:
+        if await run_in_threadpool(self.bucket.size, whole) is None:
             raise NotFound("There is no such object.")
-        seconds = self._settings.url_lifetime_seconds
-        url = self._bucket.presigned_get(whole, key.rpartition("/")[2], seconds)
+        seconds = self.settings.url_lifetime_seconds
+        url = self.bucket.presigned_get(whole, key.rpartition("/")[2], seconds)
         return DownloadUrl(url=url, expires_in=seconds)
 
     def _upload(self, user_id: str, upload_id: str) -> UploadRow:
-        upload = self._uploads.find(upload_id, user_id)
+        upload = self.uploads.find(upload_id, user_id)
         if upload is None:
             raise NotFound(f"There is no upload {upload_id[:64]}.")
         return upload
@@ -238,7 +233,7 @@ class UploadService:
     def _ticket(
         self, upload: UploadRow, once: bool = True, has_arrived: bool = False
     ) -> UploadTicket:
-        seconds = self._settings.url_lifetime_seconds
+        seconds = self.settings.url_lifetime_seconds
         key = object_key(upload.user_id, upload.key)
         url, headers, parts = None, {}, []
         if upload.completed_at is not None or has_arrived:
@@ -247,7 +242,7 @@ class UploadService:
             headers = {"Content-Type": upload.content_type} | (
                 {"If-None-Match": "*"} if once else {}
             )
-            url = self._bucket.presigned_put(key, seconds, headers, upload.bytes)
+            url = self.bucket.presigned_put(key, seconds, headers, upload.bytes)
         else:
             multipart_id, missing = self._still_missing(upload, key, upload.multipart_id)
             parts = [
@@ -260,7 +255,7 @@ class UploadService:
             method="PUT",
             headers=headers,
             parts=parts,
-            complete_url=f"{self._settings.root_path}/api/videos/uploads/{upload.id}/complete",
+            complete_url=f"{self.settings.root_path}/api/videos/uploads/{upload.id}/complete",
             completed=upload.completed_at is not None,
             expires_in_seconds=seconds,
         )
@@ -272,18 +267,18 @@ class UploadService:
 
         If the bucket has dropped the upload, a new one begins.
         """
-        arrived = self._bucket.parts(key, multipart_id)
+        arrived = self.bucket.parts(key, multipart_id)
         if arrived is None:
-            if self._bucket.size(key) == upload.bytes:
+            if self.bucket.size(key) == upload.bytes:
                 return multipart_id, []
-            multipart_id, arrived = self._bucket.begin_parts(key, upload.content_type), {}
-            self._uploads.set_multipart_id(upload.id, multipart_id)
+            multipart_id, arrived = self.bucket.begin_parts(key, upload.content_type), {}
+            self.uploads.set_multipart_id(upload.id, multipart_id)
         return multipart_id, _missing(upload, arrived)
 
     def _part(
         self, key: str, multipart_id: str, number: int, offset: int, length: int, seconds: int
     ) -> Part:
-        url = self._bucket.presigned_part(key, multipart_id, number, length, seconds)
+        url = self.bucket.presigned_part(key, multipart_id, number, length, seconds)
         return Part(number=number, offset=offset, bytes=length, upload_url=url)
 
 
