@@ -64,7 +64,8 @@ _MY_VERSION = _MINE.with_only_columns(JOBS.c.version)
 _ATTEMPTS = select(ATTEMPTS).where(ATTEMPTS.c.job_id.in_(bindparam("job_ids", expanding=True)))
 _ATTEMPTS = _ATTEMPTS.order_by(ATTEMPTS.c.number)
 _DUE = select(JOBS).where(JOBS.c.status.in_(OPEN), JOBS.c.due_at <= bindparam("now"))
-_DUE = _DUE.order_by(JOBS.c.due_at).limit(bindparam("most"))
+# Of jobs that are due at the same moment, those at the provider come first: they may be done.
+_DUE = _DUE.order_by(JOBS.c.due_at, JOBS.c.status.desc()).limit(bindparam("most"))
 _UNCHANGED = update(JOBS).where(
     JOBS.c.id == bindparam("_id"), JOBS.c.version == bindparam("_version")
 )

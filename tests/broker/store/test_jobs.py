@@ -183,6 +183,14 @@ def test_a_list_is_paged_newest_first_and_filtered(store, make_job):
     assert store.page("u1", JobFilter(status=(JobStatus.ERROR,)), 9) == []
 
 
+def test_of_jobs_due_at_once_those_at_the_provider_come_first(store, make_job):
+    """They may be finished; the others wait for a worker anyway."""
+    new, running = store.add(make_job(due_at=5)), store.add(make_job(due_at=5))
+    change = JobChange(status=JobStatus.PROCESSING, attempt=1)
+    store.transition(running, EventKind.SUBMITTED, change)
+    assert [job.id for job, _ in store.due(now=10, limit=10)] == [running.id, new.id]
+
+
 def test_an_attempt_is_written_with_the_move_or_not_at_all(store, make_job):
     """A lost race leaves no attempt behind."""
     job = store.add(make_job())
