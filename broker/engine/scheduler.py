@@ -81,8 +81,9 @@ class Scheduler:
             self._core.reconciler.set_open_jobs(count)
             await self._core.drain.read()
             self._start(tasks, LISTING, AT_ONCE, self._core.listings.refresh)
-        # Jobs in hand are still due. Twice as many are loaded, so that they do not hide the others.
-        for job, attempts in await run_in_threadpool(self._store.due, now, AT_ONCE * 2):
+        free, in_hand = AT_ONCE - len(self._in_hand), list(self._in_hand)
+        due = await run_in_threadpool(self._store.due, now, free, in_hand) if free > 0 else ()
+        for job, attempts in due:
             work = partial(self._core.reconciler.advance, job, attempts)
             self._start(tasks, job.id, AT_ONCE, work)
         if len(self._in_hand) < ORPHANS_AT_ONCE:

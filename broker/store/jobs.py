@@ -10,7 +10,7 @@ All methods block; callers run them in a thread. store/engine.py opens the datab
 
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -64,6 +64,7 @@ _MY_VERSION = _MINE.with_only_columns(JOBS.c.version)
 _ATTEMPTS = select(ATTEMPTS).where(ATTEMPTS.c.job_id.in_(bindparam("job_ids", expanding=True)))
 _ATTEMPTS = _ATTEMPTS.order_by(ATTEMPTS.c.number)
 _DUE = select(JOBS).where(JOBS.c.status.in_(OPEN), JOBS.c.due_at <= bindparam("now"))
+_DUE = _DUE.where(JOBS.c.id.not_in(bindparam("but", expanding=True)))
 # Of jobs that are due at the same moment, those at the provider come first: they may be done.
 _DUE = _DUE.order_by(JOBS.c.due_at, JOBS.c.status.desc()).limit(bindparam("most"))
 _UNCHANGED = update(JOBS).where(
@@ -276,9 +277,15 @@ class JobStore:
         """Returns a job and its attempts, the oldest first."""
         return self._with_attempts(_JOB, job_id=job_id)[0]
 
-    def due(self, now: int, limit: int) -> list[tuple[Job, list[Attempt]]]:
-        """Returns the open jobs that are due, with their attempts; the longest overdue first."""
-        return self._with_attempts(_DUE, now=now, most=limit)
+    def due(
+        self, now: int, limit: int, but: Collection[str] = ()
+    ) -> list[tuple[Job, list[Attempt]]]:
+        """Returns the open jobs that are due, with their attempts; the longest overdue first.
+
+        Args:
+            but: the ids of jobs to leave out.
+        """
+        return self._with_attempts(_DUE, now=now, most=limit, but=list(but))
 
     def attempts(self, job_id: str) -> list[Attempt]:
         """Returns a job's attempts, the oldest first."""
@@ -292,8 +299,8 @@ class JobStore:
 
     def version(self, job_id: str, user_id: str) -> int | None:
         """Returns the version of the user's job, or None where there is no such job."""
-        rows = self._rows(_MY_VERSION, job_id=job_id, user_id=user_id)
-        return rows[0]["version"] if rows else None
+        with self._engine.begin() as connection:
+            return connection.execute(_MY_VERSION, {"job_id": job_id, "user_id": user_id}).scalar()
 
     def versions(self, job_ids: Sequence[str]) -> dict[str, int]:
         """Returns the versions of jobs, by id."""
