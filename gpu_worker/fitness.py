@@ -13,6 +13,8 @@ import structlog
 import torch
 
 from gpu_worker.errors import ModelUnavailable
+from gpu_worker.host.accelerator import accelerator
+from gpu_worker.host.limits import memory_bytes, usable_cores
 from gpu_worker.media.decode import nvdec_works
 from gpu_worker.media.encode import nvenc_works
 from gpu_worker.settings import Settings
@@ -31,9 +33,11 @@ def check_fitness(settings: Settings, models: Models) -> dict[str, object]:
     device = settings.torch_device
     try:
         facts = {
+            "cores": usable_cores(),
             "device": _device(device),
             "ffmpeg": imageio_ffmpeg.get_ffmpeg_version(),
             "free_bytes": shutil.disk_usage(settings.work_dir).free,
+            "memory_bytes": memory_bytes(),
             "model": models.warm(),
             "nvdec": settings.decodes_in_hardware and nvdec_works(),
             "nvenc": settings.encodes_in_hardware and nvenc_works(),
@@ -44,7 +48,7 @@ def check_fitness(settings: Settings, models: Models) -> dict[str, object]:
         RuntimeError,
         OSError,
         AssertionError,
-        # Torch asserts that it has CUDA.
+        # Torch asserts that it was built for the device.
     ) as error:
         log.error("unfit", error=str(error))
         sys.exit(f"This worker is not fit for work: {error}")
@@ -55,10 +59,7 @@ def check_fitness(settings: Settings, models: Models) -> dict[str, object]:
 def _device(device: torch.device) -> str:
     """Returns the device's name and memory, after a sum on it."""
     torch.ones(1, device=device).add_(1)
-    if device.type != "cuda":
-        return device.type
-    properties = torch.cuda.get_device_properties(device)
-    return f"{properties.name}, {properties.total_memory >> 20} MiB, CUDA {torch.version.cuda}"
+    return device.type if device.type == "cpu" else accelerator(device).describe()
 
 
 if __name__ == "__main__":

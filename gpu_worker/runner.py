@@ -9,17 +9,18 @@ work before it ends.
 
 import asyncio
 import contextlib
+import contextvars
 import os
 import signal
 import threading
 import time
 from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
 
 import structlog
-import torch
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 from structlog.contextvars import bound_contextvars
@@ -28,6 +29,7 @@ from gpu_worker.bucket import Bucket, open_bucket
 from gpu_worker.control import ControlDocuments
 from gpu_worker.errors import Cancelled, HandedBack, InvalidParams, WorkerError
 from gpu_worker.fitness import check_fitness
+from gpu_worker.host.accelerator import accelerator
 from gpu_worker.host.guard import Guard
 from gpu_worker.host.process import prepare_process
 from gpu_worker.host.workspace import sweep_workspaces
@@ -51,6 +53,7 @@ DEVICE_LOST = 70
 #: Pydantic's types of error for a field, an enum member and a literal that the model lacks.
 NEWER_ERROR_TYPES = {"extra_forbidden", "enum", "literal_error"}
 
+T = TypeVar("T")
 Send = Callable[[Progress], Awaitable[None]]
 
 
@@ -71,6 +74,7 @@ class Runner:
     """Runs executions on models that stay loaded between jobs.
 
     Args:
+        thread: of all jobs, one after the other; the models were warmed in it.
         cold_start_seconds: what the worker's start took; the first job's timings include it.
     """
 
@@ -79,11 +83,13 @@ class Runner:
         settings: Settings,
         bucket: Bucket,
         models: Models | None = None,
+        thread: ThreadPoolExecutor | None = None,
         cold_start_seconds: float = 0.0,
     ) -> None:
         self.settings = settings
         self._bucket = bucket
         self._models = models or models_of(settings)
+        self._thread = thread or one_thread()
         self._cold_start_seconds = cold_start_seconds
 
     async def run(self, raw_input: Any, provider_job_id: str, send: Send) -> Result | Failed:
@@ -102,16 +108,14 @@ class Runner:
                 return await self._run(job, provider_job_id, send)
             except WorkerError as error:
                 log.warning("job_failed", code=error.code, error=str(error), detail=error.detail)
-                return _failed(error.code, str(error), error.detail)
-            except torch.AcceleratorError as error:
-                # Nothing runs on the device any more: the platform must start another worker.
-                log.critical("device_lost", error=str(error))
-                os._exit(DEVICE_LOST)
+                failed = _failed(error.code, str(error), error.detail)
             except Exception as error:
                 log.exception("job_crashed")
-                return _failed(
+                failed = _failed(
                     ErrorCode.INTERNAL, "Something went wrong in the worker.", repr(error)
                 )
+            await self._end_if_device_is_lost()
+            return failed
 
     async def _run(self, job: WorkerInput, provider_job_id: str, send: Send) -> Result:
         guard, progress = Guard(self.settings.max_cpu_seconds), _NewestProgress()
@@ -128,7 +132,7 @@ class Runner:
             guard,
             cold_start_seconds,
         )
-        work = asyncio.create_task(asyncio.to_thread(execution.run))
+        work = self._in_thread(execution.run)
         drain = _Drain(guard, self.settings.drain_seconds)
         reporter = asyncio.create_task(_report(progress, send))
         fence = asyncio.create_task(_watch_fence(control, guard))
@@ -150,17 +154,38 @@ class Runner:
         log.info("job_done", output_key=result.output_key)
         return result
 
+    def _in_thread(self, work: Callable[[], T]) -> "asyncio.Future[T]":
+        """Runs work in the thread of the jobs, with the log's fields."""
+        context = contextvars.copy_context()
+        return asyncio.get_running_loop().run_in_executor(self._thread, context.run, work)
+
+    async def _end_if_device_is_lost(self) -> None:
+        """Ends the process where nothing runs on the device any more: the platform must start
+        another worker.
+        """
+        device = self.settings.torch_device
+        if device.type != "cpu" and not await self._in_thread(accelerator(device).is_alive):
+            log.critical("device_lost")
+            os._exit(DEVICE_LOST)
+
+
+def one_thread() -> ThreadPoolExecutor:
+    """Returns what runs all work on the device in one thread: its libraries keep handles and
+    workspaces for each thread that uses them.
+    """
+    return ThreadPoolExecutor(1, "job")
+
 
 def start_runner(settings: Settings) -> Runner:
     """Prepares this process, checks the machine and warms the models; exits where one fails."""
     began = time.monotonic()
     prepare_process()
-    models = models_of(settings)
-    check_fitness(settings, models)
+    models, thread = models_of(settings), one_thread()
+    thread.submit(check_fitness, settings, models).result()
     if swept := sweep_workspaces(settings.work_dir):
         log.info("workspaces_swept", count=swept)
     cold_start_seconds = round(time.monotonic() - began, 3)
-    return Runner(settings, open_bucket(settings), models, cold_start_seconds)
+    return Runner(settings, open_bucket(settings), models, thread, cold_start_seconds)
 
 
 def parse_input(raw_input: Any) -> WorkerInput:

@@ -8,6 +8,8 @@ import torch
 from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from gpu_worker.host.accelerator import Choice, accelerator, chosen_device
+
 
 class Settings(BaseSettings):
     # A form in a console sends the fields that were left empty as well.
@@ -21,9 +23,7 @@ class Settings(BaseSettings):
     work_dir: Path = Field(
         default_factory=lambda: Path(tempfile.gettempdir()), validation_alias="REELBROKER_WORK_DIR"
     )
-    device: Literal["auto", "cpu", "cuda"] = Field(
-        default="auto", validation_alias="REELBROKER_DEVICE"
-    )
+    device: Choice = Field(default="auto", validation_alias="REELBROKER_DEVICE")
     video_encoder: Literal["auto", "libx264"] = Field(
         default="auto", validation_alias="REELBROKER_VIDEO_ENCODER"
     )
@@ -82,22 +82,20 @@ class Settings(BaseSettings):
     @property
     def encodes_in_hardware(self) -> bool:
         """True where NVENC is wanted, if a trial shows that it works."""
-        return self.video_encoder == "auto" and self.torch_device.type == "cuda"
+        return self.video_encoder == "auto" and self.torch_device.type != "cpu"
 
     @property
     def decodes_in_hardware(self) -> bool:
         """True where NVDEC is wanted, if a trial shows that it works."""
-        return self.video_decoder == "auto" and self.torch_device.type == "cuda"
+        return self.video_decoder == "auto" and self.torch_device.type != "cpu"
 
     @property
     def torch_device(self) -> torch.device:
-        """The device that frames are edited on; a GPU with its index, as tensors have it."""
-        if self.device == "cpu" or (self.device == "auto" and not torch.cuda.is_available()):
-            return torch.device("cpu")
-        return torch.device("cuda", 0)
+        """The device that frames are edited on."""
+        return chosen_device(self.device)
 
     @property
     def gpu(self) -> str | None:
         """The GPU's name, or None where frames are edited on the CPU."""
         device = self.torch_device
-        return torch.cuda.get_device_name(device) if device.type == "cuda" else None
+        return None if device.type == "cpu" else accelerator(device).name()

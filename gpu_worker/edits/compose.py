@@ -18,8 +18,9 @@ from gpu_worker.edits.text import text_layers
 from gpu_worker.edits.timeline import CUT, ClipTime, Timeline
 from gpu_worker.media.frames import Frame
 from gpu_worker.media.probe import Limits, SourceFacts
-from gpu_worker.media.transfer import frame_to_device
-from gpu_worker.upscale.engine import Engine
+from gpu_worker.media.transfer import all_to_device
+from gpu_worker.upscale.distinct import Distinct
+from gpu_worker.upscale.engine import CONTEXT, Engine
 from schemas.edits import (
     Framing,
     FramingParams,
@@ -67,34 +68,41 @@ class Look:
 
         What nothing touches passes through as it is. The engine takes them all at once.
         """
-        drawn = [
-            self._drawn_on(frame, moment) for frame, moment in zip(frames, moments, strict=True)
-        ]
+        drawn = self._drawn_on(frames, moments)
         if self.path is None:
             shown = [frame.cut(*self.size) for frame in drawn]
         else:
             shown = self.engine(drawn, [self.path.at(moment) for moment in moments], *self.size)
-        return [
-            self._written_on(frame, moment) for frame, moment in zip(shown, moments, strict=True)
-        ]
+        return self._written_on(shown, moments)
 
     def let_go(self) -> None:
         """Frees what was made for the clip; it has ended."""
+        self.engine.let_go()
         for layer in self.layers:
             layer.let_go()
 
-    def _drawn_on(self, frame: Frame, moment: float) -> Frame:
-        if is_upright(self.rotation) and self.highlights is None:
-            # Wherever it is: an engine brings what it needs of it to the device.
-            return frame
-        frame = rotate(frame_to_device(frame, self.device), self.rotation)
-        return frame if self.highlights is None else self.highlights.draw(frame, moment)
+    def _drawn_on(self, frames: Sequence[Frame], moments: Sequence[float]) -> Sequence[Frame]:
+        """Turns and highlights frames; an engine brings what it needs of the others to the
+        device.
+        """
+        upright, highlights = is_upright(self.rotation), self.highlights
+        if upright and not (highlights and any(map(highlights.are_shown, moments))):
+            return frames
+        drawn = [rotate(frame, self.rotation) for frame in all_to_device(frames, self.device)]
+        if highlights is None:
+            return drawn
+        return [
+            highlights.draw(frame, moment) for frame, moment in zip(drawn, moments, strict=True)
+        ]
 
-    def _written_on(self, frame: Frame, moment: float) -> Frame:
-        frame = frame_to_device(frame, self.device)
+    def _written_on(self, frames: Sequence[Frame], moments: Sequence[float]) -> list[Frame]:
+        # A layer that is not shown is asked too: it frees its pixels.
+        if any(layer.is_shown(moment) for layer in self.layers for moment in moments):
+            frames = all_to_device(frames, self.device)
+        written = list(frames)
         for layer in self.layers:
-            frame = layer.draw(frame, moment)
-        return frame
+            written = [layer.draw(f, moment) for f, moment in zip(written, moments, strict=True)]
+        return written
 
 
 @dataclass(frozen=True)
@@ -117,6 +125,11 @@ class Composition:
     size: tuple[int, int]
     fps: Fraction
     sound: bool
+
+    @property
+    def batch(self) -> int:
+        """How many frames an engine makes at once, at most."""
+        return max(clip.look.engine.batch for clip in self.clips)
 
 
 @dataclass(frozen=True)
@@ -225,7 +238,7 @@ def _framed(
         look=Look(
             size,
             path,
-            engine or Resampler(kit.device),
+            Distinct(engine, CONTEXT) if engine else Resampler(kit.device),
             kit.device,
             framing.rotation,
             highlights,

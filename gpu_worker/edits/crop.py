@@ -5,20 +5,33 @@ are resampled as they are: a linear filter commutes with the linear colour matri
 RGB would only cost time and rounding.
 """
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as functional
+from torch.nn.functional import grid_sample
 
 from gpu_worker.edits.keyframes import bracket, mixed, seconds_of
 from gpu_worker.errors import InvalidParams
-from gpu_worker.media.frames import BLACK, Box, Frame, bands, chroma_size
+from gpu_worker.media.frames import (
+    BLACK,
+    Box,
+    Frame,
+    FrameBatch,
+    Region,
+    alike,
+    bands,
+    chroma_size,
+)
 from gpu_worker.media.probe import SourceFacts
-from gpu_worker.media.resample import resample, taps
-from gpu_worker.media.transfer import frame_to_device
+from gpu_worker.media.resample import CUBIC_RADIUS, Axes, Filter, resample, rounded, taps
+from gpu_worker.media.transfer import batch_to_device
 from schemas.edits import Framing, Interpolation, first_keyframe_outside, is_upright
+
+#: So many frames are resampled at once on a device, and of large ones so many pixels.
+DEVICE_BATCH, DEVICE_PIXELS = 8, 1 << 25
 
 
 @dataclass(frozen=True)
@@ -98,49 +111,81 @@ class Resampler:
     """The engine that resamples, on a device."""
 
     device: torch.device
-    batch: int = 1
+
+    @property
+    def batch(self) -> int:
+        """How many frames it wants at once."""
+        return 1 if self.device.type == "cpu" else DEVICE_BATCH
 
     def __call__(
         self, frames: Sequence[Frame], boxes: Sequence[Box], width: int, height: int
     ) -> list[Frame]:
-        """Returns each frame's box at `width` x `height`."""
-        return [
-            crop(frame_to_device(frame, self.device), box, width, height)
-            for frame, box in zip(frames, boxes, strict=True)
-        ]
+        """Returns each frame's box, which lies inside the frame, at `width` x `height`.
+
+        A frame passes through as it is, wherever it is, where nothing is to be done.
+        """
+        whole = Box(0.0, 0.0, float(frames[0].width), float(frames[0].height))
+        if (frames[0].width, frames[0].height) == (width, height):
+            untouched = [box == whole for box in boxes]
+        else:
+            untouched = [False] * len(boxes)
+        made = list(frames)
+        touched = [number for number, same in enumerate(untouched) if not same]
+        pixels = max(frames[0].width * frames[0].height, width * height)
+        step = max(1, DEVICE_PIXELS // pixels)
+        for first in range(0, len(touched), step):
+            some = touched[first : first + step]
+            shown = _cropped(
+                [frames[number] for number in some],
+                [boxes[number] for number in some],
+                (width, height),
+                self.device,
+            )
+            for number, frame in zip(some, shown, strict=True):
+                made[number] = frame
+        return made
+
+    def let_go(self) -> None:
+        """Keeps nothing of a clip."""
 
 
-def crop(frame: Frame, box: Box, width: int, height: int) -> Frame:
-    """Resamples what lies in `box` to `width` x `height`, on the frame's device.
+def _cropped(
+    frames: Sequence[Frame], boxes: Sequence[Box], size: tuple[int, int], device: torch.device
+) -> list[Frame]:
+    """Resamples a box of each frame; only what the filters reach goes to the device."""
+    width, height = frames[0].width, frames[0].height
+    scale = max(1.0, *(max(box.width / size[0], box.height / size[1]) for box in boxes))
+    # A filter reaches twice as far in chroma.
+    margin = math.ceil(2 * CUBIC_RADIUS * scale)
+    regions = alike([Region.around(b, margin, width, height) for b in boxes], width, height)
+    cut = [frame.region(region) for frame, region in zip(frames, regions, strict=True)]
+    filters = _filters([r.relative(b) for r, b in zip(regions, boxes, strict=True)], size, cut[0])
+    batch, arrived = batch_to_device(cut, filters, device)
+    luma, chroma = arrived
+    planes = ((batch.y, luma), (batch.u, chroma), (batch.v, chroma))
+    return FrameBatch(*(rounded(resample(plane, axes, 0.5)) for plane, axes in planes)).frames()
 
-    Args:
-        frame: the whole picture, uint8 planes.
-        box: in pixels of the picture, inside it.
 
-    Returns:
-        A frame of the new size, rounded to uint8; the same where nothing is to be done.
-    """
-    if box == Box(0.0, 0.0, float(frame.width), float(frame.height)) and (
-        frame.width,
-        frame.height,
-    ) == (
-        width,
-        height,
-    ):
-        return frame
-    x, y = box.width / width, box.height / height
-    luma = resample(
-        frame.y, taps(box.x + 0.5 * x - 0.5, x, width), taps(box.y + 0.5 * y - 0.5, y, height)
+def _filters(boxes: Sequence[Box], size: tuple[int, int], frame: Frame) -> list[Axes]:
+    """Returns the filters that make `size` of boxes of frames of one size, for luma and chroma."""
+    width, height = size
+    half = chroma_size(width), chroma_size(height)
+    rows, columns = frame.y.shape
+    x = [(box.x, box.width / width) for box in boxes]
+    y = [(box.y, box.height / height) for box in boxes]
+    luma = (
+        Filter.of([taps(left + 0.5 * step - 0.5, step, width) for left, step in x], columns),
+        Filter.of([taps(top + 0.5 * step - 0.5, step, height) for top, step in y], rows),
     )
     # Chroma sits on even luma columns (hence the x of luma sample 0, halved) and between luma rows.
-    columns = taps((box.x + 0.5 * x - 0.5) / 2, x, chroma_size(width))
-    rows = taps((box.y + y - 1.0) / 2, y, chroma_size(height))
-    return Frame(
-        *(
-            _rounded(plane)
-            for plane in (luma, resample(frame.u, columns, rows), resample(frame.v, columns, rows))
-        )
+    rows, columns = frame.u.shape
+    chroma = (
+        Filter.of(
+            [taps((left + 0.5 * step - 0.5) / 2, step, half[0]) for left, step in x], columns
+        ),
+        Filter.of([taps((top + step - 1.0) / 2, step, half[1]) for top, step in y], rows),
     )
+    return [luma, chroma]
 
 
 def rotate(frame: Frame, degrees: float) -> Frame:
@@ -162,10 +207,6 @@ def _centred(ratio: float, source: SourceFacts) -> Box:
     return Box((source.width - width) / 2, (source.height - height) / 2, width, height)
 
 
-def _rounded(plane: torch.Tensor) -> torch.Tensor:
-    return plane.add_(0.5).clamp_(0, 255).to(torch.uint8)
-
-
 def _rotate_plane(
     plane: torch.Tensor, picture: tuple[int, int], degrees: float, black: int, scale: int
 ) -> torch.Tensor:
@@ -175,7 +216,7 @@ def _rotate_plane(
     relative = plane.float().sub_(black)[None, None]
     for rows in bands(plane.shape[0], 4 * plane.shape[1]):
         grid = _turned_grid(plane, rows, picture, degrees, scale)
-        sampled = functional.grid_sample(
+        sampled = grid_sample(
             relative, grid[None], mode="bicubic", padding_mode="zeros", align_corners=False
         )
         turned[rows] = (sampled[0, 0] + black + 0.5).clamp_(0, 255)
@@ -190,8 +231,9 @@ def _turned_grid(
     """
     height, width = plane.shape
     # Positions in luma pixels from the picture's centre, minding where chroma samples sit.
-    x = torch.arange(width, dtype=torch.float64) * scale
-    y = torch.arange(rows.start, rows.stop, dtype=torch.float64) * scale + (scale - 1) / 2
+    arange = functools.partial(torch.arange, dtype=torch.float64, device=plane.device)
+    x = arange(width) * scale
+    y = arange(rows.start, rows.stop) * scale + (scale - 1) / 2
     centre_x, centre_y = (picture[0] - 1) / 2, (picture[1] - 1) / 2
     grid_y, grid_x = torch.meshgrid(y - centre_y, x - centre_x, indexing="ij")
     angle = math.radians(degrees)
@@ -200,4 +242,4 @@ def _turned_grid(
     u = source_x / scale
     v = (source_y - (scale - 1) / 2) / scale
     grid = torch.stack([(2 * u + 1) / width - 1, (2 * v + 1) / height - 1], dim=-1)
-    return grid.float().to(plane.device)
+    return grid.float()

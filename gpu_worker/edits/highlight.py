@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as functional
 
 from gpu_worker.edits.keyframes import bracket, mixed, seconds_of
-from gpu_worker.edits.timeline import EPSILON_SECONDS, fade_at
+from gpu_worker.edits.timeline import fade_at, is_shown
 from gpu_worker.media.frames import BLACK, Frame, bands, planes_of_rgb
 from gpu_worker.media.probe import SourceFacts
 from schemas.overlays import Effect, HighlightKeyframe, HighlightRegion, OverlayParams
@@ -91,7 +91,7 @@ class Region:
 
     def at(self, moment: float) -> Shown | None:
         """Returns the ellipse and how far it is faded in (0 to 1); None when there is none."""
-        if not self.start - EPSILON_SECONDS <= moment < self.end - EPSILON_SECONDS:
+        if not is_shown(self.start, self.end, moment):
             return None
         return self._ellipse(moment), fade_at(moment, self.start, self.end, self.fade)
 
@@ -134,6 +134,10 @@ class Highlights:
                 if region.enabled
             ),
         )
+
+    def are_shown(self, moment: float) -> bool:
+        """True where something is highlighted at `moment` (seconds of the source)."""
+        return any(is_shown(region.start, region.end, moment) for region in self.regions)
 
     def draw(self, frame: Frame, moment: float) -> Frame:
         """Returns the frame with what is highlighted at `moment` (seconds of the source); itself
@@ -244,9 +248,10 @@ class _Outline:
         columns = _near(ellipse.x, a + reach, slice(0, plane.shape[1]), scale)
         rows = _near(ellipse.y, b + reach, band, scale)
         # MPEG-2 siting: chroma is at every even luma column, and halfway between two luma rows.
-        x = torch.arange(columns.start, columns.stop, dtype=torch.float32) * scale + 0.5
-        y = torch.arange(rows.start, rows.stop, dtype=torch.float32) * scale + scale / 2
-        dx, dy = (x - ellipse.x).to(plane.device)[None], (y - ellipse.y).to(plane.device)[:, None]
+        arange = partial(torch.arange, dtype=torch.float32, device=plane.device)
+        x = arange(columns.start, columns.stop) * scale + 0.5
+        y = arange(rows.start, rows.stop) * scale + scale / 2
+        dx, dy = (x - ellipse.x)[None], (y - ellipse.y)[:, None]
         nearness = torch.hypot(dx / a, dy / b)
         slope = torch.hypot(dx / (a * a), dy / (b * b)).clamp_(min=1e-9)
         distance = torch.where(nearness < 1e-6, -min(a, b), nearness * (nearness - 1) / slope)

@@ -7,8 +7,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from gpu_worker.edits.timeline import EPSILON_SECONDS, fade_at
+from gpu_worker.edits.timeline import fade_at, is_shown
 from gpu_worker.media.frames import Frame, bands, planes_of_rgb
+from gpu_worker.media.transfer import to_device
+
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,7 @@ class Layer:
 
     def draw(self, frame: Frame, moment: float) -> Frame:
         """Returns the frame with the layer over it; itself where the layer is not shown."""
-        if not self.start - EPSILON_SECONDS <= moment < self.end - EPSILON_SECONDS:
+        if not is_shown(self.start, self.end, moment):
             return frame
         presence = fade_at(moment, self.start, self.end, self.fade)
         if presence == 0:
@@ -72,12 +75,16 @@ class TimedLayer:
 
     def draw(self, frame: Frame, moment: float) -> Frame:
         """Returns the frame with the layer over it; itself where the layer is not shown."""
-        if not self.start - EPSILON_SECONDS <= moment < self.end - EPSILON_SECONDS:
+        if not self.is_shown(moment):
             self.let_go()
             return frame
         if self._made is None:
             self._made = self._make()
         return frame if self._made is None else self._made.draw(frame, moment)
+
+    def is_shown(self, moment: float) -> bool:
+        """True from its start to before its end."""
+        return is_shown(self.start, self.end, moment)
 
     def let_go(self) -> None:
         """Frees its pixels; it is made again if it is drawn again."""
@@ -107,7 +114,7 @@ def layer_of(
     size: tuple[int, int],
     when: tuple[float, float, float],
     opacity: float = 1.0,
-    device: torch.device | None = None,
+    device: torch.device = CPU,
 ) -> Layer | None:
     """Makes a layer of an RGBA picture whose top-left corner is at `place`; None where nothing of
     it is in the frame.
@@ -129,7 +136,7 @@ def layer_of(
         colour, alpha = (
             torch.from_numpy(np.ascontiguousarray(part[:rows, :columns])) for part in plane
         )
-        planes.append((colour.to(device), alpha.to(device)))
+        planes.append((to_device(colour, device), to_device(alpha, device)))
     return Layer(*when, left, top, tuple(planes))
 
 

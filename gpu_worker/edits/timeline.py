@@ -269,6 +269,11 @@ def frame_at(moment: float, fps: Fraction) -> int:
     return math.floor((moment + EPSILON_SECONDS) * fps)
 
 
+def is_shown(start: float, end: float, moment: float) -> bool:
+    """True for a moment from `start` to before `end`, all in seconds."""
+    return start - EPSILON_SECONDS <= moment < end - EPSILON_SECONDS
+
+
 def fade_at(moment: float, start: float, end: float, seconds: float) -> float:
     """Returns how far something shown from `start` to `end` is faded in (0 to 1); too short for
     both fades, fully.

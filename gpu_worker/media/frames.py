@@ -2,7 +2,8 @@
 MPEG-2 siting; and a box in it.
 """
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
@@ -46,11 +47,43 @@ class Frame:
         """Returns the top-left part of that size; itself where it has that size already."""
         if (width, height) == (self.width, self.height):
             return self
-        columns, rows = chroma_size(width), chroma_size(height)
-        return Frame(self.y[:height, :width], self.u[:rows, :columns], self.v[:rows, :columns])
+        return self.region(Region(0, 0, width, height))
+
+    def region(self, region: "Region") -> "Frame":
+        """Returns a part of the picture, as views."""
+        left, top = region.left, region.top
+        right, bottom = left + region.width, top + region.height
+        rows, columns = slice(top // 2, chroma_size(bottom)), slice(left // 2, chroma_size(right))
+        return Frame(self.y[top:bottom, left:right], self.u[rows, columns], self.v[rows, columns])
 
     def __repr__(self) -> str:
         return f"Frame({self.width}x{self.height}, {self.y.device})"
+
+
+@dataclass(frozen=True)
+class FrameBatch:
+    """Frames of one size, stacked.
+
+    Attributes:
+        y: (n, height, width) uint8.
+        u, v: (n, ceil(height / 2), ceil(width / 2)) uint8.
+    """
+
+    y: torch.Tensor
+    u: torch.Tensor
+    v: torch.Tensor
+
+    @classmethod
+    def of(cls, frames: Sequence[Frame]) -> "FrameBatch":
+        """Stacks frames; views the planes of one that is alone."""
+        if len(frames) == 1:
+            return cls(*(plane[None] for plane in frames[0].planes))
+        planes = zip(*(frame.planes for frame in frames), strict=True)
+        return cls(*(torch.stack(plane) for plane in planes))
+
+    def frames(self) -> list[Frame]:
+        """Returns the frames one by one, as views."""
+        return [Frame(*planes) for planes in zip(self.y, self.u, self.v, strict=True)]
 
 
 #: The planes' values of black.
@@ -94,6 +127,49 @@ class Box:
         """Returns the box moved, and if need be shrunk, into a `width` x `height` picture."""
         w, h = min(self.width, width), min(self.height, height)
         return Box(min(max(self.x, 0.0), width - w), min(max(self.y, 0.0), height - h), w, h)
+
+
+@dataclass(frozen=True)
+class Region:
+    """A part of a picture in whole luma pixels; `left` and `top` are even: chroma begins there."""
+
+    left: int
+    top: int
+    width: int
+    height: int
+
+    @classmethod
+    def around(cls, box: Box, margin: int, width: int, height: int) -> "Region":
+        """Returns what a box covers and `margin` pixels around it, inside a `width` x `height`
+        picture.
+
+        Away from the edges, the region is as large for each place of a box of one size.
+        """
+        left = max(0, math.floor(box.x) - margin) & ~1
+        top = max(0, math.floor(box.y) - margin) & ~1
+        wide = (math.ceil(box.width) + 2 * margin + 3) & ~1
+        high = (math.ceil(box.height) + 2 * margin + 3) & ~1
+        return cls(left, top, min(width - left, wide), min(height - top, high))
+
+    def grown(self, wide: int, high: int, width: int, height: int) -> "Region":
+        """Returns a region of at least `wide` x `high` that holds this one, in a `width` x `height`
+        picture, as far as that goes; and of one size for all that are grown alike.
+        """
+        # What is left of the picture is even, so that a region at its far edge begins at an even
+        # place.
+        wide = width - (max(0, width - wide) & ~1)
+        high = height - (max(0, height - high) & ~1)
+        return Region(min(self.left, width - wide), min(self.top, height - high), wide, high)
+
+    def relative(self, box: Box) -> Box:
+        """Returns a box of the picture in pixels of the region."""
+        return Box(box.x - self.left, box.y - self.top, box.width, box.height)
+
+
+def alike(regions: Sequence[Region], width: int, height: int) -> list[Region]:
+    """Returns regions of one size that hold the given ones, in `width` x `height` pictures."""
+    wide, high = (max(region.width for region in regions), max(region.height for region in regions))
+    return [region.grown(wide, high, width, height) for region in regions]
 
 
 #: How many samples of a plane a step works on at once where it needs several numbers for each of

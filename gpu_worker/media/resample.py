@@ -1,10 +1,16 @@
 """Resampling: separable bicubic at any offset and factor, widened when shrinking, so that it
 averages instead of skipping.
+
+Filters are computed on the host, for all pictures of a batch, and go to the device with the
+pictures.
 """
 
+import functools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as functional
 
@@ -14,80 +20,132 @@ from gpu_worker.media.frames import BAND_SAMPLES
 #: interpolation for digital image processing", IEEE Trans. ASSP 29(6), 1981).
 CUBIC_A = -0.5
 CUBIC_RADIUS = 2.0
+#: So many axes' taps are kept: those of a crop that rests, or moves along the other axis, recur.
+KEPT_TAPS = 64
 
 
 @dataclass(frozen=True)
 class Taps:
-    """For each output sample along one axis, the source samples that make it: (n, k) indices and
-    float32 weights.
+    """For each output sample along one axis, the source samples that make it.
+
+    Attributes:
+        indices: (n, k) int32, beyond the axis where the filter reaches over an edge.
+        weights: (n, k) float32.
+    """
+
+    indices: np.ndarray
+    weights: np.ndarray
+
+
+@functools.lru_cache(KEPT_TAPS)
+def taps(first: float, step: float, count: int) -> Taps:
+    """Computes the filter for output samples at source positions `first + i * step`, unclamped."""
+    scale = max(step, 1.0)
+    reach = CUBIC_RADIUS * scale
+    centres = first + step * np.arange(count)
+    lowest = np.floor(centres - reach) + 1
+    offsets = np.arange(math.ceil(2 * reach))
+    weights = _cubic(np.abs((lowest - centres)[:, None] + offsets) / scale)
+    weights /= weights.sum(axis=1, keepdims=True)
+    # At whole steps and offsets most taps are nothing, and are left out.
+    used = (np.abs(weights) > 1e-9).any(axis=0)
+    indices = lowest.astype(np.int32)[:, None] + offsets[used].astype(np.int32)
+    return Taps(indices, weights[:, used].astype(np.float32))
+
+
+def _cubic(x: np.ndarray) -> np.ndarray:
+    a = CUBIC_A
+    near = ((a + 2) * x - (a + 3)) * x * x + 1
+    far = a * (((x - 5) * x + 8) * x - 4)
+    return np.where(x <= 1, near, np.where(x < CUBIC_RADIUS, far, 0.0))
+
+
+@dataclass(frozen=True)
+class Filter:
+    """The taps of one axis for a batch of n pictures.
+
+    Attributes:
+        indices: (n, count, k) int32 into the axes of all pictures, one after the other; edges
+            repeat.
+        weights: (n, count, k) float32.
     """
 
     indices: torch.Tensor
     weights: torch.Tensor
 
+    @classmethod
+    def of(cls, axes: Sequence[Taps], length: int) -> "Filter":
+        """Joins the taps of each picture's axis, which has `length` samples; on the host."""
+        most = max(axis.indices.shape[1] for axis in axes)
+        shape = (len(axes), len(axes[0].indices), most)
+        indices, weights = np.zeros(shape, np.int32), np.zeros(shape, np.float32)
+        for number, axis in enumerate(axes):
+            used = slice(axis.indices.shape[1])
+            np.clip(axis.indices, 0, length - 1, out=indices[number, :, used])
+            indices[number] += number * length
+            weights[number, :, used] = axis.weights
+        return cls(torch.from_numpy(indices), torch.from_numpy(weights))
 
-def taps(first: float, step: float, count: int) -> Taps:
-    """Computes the filter for output samples at source positions `first + i * step`, unclamped."""
-    scale = max(step, 1.0)
-    taps = math.ceil(2 * CUBIC_RADIUS * scale)
-    centres = first + torch.arange(count, dtype=torch.float64) * step
-    lowest = torch.floor(centres - CUBIC_RADIUS * scale) + 1
-    indices = lowest[:, None] + torch.arange(taps, dtype=torch.float64)
-    weights = _cubic((indices - centres[:, None]).abs() / scale)
-    weights /= weights.sum(dim=1, keepdim=True)
-    # At whole steps and offsets most taps are nothing, and are left out.
-    used = (weights.abs() > 1e-9).any(dim=0)
-    return Taps(indices[:, used].long(), weights[:, used].float())
+    @property
+    def count(self) -> int:
+        """How many samples come out along the axis."""
+        return self.indices.shape[1]
+
+    def some(self, part: slice) -> "Filter":
+        """Returns the filter of a part of the output samples."""
+        return Filter(self.indices[:, part], self.weights[:, part])
+
+    def apply(self, lines: torch.Tensor) -> torch.Tensor:
+        """Filters along the first axis of each picture.
+
+        Args:
+            lines: (n, length, m) float32, contiguous.
+
+        Returns:
+            (n, count, m) float32.
+        """
+        # `embedding_bag` computes weighted sums of rows. Nothing else in torch does that as fast
+        # on a CPU: docs/decisions/0007.
+        made = functional.embedding_bag(
+            self.indices.reshape(-1, self.indices.shape[2]),
+            lines.view(-1, lines.shape[2]),
+            per_sample_weights=self.weights.reshape(-1, self.weights.shape[2]),
+            mode="sum",
+        )
+        return made.view(len(lines), self.count, lines.shape[2])
 
 
-def _cubic(x: torch.Tensor) -> torch.Tensor:
-    a = CUBIC_A
-    near = ((a + 2) * x - (a + 3)) * x * x + 1
-    far = a * (((x - 5) * x + 8) * x - 4)
-    return torch.where(x <= 1, near, torch.where(x < CUBIC_RADIUS, far, 0.0))
+#: The filters of a plane: columns, rows.
+Axes = tuple[Filter, Filter]
 
 
-def resample(plane: torch.Tensor, columns: Taps, rows: Taps) -> torch.Tensor:
-    """Applies both filters to one (h, w) plane of any type, on its device; samples beyond an edge
-    repeat it.
-
-    A weighted sum of rows is what `embedding_bag` computes, and nothing else in torch does it as
-    fast on a CPU: 2 ms for 405x720 to 1080x1920, where dense matrix products take 19 and sparse
-    ones 25.
+def resample(planes: torch.Tensor, axes: Axes, bias: float = 0.0) -> torch.Tensor:
+    """Applies both filters to (n, h, w) planes of uint8 or float32, on their device.
 
     Returns:
-        (rows, columns) float32, not rounded.
+        (n, rows, columns) float32, not rounded, with `bias` added.
     """
-    rows, top, bottom = _on(rows, plane.shape[0], plane.device)
-    count, step = len(columns.indices), max(1, BAND_SAMPLES // (bottom - top))
-    if count <= step:
-        return _resample(plane[top:bottom], columns, rows)
+    columns, rows = axes
+    # Turned while it is still small, and of one byte a sample. The weights of each sample add up to
+    # 1, so that the bias comes out as it went in.
+    source = planes.transpose(1, 2).contiguous().add(bias)
+    step = max(1, BAND_SAMPLES // planes.shape[1])
+    if columns.count <= step:
+        return rows.apply(columns.apply(source).transpose(1, 2).contiguous())
     # What lies between the two filters can be several times as large as the result.
-    made = plane.new_empty((len(rows.indices), count), dtype=torch.float32)
-    for first in range(0, count, step):
+    made = source.new_empty((len(planes), rows.count, columns.count))
+    for first in range(0, columns.count, step):
         some = slice(first, first + step)
-        made[:, some] = _resample(
-            plane[top:bottom], Taps(columns.indices[some], columns.weights[some]), rows
-        )
+        wide = columns.some(some).apply(source).transpose(1, 2).contiguous()
+        made[:, :, some] = rows.apply(wide)
     return made
 
 
-def _resample(plane: torch.Tensor, columns: Taps, rows: Taps) -> torch.Tensor:
-    columns, left, right = _on(columns, plane.shape[1], plane.device)
-    # Turned while it is still small.
-    source = plane[:, left:right].t().contiguous().float()
-    wide = functional.embedding_bag(
-        columns.indices, source, per_sample_weights=columns.weights, mode="sum"
-    )
-    return functional.embedding_bag(
-        rows.indices, wide.t().contiguous(), per_sample_weights=rows.weights, mode="sum"
-    )
-
-
-def _on(taps: Taps, length: int, device: torch.device) -> tuple[Taps, int, int]:
-    """Repeats the edges of an axis of `length`, and returns the taps relative to the part of it
-    that they touch.
-    """
-    indices = taps.indices.clamp(0, length - 1)
-    low, high = int(indices.min()), int(indices.max()) + 1
-    return Taps((indices - low).to(device), taps.weights.to(device)), low, high
+def rounded(samples: torch.Tensor) -> torch.Tensor:
+    """Returns uint8 of float32 samples that have 0.5 added already; changes them."""
+    if samples.device.type != "cpu":
+        return samples.clamp_(0, 255).to(torch.uint8)
+    made = torch.empty_like(samples, dtype=torch.uint8)
+    # One pass over memory, where torch takes two.
+    np.clip(samples.numpy(), 0, 255, out=made.numpy(), casting="unsafe")
+    return made

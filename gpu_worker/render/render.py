@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
-import torch
-
 from gpu_worker.edits.compose import Clip, Composition
 from gpu_worker.edits.timeline import EPSILON_SECONDS, Shown, frame_at
 from gpu_worker.edits.transition import mix
 from gpu_worker.errors import InvalidMedia, OutOfMemory, OutputTooLong
+from gpu_worker.host.accelerator import is_out_of_memory
 from gpu_worker.host.guard import Guard
+from gpu_worker.host.limits import memory_bytes
 from gpu_worker.media.decode import decode
 from gpu_worker.media.encode import SOUND, Quality, Sound, encode
 from gpu_worker.media.frames import Frame, frame_bytes
@@ -24,8 +24,8 @@ from gpu_worker.render.stages import DEPTH, Ahead, Behind
 
 #: Sound is read from that long before it is needed, so that decoders have settled when it is.
 SOUND_RUN_IN_SECONDS = 2.0
-#: Of frames between two stages.
-WAITING_BYTES = 64 << 20
+#: Of frames between two stages: at most so many bytes, and no more than a share of the memory.
+WAITING_BYTES, WAITING_SHARE = 512 << 20, 1 / 64
 
 
 @dataclass
@@ -82,7 +82,7 @@ def render(
         encode(
             path, composition.size, fps, quality, _sound(composition), guard, limits.bytes
         ) as encoder,
-        Behind(encoder.write, _depth(*composition.size)) as written,
+        Behind(encoder.write, _depth(composition.size, composition.batch)) as written,
         Stage(composition, guard) as stage,
     ):
         moments = (float(index / fps) for index in range(count))
@@ -153,7 +153,9 @@ class Stage:
             if all(map(_alone, batch)):
                 return self._look([shown[0] for shown in batch])
             return [mix([(self._look([one])[0], one.weight) for one in shown]) for shown in batch]
-        except torch.OutOfMemoryError as error:
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
             raise OutOfMemory(
                 "The GPU has too little memory for this video.", str(error)
             ) from error
@@ -235,6 +237,7 @@ class Footage:
     def _started(self, run: "_Run") -> "_Reader":
         self.close()
         source = self._clip.source
+        size = source.facts.width, source.facts.height
         frames = self._open.enter_context(
             decode(
                 source.path,
@@ -250,15 +253,18 @@ class Footage:
         return _Reader(
             iter(
                 self._open.enter_context(
-                    Ahead(frames, _depth(source.facts.width, source.facts.height))
+                    Ahead(frames, _depth(size, self._clip.look.engine.batch))
                 )
             )
         )
 
 
-def _depth(width: int, height: int) -> int:
-    """Returns how many frames of that size may wait between two stages."""
-    return max(1, min(DEPTH, WAITING_BYTES // frame_bytes(width, height)))
+def _depth(size: tuple[int, int], batch: int) -> int:
+    """Returns how many frames of that size may wait between two stages: two batches, so that one
+    can be made while the next arrives, as far as memory allows.
+    """
+    fitting = min(WAITING_BYTES, int(memory_bytes() * WAITING_SHARE)) // frame_bytes(*size)
+    return max(1, min(max(DEPTH, 2 * batch), fitting))
 
 
 def _alone(shown: list[Shown]) -> bool:

@@ -1,7 +1,8 @@
 """The seam between an edit and the pixels that it shows.
 
 An engine makes output pictures from what lies in boxes of source pictures. `edits.crop.Resampler`
-is one: it resamples. `upscale.upscaler.Upscaler` is the other: it goes through a network first.
+is one: it resamples. `upscale.upscaler.Upscaler` is another: it goes through a network first.
+`upscale.distinct.Distinct` stands before an engine and leaves out repetitions.
 """
 
 from collections.abc import Sequence
@@ -9,12 +10,16 @@ from typing import Protocol
 
 from gpu_worker.media.frames import Box, Frame
 
+#: Real pixels around a box that a network sees too, so that the box's edges are not the picture's.
+CONTEXT = 4
+
 
 class Engine(Protocol):
     """Turns the pixels in `boxes[i]` of `frames[i]` into a frame of `width` x `height`, on its own
     device.
 
-    Frames may be anywhere: what is not in a box need never be brought to the device.
+    The frames have one size, and may be anywhere: what is not in a box need never be brought to the
+    device.
     """
 
     @property
@@ -25,3 +30,7 @@ class Engine(Protocol):
     def __call__(
         self, frames: Sequence[Frame], boxes: Sequence[Box], width: int, height: int
     ) -> list[Frame]: ...
+
+    def let_go(self) -> None:
+        """Frees what it keeps for a clip, which has ended."""
+        ...

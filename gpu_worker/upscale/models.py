@@ -18,6 +18,7 @@ import torch
 
 from gpu_worker.errors import InvalidParams
 from gpu_worker.media.frames import Box, Frame
+from gpu_worker.media.transfer import Landing
 from gpu_worker.upscale.upscaler import Upscaler
 from gpu_worker.upscale.weights import load_model
 from schemas.edits import ExportMode, OutputParams, UpscaleParams
@@ -27,6 +28,10 @@ log = structlog.get_logger(__name__)
 BY_FACTOR = {2: "RealESRGAN_x2plus", 4: "realesr-general-x4v3"}
 #: Editors round: a crop that is a pixel too small for the output needs no network.
 ENOUGH = 1.02
+#: A crop and its picture, width and height: on a device an upright crop of 1280x720, as a phone's
+#: clip has it; on a CPU, where a size needs no preparation, a small one.
+DEVICE_WARM_UP = (405, 720), (1280, 720)
+CPU_WARM_UP = (32, 32), (32, 32)
 
 
 class Models:
@@ -84,13 +89,22 @@ class Models:
         return self._loaded[name]
 
     def warm(self) -> str | None:
-        """Loads the preferred model and runs it once, so that no job pays for that; returns its
-        name.
+        """Loads the preferred model and runs it as jobs do, so that no job pays for that; returns
+        its name.
+
+        A device's libraries keep a handle for each thread: call this in the thread of the jobs.
         """
         if self._preferred is not None:
-            grey = torch.full((32, 32), 128, dtype=torch.uint8, device=self._device)
-            frame = Frame(grey, grey[:16, :16], grey[:16, :16])
-            self.get(self._preferred)([frame], [Box(0, 0, 32, 32)], 64, 64)
+            crop, picture = CPU_WARM_UP if self._device.type == "cpu" else DEVICE_WARM_UP
+            grey = torch.full(picture[::-1], 128, dtype=torch.uint8)
+            colour = grey[: picture[1] // 2, : picture[0] // 2]
+            upscaler = self.get(self._preferred)
+            size = crop[0] * upscaler.factor, crop[1] * upscaler.factor
+            # One picture tells how much memory a pixel needs; then as many as a job takes at once.
+            for count in (1, upscaler.batch):
+                frames = [Frame(grey, colour, colour)] * count
+                made = upscaler(frames, [Box(0, 0, *crop)] * count, *size)
+                Landing(made).frames()
         return self._preferred
 
     def _named(self, params: OutputParams) -> str | None:

@@ -1,4 +1,4 @@
-"""In which numbers a network runs, decided by trying: fp16 on CUDA, bf16 on a CPU where that is
+"""In which numbers a network runs, decided by trying: fp16 on a GPU, bf16 on a CPU where that is
 faster, else fp32.
 """
 
@@ -16,10 +16,10 @@ WORTH = 1.3
 def dtype_for(device: torch.device) -> torch.dtype:
     """Returns the type to compute in.
 
-    On CUDA, fp16 keeps three bits more than bf16, and the activations of these networks are far
+    On a GPU, fp16 keeps three bits more than bf16, and the activations of these networks are far
     within its range. A CPU without bf16 instructions emulates them, which costs more than it saves.
     """
-    if device.type == "cuda":
+    if device.type != "cpu":
         return torch.float16
     full, half = (_seconds(dtype) for dtype in (torch.float32, torch.bfloat16))
     return torch.bfloat16 if full / half >= WORTH else torch.float32

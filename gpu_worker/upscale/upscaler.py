@@ -2,15 +2,13 @@
 output's size.
 
 Crop first: pixels that nobody sees are neither computed nor brought to the device. Frames come and
-go as uint8 planes; colour conversion, network and resampling run on the device. A frame that shows
-exactly what the one before showed is not computed again.
+go as uint8 planes; colour conversion, network and resampling run on the device. Nothing here waits
+for the device.
 """
 
 import contextlib
 import functools
 import itertools
-import math
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -18,51 +16,51 @@ import torch
 from torch import nn
 
 from gpu_worker.errors import OutOfMemory
-from gpu_worker.media.frames import RGB_TO_PLANES, Box, Frame, chroma_size
-from gpu_worker.media.resample import resample, taps
-from gpu_worker.media.transfer import to_device
-from gpu_worker.upscale.batches import Batches, CudaMemory, Memory
+from gpu_worker.host.accelerator import accelerator, is_out_of_memory
+from gpu_worker.host.limits import usable_cores
+from gpu_worker.media.frames import (
+    RGB_TO_PLANES,
+    Box,
+    Frame,
+    FrameBatch,
+    Region,
+    alike,
+    chroma_size,
+)
+from gpu_worker.media.resample import Axes, Filter, resample, rounded, taps
+from gpu_worker.media.transfer import batch_to_device, to_device
+from gpu_worker.upscale.batches import Batches
+from gpu_worker.upscale.engine import CONTEXT
 from gpu_worker.upscale.precision import dtype_for, in_layout
 from gpu_worker.upscale.weights import Loaded
 
-#: Real pixels around the crop that the network sees too, so that its edges are not the picture's.
-CONTEXT = 4
 #: A tile's side where a whole frame is too large, and what is computed around it and thrown away:
 #: docs/models.md.
 TILE, TILE_MARGIN, SMALLEST_TILE = 512, 48, 64
-_OFFSETS = torch.tensor([offset for offset, _ in RGB_TO_PLANES])
+#: The sides of a zoom's crops are rounded up by at most this share, so that neighbours have one
+#: shape.
+BUCKET_SHARE = 1 / 16
+#: So many shapes' filters stay on the device.
+KEPT_SHAPES = 32
+OFFSETS = tuple(offset for offset, _ in RGB_TO_PLANES)
 _TO_PLANES = torch.tensor([weights for _, weights in RGB_TO_PLANES], dtype=torch.float64)
 _TO_RGB: torch.Tensor = torch.linalg.inv(_TO_PLANES)
 
 
-Planes = tuple[torch.Tensor, ...]
+@dataclass
+class _Fit:
+    """What fits into the device's memory at one shape: that many pictures, or one in tiles."""
+
+    count: int
+    tile: int | None
 
 
 @dataclass(frozen=True)
 class _Wanted:
-    """What a frame has to show.
+    """What a frame has to show: `box`, in pixels of the region that is computed."""
 
-    Attributes:
-        planes: the region that is computed, uint8.
-        box: the crop, in pixels of the region.
-    """
-
-    planes: Planes
+    cut: Frame
     box: Box
-    width: int
-    height: int
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Returns (height, width) of the region."""
-        return self.planes[0].shape[0], self.planes[0].shape[1]
-
-    def equals(self, other: "_Wanted") -> bool:
-        """True where the result would be the same."""
-        same_place = (self.box, self.width, self.height) == (other.box, other.width, other.height)
-        return same_place and all(
-            torch.equal(x, y) for x, y in zip(self.planes, other.planes, strict=True)
-        )
 
 
 class Upscaler:
@@ -72,7 +70,6 @@ class Upscaler:
         dtype: None for what is fastest on the device.
         tile: None for whole frames as long as memory allows; else the side of a tile, in pixels of
             the source.
-        memory: None for the device's own.
     """
 
     def __init__(
@@ -81,14 +78,18 @@ class Upscaler:
         device: torch.device,
         dtype: torch.dtype | None = None,
         tile: int | None = None,
-        memory: Memory | None = None,
     ) -> None:
         self.name, self.factor, self.device = model.name, model.factor, device
         self.dtype = dtype or dtype_for(device)
         self.network = in_layout(model.network.to(device), self.dtype)
         self._tile = tile
-        self._batches = Batches(memory or (CudaMemory(device) if device.type == "cuda" else None))
-        self._last: tuple[_Wanted, Frame] | None = None
+        self._batches = Batches(None if device.type == "cpu" else accelerator(device))
+        self._fits: dict[tuple[int, int], _Fit] = {}
+        self._to_rgb = to_device(_TO_RGB.float(), device)
+        self._to_planes = to_device(_TO_PLANES.float(), device)
+        self._chroma_filters = functools.lru_cache(KEPT_SHAPES)(
+            functools.partial(chroma_filters, device=device)
+        )
 
     @property
     def batch(self) -> int:
@@ -96,6 +97,10 @@ class Upscaler:
         caches.
         """
         return self._batches.largest
+
+    def let_go(self) -> None:
+        """Forgets what did not fit: the next clip may find more memory."""
+        self._fits.clear()
 
     def __call__(
         self, frames: Sequence[Frame], boxes: Sequence[Box], width: int, height: int
@@ -105,79 +110,70 @@ class Upscaler:
         Raises:
             OutOfMemory: not even small tiles fit.
         """
-        wanted = [
-            _wanted(frame, box, width, height) for frame, box in zip(frames, boxes, strict=True)
-        ]
-        new: list[_Wanted] = []
-        # In `new`; -1 is what the last call ended with.
-        places: list[int] = []
-        last = self._last[0] if self._last else None
-        for one in wanted:
-            if last is None or not one.equals(last):
-                new.append(one)
-                last = one
-            places.append(len(new) - 1)
-        with _all_cores(self.device), torch.inference_mode():
-            made = self._made(new)
-        results = [
-            made[place] if place >= 0 or self._last is None else self._last[1] for place in places
-        ]
-        if wanted:
-            self._last = wanted[-1], results[-1]
-        return results
-
-    def _made(self, wanted: Sequence[_Wanted]) -> list[Frame]:
-        """Computes neighbours of one shape together."""
         made: list[Frame] = []
-        for shape, group in itertools.groupby(wanted, key=lambda one: one.shape):
-            same = list(group)
-            size = self._batches.size(shape, functools.partial(self._together, same[:1]))
-            for start in range(0, len(same), size):
-                made += self._together(same[start : start + size])
+        rest = [
+            _Wanted(frame.region(region), region.relative(box))
+            for frame, box, region in zip(
+                frames, boxes, _regions(boxes, frames[0].width, frames[0].height), strict=True
+            )
+        ]
+        with _all_cores(self.device), torch.inference_mode():
+            for _, group in itertools.groupby(rest, key=lambda one: _shape(one.cut)):
+                made += self._group(list(group), width, height)
         return made
 
-    def _together(self, wanted: Sequence[_Wanted]) -> list[Frame]:
-        stacks = zip(*(one.planes for one in wanted), strict=True)
-        y, u, v = (to_device(torch.stack(stack), self.device) for stack in stacks)
-        rgb = torch.stack([rgb_of(planes) for planes in zip(y, u, v, strict=True)])
-        pictures = self._enlarged(rgb.to(self.dtype))
-        return [
-            _frame(picture, one.box, self.factor, one.width, one.height)
-            for picture, one in zip(pictures, wanted, strict=True)
-        ]
+    def _group(self, wanted: Sequence[_Wanted], width: int, height: int) -> list[Frame]:
+        """Computes pictures of one shape: as many at once as fit; where one does not, in tiles."""
+        rows, columns = shape = _shape(wanted[0].cut)
+        fit = self._fits.setdefault(shape, _Fit(self._batches.largest, self._tile))
+        made: list[Frame] = []
+        while len(made) < len(wanted):
+            count = min(fit.count, self._batches.size(rows * columns))
+            some = wanted[len(made) : len(made) + count]
+            try:
+                self._batches.measured(
+                    len(some) * rows * columns,
+                    lambda: made.extend(self._together(some, width, height, fit.tile)),  # noqa: B023
+                )
+                continue
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+                # The error itself holds on to what was made so far.
+                detail = str(error)
+            if self.device.type != "cpu":
+                accelerator(self.device).release()
+            if len(some) > 1:
+                fit.count = len(some) // 2
+            else:
+                fit.tile = TILE if fit.tile is None else fit.tile // 2
+                if fit.tile < SMALLEST_TILE:
+                    raise OutOfMemory("The GPU has too little memory for this video.", detail)
+        return made
+
+    def _together(
+        self, wanted: Sequence[_Wanted], width: int, height: int, tile: int | None
+    ) -> list[Frame]:
+        filters = output_filters([one.box for one in wanted], self.factor, width, height, wanted[0])
+        batch, arrived = batch_to_device([one.cut for one in wanted], filters, self.device)
+        rgb = rgb_of(batch, self._chroma_filters(*batch.y.shape), self._to_rgb)
+        pictures = self._enlarged(rgb.to(self.dtype), tile)
+        return _planes_of(pictures, self._to_planes, arrived).frames()
 
     def enlarge(self, rgb: torch.Tensor) -> torch.Tensor:
         """Runs the network on (n, 3, h, w) R'G'B' of 0 to 1, on the device; returns the same,
         enlarged, in `dtype`.
         """
         with _all_cores(self.device), torch.inference_mode():
-            return self._enlarged(rgb.to(self.device, self.dtype))
+            return self._enlarged(rgb.to(self.device, self.dtype), self._tile)
 
-    def _enlarged(self, rgb: torch.Tensor) -> torch.Tensor:
+    def _enlarged(self, rgb: torch.Tensor, tile: int | None) -> torch.Tensor:
         # x2plus sees every second pixel: an even number of them.
         height, width = rgb.shape[2:]
         rgb = nn.functional.pad(rgb, (0, width % 2, 0, height % 2), mode="replicate")
-        picture = self._fitted(rgb.contiguous(memory_format=torch.channels_last))
+        rgb = rgb.contiguous(memory_format=torch.channels_last)
+        picture: torch.Tensor = self.network(rgb) if tile is None else self._tiled(rgb, tile)
         return picture[..., : height * self.factor, : width * self.factor]
-
-    def _fitted(self, rgb: torch.Tensor) -> torch.Tensor:
-        """All at once if they fit; else half as many, down to one; then one in tiles, ever smaller
-        ones.
-        """
-        while True:
-            try:
-                return self.network(rgb) if self._tile is None else self._tiled(rgb, self._tile)
-            except torch.OutOfMemoryError as error:
-                # The error itself holds on to what the network had made so far.
-                detail = str(error)
-            if self.device.type == "cuda":
-                torch.cuda.empty_cache()
-            if len(rgb) > 1:
-                self._batches.too_large(len(rgb))
-                return torch.cat([self._fitted(half) for half in rgb.chunk(2)])
-            self._tile = TILE if self._tile is None else self._tile // 2
-            if self._tile < SMALLEST_TILE:
-                raise OutOfMemory("The GPU has too little memory for this video.", detail)
 
     def _tiled(self, rgb: torch.Tensor, side: int) -> torch.Tensor:
         height, width = rgb.shape[2:]
@@ -200,57 +196,92 @@ class Upscaler:
         return picture
 
 
-def _wanted(frame: Frame, box: Box, width: int, height: int) -> _Wanted:
-    """Cuts out the pixels to compute: the box and some context, from even places, where chroma
-    begins.
-    """
-    left = max(0, math.floor(box.x) - CONTEXT) & ~1
-    top = max(0, math.floor(box.y) - CONTEXT) & ~1
-    # As wide for each place of a box of one size, so that the network sees one shape.
-    right = min(frame.width, left + ((math.ceil(box.width) + 2 * CONTEXT + 3) & ~1))
-    bottom = min(frame.height, top + ((math.ceil(box.height) + 2 * CONTEXT + 3) & ~1))
-    planes = (
-        frame.y[top:bottom, left:right],
-        frame.u[top // 2 : chroma_size(bottom), left // 2 : chroma_size(right)],
-        frame.v[top // 2 : chroma_size(bottom), left // 2 : chroma_size(right)],
-    )
-    return _Wanted(planes, Box(box.x - left, box.y - top, box.width, box.height), width, height)
+def _shape(frame: Frame) -> tuple[int, int]:
+    return frame.height, frame.width
 
 
-def rgb_of(planes: Planes) -> torch.Tensor:
-    """Returns (3, h, w) float32 R'G'B' of 0 to 1; colour is brought to every pixel bicubically,
-    from where it sits.
+def _regions(boxes: Sequence[Box], width: int, height: int) -> list[Region]:
+    """Returns what is computed of each picture: crops of one size as they are, those of a zoom in
+    few shapes.
     """
-    y, u, v = planes
-    height, width = y.shape
+    regions = [Region.around(box, CONTEXT, width, height) for box in boxes]
+    if len({(region.width, region.height) for region in regions}) == 1:
+        return alike(regions, width, height)
+    return [
+        region.grown(bucket(region.width), bucket(region.height), width, height)
+        for region in regions
+    ]
+
+
+def bucket(length: int) -> int:
+    """Returns a length rounded up to one of a few: by at most BUCKET_SHARE, to an even one."""
+    step = max(2, 1 << (int(length * BUCKET_SHARE).bit_length() - 1))
+    return -(-length // step) * step
+
+
+def chroma_filters(count: int, height: int, width: int, device: torch.device) -> Axes:
+    """Returns the filters that bring the colour of `count` pictures to every pixel, on a device."""
     # Chroma sample i is at luma column 2i, and between luma rows 2i and 2i + 1.
-    columns, rows = taps(0.0, 0.5, width), taps(-0.25, 0.5, height)
-    full = [y.float(), resample(u, columns, rows), resample(v, columns, rows)]
-    flat = torch.stack(full).view(3, -1) - _OFFSETS.to(y.device)[:, None]
-    return (_TO_RGB.float().to(y.device) @ flat).view(3, height, width).clamp_(0, 1)
-
-
-def _frame(rgb: torch.Tensor, box: Box, factor: int, width: int, height: int) -> Frame:
-    """Converts (3, h, w) R'G'B' to planes, and resamples them to the output's size, each at its own
-    places.
-    """
-    channels, rows, columns = rgb.shape
-    flat = rgb.float().clamp_(0, 1).reshape(channels, rows * columns)
-    y, u, v = (_TO_PLANES.float().to(rgb.device) @ flat).view(channels, rows, columns)
-    step_x, step_y = box.width * factor / width, box.height * factor / height
-    left, top = box.x * factor, box.y * factor
-    luma = resample(
-        y,
-        taps(left + 0.5 * step_x - 0.5, step_x, width),
-        taps(top + 0.5 * step_y - 0.5, step_y, height),
+    columns = Filter.of([taps(0.0, 0.5, width)] * count, chroma_size(width))
+    rows = Filter.of([taps(-0.25, 0.5, height)] * count, chroma_size(height))
+    return (
+        Filter(to_device(columns.indices, device), to_device(columns.weights, device)),
+        Filter(to_device(rows.indices, device), to_device(rows.weights, device)),
     )
-    across = taps(left + 0.5 * step_x - 0.5, 2 * step_x, chroma_size(width))
-    down = taps(top + step_y - 0.5, 2 * step_y, chroma_size(height))
-    planes = (luma, resample(u, across, down), resample(v, across, down))
-    return Frame(
+
+
+def rgb_of(batch: FrameBatch, chroma: Axes, to_rgb: torch.Tensor) -> torch.Tensor:
+    """Returns (n, 3, h, w) float32 R'G'B' of 0 to 1; colour is brought to every pixel bicubically,
+    from where it sits.
+
+    Args:
+        chroma: the filters of `chroma_filters`.
+        to_rgb: (3, 3), of Y, U and V without their offsets.
+    """
+    y, u, v = (
+        plane.sub(offset)
+        for plane, offset in zip(
+            (batch.y.float(), resample(batch.u, chroma), resample(batch.v, chroma)),
+            OFFSETS,
+            strict=True,
+        )
+    )
+    full = torch.stack([y, u, v], dim=1)
+    return (to_rgb @ full.flatten(2)).view(full.shape).clamp_(0, 1)
+
+
+def output_filters(
+    boxes: Sequence[Box], factor: int, width: int, height: int, wanted: _Wanted
+) -> list[Axes]:
+    """Returns the filters that make a 4:2:0 output of boxes of enlarged pictures, which have colour
+    at every pixel; for luma and chroma.
+    """
+    rows, columns = (length * factor for length in _shape(wanted.cut))
+    half = chroma_size(width), chroma_size(height)
+    x = [(box.x * factor, box.width * factor / width) for box in boxes]
+    y = [(box.y * factor, box.height * factor / height) for box in boxes]
+    luma = (
+        Filter.of([taps(left + 0.5 * step - 0.5, step, width) for left, step in x], columns),
+        Filter.of([taps(top + 0.5 * step - 0.5, step, height) for top, step in y], rows),
+    )
+    chroma = (
+        Filter.of([taps(left + 0.5 * step - 0.5, 2 * step, half[0]) for left, step in x], columns),
+        Filter.of([taps(top + step - 0.5, 2 * step, half[1]) for top, step in y], rows),
+    )
+    return [luma, chroma]
+
+
+def _planes_of(rgb: torch.Tensor, to_planes: torch.Tensor, filters: Sequence[Axes]) -> FrameBatch:
+    """Converts (n, 3, h, w) R'G'B' to planes, and resamples them to the output's size, each at its
+    own places.
+    """
+    flat = rgb.float().clamp_(0, 1).flatten(2)
+    planes = (to_planes @ flat).view(rgb.shape).unbind(1)
+    luma, chroma = filters
+    return FrameBatch(
         *(
-            plane.add_(float(offset) + 0.5).clamp_(0, 255).to(torch.uint8)
-            for plane, offset in zip(planes, _OFFSETS, strict=True)
+            rounded(resample(plane, axes, offset + 0.5))
+            for plane, axes, offset in zip(planes, (luma, chroma, chroma), OFFSETS, strict=True)
         )
     )
 
@@ -260,7 +291,7 @@ def _all_cores(device: torch.device) -> Iterator[None]:
     """Gives a network on the CPU all cores; beside it, the encoder has little to do."""
     before = torch.get_num_threads()
     if device.type == "cpu":
-        torch.set_num_threads(os.cpu_count() or 1)
+        torch.set_num_threads(usable_cores())
     try:
         yield
     finally:
