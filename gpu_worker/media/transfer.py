@@ -41,6 +41,8 @@ def upload(groups: Sequence[Sequence[torch.Tensor]], device: torch.device) -> li
     Returns:
         For each group its tensors stacked along a new first axis.
     """
+    if not groups:
+        return []
     if device.type == "cpu":
         return [
             group[0][None] if len(group) == 1 else torch.stack(tuple(group)) for group in groups
@@ -72,15 +74,28 @@ def batch_to_device(
     """Returns frames of one size, stacked, and filters, on a device; what is on the host is brought
     there in one copy.
     """
-    tensors = [[part] for axes in filters for one in axes for part in (one.indices, one.weights)]
+    tensors = _tensors_of(filters)
     if any(frame.y.device.type != "cpu" for frame in frames):
         batch, arrived = FrameBatch.of(all_to_device(frames, device)), upload(tensors, device)
     else:
         planes = list(zip(*(frame.planes for frame in frames), strict=True))
         y, u, v, *arrived = upload([*planes, *tensors], device)
         batch = FrameBatch(y, u, v)
+    return batch, _filters_of(arrived)
+
+
+def filters_to_device(filters: Sequence[Axes], device: torch.device) -> list[Axes]:
+    """Returns filters on a device, brought there in one copy."""
+    return _filters_of(upload(_tensors_of(filters), device))
+
+
+def _tensors_of(filters: Sequence[Axes]) -> list[list[torch.Tensor]]:
+    return [[part] for axes in filters for one in axes for part in (one.indices, one.weights)]
+
+
+def _filters_of(arrived: Sequence[torch.Tensor]) -> list[Axes]:
     parts = [part[0] for part in arrived]
-    return batch, [
+    return [
         (Filter(*parts[first : first + 2]), Filter(*parts[first + 2 : first + 4]))
         for first in range(0, len(parts), 4)
     ]

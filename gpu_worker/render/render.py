@@ -252,9 +252,7 @@ class Footage:
         )
         return _Reader(
             iter(
-                self._open.enter_context(
-                    Ahead(frames, _depth(size, self._clip.look.engine.batch))
-                )
+                self._open.enter_context(Ahead(frames, _depth(size, self._clip.look.engine.batch)))
             )
         )
 

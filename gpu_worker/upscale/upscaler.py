@@ -8,7 +8,6 @@ for the device.
 
 import contextlib
 import functools
-import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -28,7 +27,7 @@ from gpu_worker.media.frames import (
     chroma_size,
 )
 from gpu_worker.media.resample import Axes, Filter, resample, rounded, taps
-from gpu_worker.media.transfer import batch_to_device, to_device
+from gpu_worker.media.transfer import batch_to_device, filters_to_device, to_device
 from gpu_worker.upscale.batches import Batches
 from gpu_worker.upscale.engine import CONTEXT
 from gpu_worker.upscale.precision import dtype_for, in_layout
@@ -37,9 +36,11 @@ from gpu_worker.upscale.weights import Loaded
 #: A tile's side where a whole frame is too large, and what is computed around it and thrown away:
 #: docs/models.md.
 TILE, TILE_MARGIN, SMALLEST_TILE = 512, 48, 64
-#: The sides of a zoom's crops are rounded up by at most this share, so that neighbours have one
-#: shape.
-BUCKET_SHARE = 1 / 16
+#: The sides of a zoom's crops are rounded up by at most this share, so that shapes recur.
+BUCKET_SHARE = 1 / 32
+#: Neighbours in a zoom are computed in one shape while that costs at most so many times their own
+#: pixels.
+GROUP_COST = 1.14
 #: So many shapes' filters stay on the device.
 KEPT_SHAPES = 32
 OFFSETS = tuple(offset for offset, _ in RGB_TO_PLANES)
@@ -111,15 +112,15 @@ class Upscaler:
             OutOfMemory: not even small tiles fit.
         """
         made: list[Frame] = []
-        rest = [
-            _Wanted(frame.region(region), region.relative(box))
-            for frame, box, region in zip(
-                frames, boxes, _regions(boxes, frames[0].width, frames[0].height), strict=True
-            )
-        ]
+        regions = [Region.around(box, CONTEXT, frames[0].width, frames[0].height) for box in boxes]
         with _all_cores(self.device), torch.inference_mode():
-            for _, group in itertools.groupby(rest, key=lambda one: _shape(one.cut)):
-                made += self._group(list(group), width, height)
+            for group in groups(regions, frames[0].width, frames[0].height):
+                part = slice(len(made), len(made) + len(group))
+                wanted = [
+                    _Wanted(frame.region(region), region.relative(box))
+                    for frame, box, region in zip(frames[part], boxes[part], group, strict=True)
+                ]
+                made += self._group(wanted, width, height)
         return made
 
     def _group(self, wanted: Sequence[_Wanted], width: int, height: int) -> list[Frame]:
@@ -200,22 +201,37 @@ def _shape(frame: Frame) -> tuple[int, int]:
     return frame.height, frame.width
 
 
-def _regions(boxes: Sequence[Box], width: int, height: int) -> list[Region]:
-    """Returns what is computed of each picture: crops of one size as they are, those of a zoom in
-    few shapes.
+def groups(regions: Sequence[Region], width: int, height: int) -> list[list[Region]]:
+    """Splits what is to be computed of neighbouring frames into groups of one shape: crops of one
+    size as they are, those of a zoom a little larger.
+
+    Args:
+        width, height: of the frames.
     """
-    regions = [Region.around(box, CONTEXT, width, height) for box in boxes]
     if len({(region.width, region.height) for region in regions}) == 1:
-        return alike(regions, width, height)
-    return [
-        region.grown(bucket(region.width), bucket(region.height), width, height)
-        for region in regions
-    ]
+        return [alike(regions, width, height)]
+    made = [[regions[0]]]
+    for region in regions[1:]:
+        together = [*made[-1], region]
+        if _pixels(_grown(together, width, height)) <= GROUP_COST * _pixels(together):
+            made[-1] = together
+        else:
+            made.append([region])
+    return [_grown(members, width, height) for members in made]
+
+
+def _pixels(regions: Sequence[Region]) -> int:
+    return sum(region.width * region.height for region in regions)
+
+
+def _grown(regions: Sequence[Region], width: int, height: int) -> list[Region]:
+    wide, high = (max(region.width for region in regions), max(region.height for region in regions))
+    return [region.grown(bucket(wide), bucket(high), width, height) for region in regions]
 
 
 def bucket(length: int) -> int:
     """Returns a length rounded up to one of a few: by at most BUCKET_SHARE, to an even one."""
-    step = max(2, 1 << (int(length * BUCKET_SHARE).bit_length() - 1))
+    step = 1 << (max(2, int(length * BUCKET_SHARE)).bit_length() - 1)
     return -(-length // step) * step
 
 
@@ -224,10 +240,7 @@ def chroma_filters(count: int, height: int, width: int, device: torch.device) ->
     # Chroma sample i is at luma column 2i, and between luma rows 2i and 2i + 1.
     columns = Filter.of([taps(0.0, 0.5, width)] * count, chroma_size(width))
     rows = Filter.of([taps(-0.25, 0.5, height)] * count, chroma_size(height))
-    return (
-        Filter(to_device(columns.indices, device), to_device(columns.weights, device)),
-        Filter(to_device(rows.indices, device), to_device(rows.weights, device)),
-    )
+    return filters_to_device([(columns, rows)], device)[0]
 
 
 def rgb_of(batch: FrameBatch, chroma: Axes, to_rgb: torch.Tensor) -> torch.Tensor:

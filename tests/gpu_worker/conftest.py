@@ -6,7 +6,9 @@ import boto3
 import pytest
 
 from gpu_worker.bucket import open_bucket
+from gpu_worker.host import accelerator
 from gpu_worker.settings import Settings
+from tests.gpu_worker.pretend import STATE, PretendAccelerator, pretend_device
 
 
 @pytest.fixture
@@ -65,3 +67,14 @@ def objects(object_store):
 def user_id():
     """A user nobody else has."""
     return f"u{secrets.token_hex(6)}"
+
+
+@pytest.fixture
+def pretend(monkeypatch):
+    """A device that is not the CPU, its counts at 0."""
+    monkeypatch.setattr(accelerator, "Accelerator", PretendAccelerator)
+    STATE.device = pretend_device()
+    STATE.accelerator = accelerator.accelerator(STATE.device)
+    STATE.reset()
+    yield STATE
+    STATE.reset()

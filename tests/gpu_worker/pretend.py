@@ -33,8 +33,6 @@ WAITED_FOR = {
     "aten::_unique2",
     "aten::allclose",
 }
-#: Operations that move or ask without computing.
-FREE = {"aten::_has_compatible_shallow_copy_type", "aten::is_pinned"}
 
 
 @dataclass
@@ -47,6 +45,8 @@ class State:
         dead: all operations fail.
     """
 
+    device: torch.device | None = None
+    accelerator: Accelerator | None = None
     counts: Counter = field(default_factory=Counter)
     limit: int | None = None
     dead: bool = False
@@ -62,6 +62,8 @@ class State:
         """Begins anew; tensors that live are still counted."""
         self.counts.clear()
         self.threads.clear()
+        self.landing.clear()
+        self.departing.clear()
         self.limit, self.dead, self.peak = None, False, self.used
 
     def synchronize(self):

@@ -7,12 +7,12 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
-from gpu_worker.edits.crop import CropPath, catmull_rom, crop, rotate
+from gpu_worker.edits.crop import CropPath, catmull_rom, rotate
 from gpu_worker.errors import InvalidParams
 from gpu_worker.media.frames import Box, Frame, frame_bytes, frame_from_bytes
 from gpu_worker.media.probe import SourceFacts
-from gpu_worker.media.transfer import frame_to_device
 from schemas.edits import FramingParams
+from tests.gpu_worker.pictures import crop
 
 pytestmark = pytest.mark.editing
 
@@ -218,16 +218,3 @@ def test_a_raw_picture_is_viewed_as_planes():
     assert len(raw) == frame_bytes(5, 3)
     frame = frame_from_bytes(raw, 5, 3)
     assert (frame.y[2, 4].item(), frame.u[0, 0].item(), frame.v[1, 2].item()) == (14, 15, 26)
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_a_gpu_makes_the_same_picture():
-    """Within one level of the CPU's."""
-    noise = np.random.default_rng(3)
-    frame = frame_of(
-        *(noise.integers(0, 256, shape, np.uint8) for shape in ((72, 128), (36, 64), (36, 64)))
-    )
-    box = Box(3.3, 1.7, 40.5, 66.1)
-    there = crop(frame_to_device(frame, torch.device("cuda", 0)), box, 108, 192)
-    for a, b in zip(there.planes, crop(frame, box, 108, 192).planes, strict=True):
-        assert (a.cpu().int() - b.int()).abs().max() <= 1

@@ -400,8 +400,10 @@ def test_a_picture_of_the_bucket_lies_over_the_film(tmp_path):
 class Several(Resampler):
     """Resamples, and wants several frames at once; says how many it got."""
 
-    def __init__(self, batch):
-        super().__init__(CPU, batch)
+    batch = 8
+
+    def __init__(self):
+        super().__init__(CPU)
         object.__setattr__(self, "got", [])
 
     def __call__(self, frames, boxes, width, height):
@@ -432,7 +434,7 @@ def test_frames_in_batches_are_the_same_frames(tmp_path, transition):
         with Stage(replace(made, clips=clips), Guard()) as stage:
             return [picture.y.numpy() for picture in stage.pictures(moments)]
 
-    several = Several(8)
+    several = Several()
     assert np.array_equal(pictures(Resampler(CPU)), pictures(several))
     assert several.got[0] == 8
     assert sum(several.got) == sum(len(made.timeline.shown(moment)) for moment in moments)

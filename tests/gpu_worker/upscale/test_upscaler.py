@@ -4,11 +4,10 @@ tiles.
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
+from hypothesis import given, strategies as st
 
-from gpu_worker.edits.crop import crop
 from gpu_worker.errors import OutOfMemory
 from gpu_worker.host.guard import Guard
 from gpu_worker.media.decode import decode
@@ -16,12 +15,13 @@ from gpu_worker.media.frames import Box, Frame
 from gpu_worker.media.probe import probe
 from gpu_worker.media.transfer import Landing
 from gpu_worker.upscale import precision
+from gpu_worker.upscale.batches import Batches
 from gpu_worker.upscale.precision import dtype_for
-from gpu_worker.upscale.upscaler import Upscaler
+from gpu_worker.upscale.upscaler import BUCKET_SHARE, Upscaler, bucket
 from gpu_worker.upscale.weights import Loaded, load_model
+from tests.gpu_worker.pictures import CPU, crop, decibels, noise, same
 
 pytestmark = pytest.mark.editing
-CPU = torch.device("cpu")
 NOWHERE = Path("/nonexistent")
 BOX = Box(500.3, 200.6, 120.0, 160.0)
 
@@ -33,21 +33,23 @@ class Repeat(torch.nn.Module):
     There is room for so many pixels of a picture; with `whole`, of all pictures of a batch.
     """
 
-    def __init__(self, factor=2, room=None, whole=False):
+    def __init__(self, factor=2, room=None, whole=False, error=None):
         super().__init__()
         self.factor, self.room, self.whole, self.seen = factor, room, whole, []
+        self.error = error or torch.OutOfMemoryError("no room")
 
     def forward(self, x):
         self.seen.append(tuple(x.shape))
         pixels = x.shape[2] * x.shape[3] * (x.shape[0] if self.whole else 1)
         if self.room is not None and pixels > self.room:
-            raise torch.OutOfMemoryError("no room")
+            raise self.error
         return x.repeat_interleave(self.factor, 2).repeat_interleave(self.factor, 3)
 
 
-def repeating(factor=2, room=None, whole=False, **how):
-    network = Repeat(factor, room, whole)
-    return Upscaler(Loaded("repeat", network, factor, "here"), CPU, torch.float32, **how), network
+def repeating(device=CPU, **how):
+    network = Repeat(**how)
+    model = Loaded("repeat", network, network.factor, "here")
+    return Upscaler(model, device, torch.float32), network
 
 
 @pytest.fixture(scope="module")
@@ -62,18 +64,13 @@ def one(engine, frame, box, width, height):
     return engine([frame], [box], width, height)[0]
 
 
-def decibels(a, b, peak=255.0):
-    error = torch.mean((a.double() - b.double()) ** 2).item()
-    return float("inf") if error == 0 else 10 * np.log10(peak**2 / error)
-
-
 @pytest.mark.parametrize(
     ("device", "bf16_seconds", "dtype"),
     [
         ("cpu", 0.5, torch.bfloat16),
         ("cpu", 0.9, torch.float32),
         ("cpu", 10.0, torch.float32),
-        ("cuda", 10.0, torch.float16),
+        ("meta", 10.0, torch.float16),
     ],
 )
 def test_the_numbers_are_chosen_by_trying(monkeypatch, device, bf16_seconds, dtype):
@@ -159,26 +156,9 @@ def test_only_what_is_seen_is_computed(frames):
     assert (height, width) <= (160 + 20, 120 + 20)
 
 
-def test_an_exact_repetition_is_not_computed_again(frames):
-    """The same pixels in the same place: one run; any other: another one."""
-    engine, network = repeating()
-    first = one(engine, frames[0], BOX, 240, 320)
-    again = Frame(*(plane.clone() for plane in frames[0].planes))
-    assert one(engine, again, BOX, 240, 320) is first
-    assert len(network.seen) == 1
-    one(engine, again, Box(BOX.x + 0.1, BOX.y, BOX.width, BOX.height), 240, 320)
-    one(engine, frames[1], BOX, 240, 320)
-    assert len(network.seen) == 3
-
-
 def test_odd_pictures_are_no_trouble():
     """Crops up to an odd edge, and networks that look at every second pixel."""
-    noise = np.random.default_rng(2)
-    planes = (
-        torch.from_numpy(noise.integers(16, 235, shape, np.uint8))
-        for shape in ((33, 41), (17, 21), (17, 21))
-    )
-    made = one(repeating()[0], Frame(*planes), Box(0.0, 0.0, 41.0, 33.0), 82, 66)
+    made = one(repeating()[0], noise(41, 33), Box(0.0, 0.0, 41.0, 33.0), 82, 66)
     assert (made.width, made.height) == (82, 66)
 
 
@@ -211,73 +191,166 @@ def test_threads_are_given_back(frames):
 
 
 class Memory:
-    """A device's memory: `room` bytes, of which one picture takes `cost`."""
+    """A device's memory: `room` bytes, of which a pixel takes `cost`."""
 
     def __init__(self, room, cost):
-        self.room, self.cost, self.tried = room, cost, 0
+        self.room, self.cost = room, cost
 
-    def free(self):
+    def free_bytes(self):
         return self.room
 
-    def peak(self, work):
-        self.tried += 1
-        work()
-        return self.cost
-
-
-def moved(count):
-    """As many places of one crop."""
-    return [Box(BOX.x + n / 2, BOX.y, BOX.width, BOX.height) for n in range(count)]
+    def peak_bytes(self, work):
+        return work() * self.cost
 
 
 @pytest.mark.parametrize(
-    ("room", "sizes"), [(10_000, [1, 6]), (500, [1, 4, 2]), (300, [1, 2, 2, 2]), (10, [1] * 7)]
+    ("room", "pixels", "size"),
+    [(100_000, 100, 8), (5_000, 100, 4), (5_000, 200, 2), (3_000, 100, 2), (10, 100, 1)],
 )
-def test_batches_fill_the_memory_that_is_free(frames, room, sizes):
-    """What one picture takes is measured once a shape; 80 % of what is free is filled, with 8 at
-    most.
+def test_batches_fill_the_memory_that_is_free(room, pixels, size):
+    """What a pixel takes is measured at any shape; 80 % of what is free is filled, with 8 pictures
+    at most.
     """
-    memory = Memory(room, 100)
-    engine, network = repeating(memory=memory)
-    made = engine([frames[0]] * 6, moved(6), 240, 320)
-    assert [shape[0] for shape in network.seen] == sizes
-    assert memory.tried == 1
-    alone = [one(repeating()[0], frames[0], box, 240, 320) for box in moved(6)]
-    assert all(
-        torch.equal(x, y)
-        for a, b in zip(made, alone, strict=True)
-        for x, y in zip(a.planes, b.planes, strict=True)
-    )
+    batches = Batches(Memory(room, 10))
+    assert batches.size(pixels) == 1
+    batches.measured(50, lambda: 50)
+    assert batches.size(pixels) == size
 
 
-def test_a_batch_too_large_is_halved(frames):
-    """And batches stay as small as they had to become."""
-    engine, network = repeating(room=60_000, memory=Memory(10_000, 1), whole=True)
-    assert engine.batch == 8
+def test_a_cpu_takes_pictures_one_by_one():
+    """Its caches are the limit."""
+    batches = Batches(None)
+    batches.measured(100, lambda: 100)
+    assert (batches.largest, batches.size(100)) == (1, 1)
+
+
+def moved(count, step=0.5):
+    """As many places of one crop."""
+    return [Box(BOX.x + n * step, BOX.y, BOX.width, BOX.height) for n in range(count)]
+
+
+def landed(frames):
+    return Landing(frames).frames()
+
+
+def test_the_first_picture_is_measured_and_kept(frames, pretend):
+    """The rest follows as one batch: nothing is computed twice. The CPU makes the same, bit for
+    bit.
+    """
+    engine, network = repeating(pretend.device)
+    made = landed(engine([frames[0]] * 6, moved(6), 240, 320))
+    assert [shape[0] for shape in network.seen] == [1, 5]
+    assert same(made, [one(repeating()[0], frames[0], box, 240, 320) for box in moved(6)])
+
+
+def test_the_real_network_makes_the_same_picture_on_a_device(frames, pretend):
+    """Eight at once on the device, one by one on the CPU, in float32: bit for bit."""
+    model = "realesr-animevideov3"
+    device = Upscaler(load_model(model, NOWHERE), pretend.device, torch.float32)
+    host = Upscaler(load_model(model, NOWHERE), CPU, torch.float32)
+    boxes = [Box(500.0 + 1.3 * n, 200.6, 48.0, 64.0) for n in range(8)]
+    made = landed(device([frames[0]] * 8, boxes, 192, 256))
+    assert same(made, [one(host, frames[0], box, 192, 256) for box in boxes])
+
+
+def test_a_batch_too_large_is_halved_for_its_shape(frames, pretend):
+    """Pictures of another shape, and those of the next clip, begin with whole batches."""
+    engine, network = repeating(pretend.device, room=120_000, whole=True)
+    engine([frames[0]] * 9, moved(9), 240, 320)
+    assert [shape[0] for shape in network.seen] == [1, 8, 4, 4]
+    small = [Box(10.0 + n, 20.0, 30.0, 40.0) for n in range(8)]
+    network.seen.clear()
+    engine([frames[0]] * 8, small, 60, 80)
     engine([frames[0]] * 8, moved(8), 240, 320)
-    assert [shape[0] for shape in network.seen] == [1, 8, 4, 2, 2, 4, 2, 2]
-    assert engine.batch == 2
+    assert [shape[0] for shape in network.seen] == [8, 4, 4]
+    engine.let_go()
+    network.seen.clear()
+    engine([frames[0]] * 8, moved(8), 240, 320)
+    assert [shape[0] for shape in network.seen] == [8, 4, 4]
 
 
-def test_repetitions_within_a_batch_are_computed_once(frames):
-    """Also where they repeat what the batch before ended with."""
-    engine, network = repeating(memory=Memory(10_000, 1))
-    a, b = frames[0], frames[1]
-    made = engine([a, a, b, b], [BOX] * 4, 240, 320)
-    assert made[0] is made[1]
-    assert made[2] is made[3]
-    again = engine([b, a], [BOX] * 2, 240, 320)
-    assert again[0] is made[3]
-    assert sum(shape[0] for shape in network.seen) == 1 + 2 + 1
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("no room"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`"),
+    ],
+)
+def test_every_kind_of_too_little_memory_halves(frames, pretend, error):
+    """Of torch's allocator, of cuDNN and of cuBLAS."""
+    engine, network = repeating(pretend.device, room=60_000, whole=True, error=error)
+    made = landed(engine([frames[0]] * 5, moved(5), 240, 320))
+    assert [shape[0] for shape in network.seen] == [1, 4, 2, 2]
+    assert same(made, [one(repeating()[0], frames[0], box, 240, 320) for box in moved(5)])
 
 
-def test_crops_of_several_sizes_are_not_mixed(frames):
-    """A zoom changes what the network sees; each still shows its own."""
-    engine, _ = repeating(memory=Memory(10_000, 1))
+def test_another_error_is_raised(frames, pretend):
+    """It is not about memory: once, and no tiles."""
+    engine, network = repeating(pretend.device, room=1, error=RuntimeError("launch failure"))
+    with pytest.raises(RuntimeError, match="launch failure"):
+        engine([frames[0]] * 4, moved(4), 240, 320)
+    assert len(network.seen) == 1
+
+
+def test_memory_that_really_runs_out_makes_smaller_batches(frames, pretend):
+    """The pretend device has a limit: what does not fit is made in parts."""
+    engine, network = repeating(pretend.device)
+    engine([frames[0]], moved(1), 240, 320)
+    pretend.limit = pretend.used + 12_000_000
+    # The device says that all is free, so that only failing shows what fits.
+    engine._batches._bytes_a_pixel = 1e-9
+    made = landed(engine([frames[0]] * 8, moved(8), 240, 320))
+    assert [shape[0] for shape in network.seen] != [1, 8]
+    assert same(made, [one(repeating()[0], frames[0], box, 240, 320) for box in moved(8)])
+
+
+def zoom(count, first, last):
+    """Crops from one width to another."""
+    sizes = [first + (last - first) * n / (count - 1) for n in range(count)]
+    return [Box(640 - w / 2, 360 - w * 2 / 3, w, w * 4 / 3) for w in sizes]
+
+
+@pytest.mark.parametrize(("first", "last"), [(405.0, 270.0), (405.0, 380.0), (100.0, 300.0)])
+def test_a_zoom_costs_hardly_more_than_a_pan(frames, pretend, measured, first, last):
+    """24 frames: as many pictures, in few shapes, and at most 1.15 times the pixels of their
+    crops.
+    """
+    engine, network = repeating(pretend.device)
+    boxes = zoom(24, first, last)
+    for start in range(0, 24, 8):
+        engine([frames[0]] * 8, boxes[start : start + 8], 60, 80)
+    exact, network_exact = repeating()
+    for box in boxes:
+        one(exact, frames[0], box, 60, 80)
+    pictures = sum(shape[0] for shape in network.seen)
+    share = pixels(network.seen) / pixels(network_exact.seen)
+    shapes = {shape[2:] for shape in network.seen}
+    measured(
+        f"pretend: zoom {first:g} to {last:g}, 24 frames: {pictures} pictures in "
+        f"{len(network.seen)} calls and {len(shapes)} shapes, {share:.3f} of the pixels"
+    )
+    assert pictures == 24
+    assert share <= 1.15
+    assert len(network.seen) <= 10
+
+
+def pixels(shapes):
+    return sum(count * height * width for count, _, height, width in shapes)
+
+
+@given(st.integers(1, 10_000))
+def test_a_side_is_rounded_up_a_little(length):
+    """To an even one, by at most the share, or by 1."""
+    assert length <= bucket(length) <= max(length + 1, length * (1 + BUCKET_SHARE))
+    assert bucket(length) % 2 == 0
+
+
+def test_crops_of_several_sizes_show_their_own(frames, pretend):
+    """A zoom changes what the network sees; the picture stays the same but for the context."""
+    engine, _ = repeating(pretend.device)
     boxes = [Box(500.0, 200.0, size, size) for size in (100.0, 100.5, 140.0, 140.0)]
-    made = engine(frames[:1] * 4, boxes, 240, 240)
-    assert made[3] is made[2]
-    for box, frame in zip(boxes, made, strict=True):
+    for box, frame in zip(boxes, landed(engine(frames[:1] * 4, boxes, 240, 240)), strict=True):
         assert torch.equal(frame.y, one(repeating()[0], frames[0], box, 240, 240).y)
 
 
