@@ -20,11 +20,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from gpu_worker.host.guard import Guard
 from gpu_worker.media.decode import decode
-from gpu_worker.media.frames import Box, Frame, planes_of_rgb
+from gpu_worker.media.frames import Box, Frame, FrameBatch, planes_of_rgb
 from gpu_worker.media.probe import probe
 from gpu_worker.media.transfer import Landing
 from gpu_worker.upscale.architectures import bare_packages
-from gpu_worker.upscale.upscaler import Upscaler, rgb_of
+from gpu_worker.upscale.upscaler import TO_RGB, Upscaler, chroma_filters, rgb_of
 from gpu_worker.upscale.weights import load_model
 
 NOWHERE = Path("/nonexistent")
@@ -122,7 +122,9 @@ def _upstream(name: str, device: torch.device) -> Callable[[np.ndarray], np.ndar
 
 def _bgr(frame: Frame, box: Box) -> np.ndarray:
     left, top, width, height = int(box.x), int(box.y), int(box.width), int(box.height)
-    rgb = rgb_of(frame.planes)[:, top : top + height, left : left + width]
+    batch = FrameBatch.of([frame])
+    rgb = rgb_of(batch, chroma_filters(*batch.y.shape, torch.device("cpu")), TO_RGB)[0]
+    rgb = rgb[:, top : top + height, left : left + width]
     return (rgb.mul(255).add_(0.5).byte().permute(1, 2, 0).cpu().numpy()[..., ::-1]).copy()
 
 

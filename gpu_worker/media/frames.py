@@ -129,6 +129,10 @@ class Box:
         return Box(min(max(self.x, 0.0), width - w), min(max(self.y, 0.0), height - h), w, h)
 
 
+#: Of a size in pixels that was computed in several steps.
+ROUNDING = 1e-6
+
+
 @dataclass(frozen=True)
 class Region:
     """A part of a picture in whole luma pixels; `left` and `top` are even: chroma begins there."""
@@ -147,8 +151,11 @@ class Region:
         """
         left = max(0, math.floor(box.x) - margin) & ~1
         top = max(0, math.floor(box.y) - margin) & ~1
-        wide = (math.ceil(box.width) + 2 * margin + 3) & ~1
-        high = (math.ceil(box.height) + 2 * margin + 3) & ~1
+        # Between keyframes of one size, a size is off by a rounding: no pixel is added for that.
+        wide, high = (
+            (math.ceil(length - ROUNDING) + 2 * margin + 3) & ~1
+            for length in (box.width, box.height)
+        )
         return cls(left, top, min(width - left, wide), min(height - top, high))
 
     def grown(self, wide: int, high: int, width: int, height: int) -> "Region":

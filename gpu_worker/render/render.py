@@ -130,17 +130,16 @@ class Stage:
         yield from self._landed(landing)
 
     def _batches(self, output_times: Iterable[float]) -> Iterator[list[list[Shown]]]:
-        """Groups moments that show one clip alone, as many as its engine wants at once."""
+        """Groups moments that show the same clips, as many as their engines want at once."""
         batch: list[list[Shown]] = []
         for output_time in output_times:
             shown = self._composition.timeline.shown(output_time)
-            if batch and not (
-                _alone(shown) and _alone(batch[-1]) and shown[0].clip == batch[-1][0].clip
-            ):
+            if batch and [one.clip for one in shown] != [one.clip for one in batch[0]]:
                 yield batch
                 batch = []
             batch.append(shown)
-            if len(batch) >= self._composition.clips[shown[0].clip].look.engine.batch:
+            clips = [self._composition.clips[one.clip] for one in shown]
+            if len(batch) >= min(clip.look.engine.batch for clip in clips):
                 yield batch
                 batch = []
         if batch:
@@ -148,11 +147,13 @@ class Stage:
 
     def _made(self, batch: list[list[Shown]]) -> list[Frame]:
         """Makes one picture of each moment of a batch."""
-        self._keep({one.clip for shown in batch for one in shown})
+        self._keep({one.clip for one in batch[0]})
         try:
-            if all(map(_alone, batch)):
-                return self._look([shown[0] for shown in batch])
-            return [mix([(self._look([one])[0], one.weight) for one in shown]) for shown in batch]
+            looks = [self._look(shown) for shown in zip(*batch, strict=True)]
+            return [
+                mix([(look[number], one.weight) for look, one in zip(looks, shown, strict=True)])
+                for number, shown in enumerate(batch)
+            ]
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
@@ -263,11 +264,6 @@ def _depth(size: tuple[int, int], batch: int) -> int:
     """
     fitting = min(WAITING_BYTES, int(memory_bytes() * WAITING_SHARE)) // frame_bytes(*size)
     return max(1, min(max(DEPTH, 2 * batch), fitting))
-
-
-def _alone(shown: list[Shown]) -> bool:
-    """True where one clip is all that is seen."""
-    return len(shown) == 1 and shown[0].weight >= 1.0
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,8 @@ GROUP_COST = 1.14
 KEPT_SHAPES = 32
 OFFSETS = tuple(offset for offset, _ in RGB_TO_PLANES)
 _TO_PLANES = torch.tensor([weights for _, weights in RGB_TO_PLANES], dtype=torch.float64)
-_TO_RGB: torch.Tensor = torch.linalg.inv(_TO_PLANES)
+#: Of Y, U and V without their offsets.
+TO_RGB: torch.Tensor = torch.linalg.inv(_TO_PLANES).float()
 
 
 @dataclass
@@ -86,7 +87,7 @@ class Upscaler:
         self._tile = tile
         self._batches = Batches(None if device.type == "cpu" else accelerator(device))
         self._fits: dict[tuple[int, int], _Fit] = {}
-        self._to_rgb = to_device(_TO_RGB.float(), device)
+        self._to_rgb = to_device(TO_RGB, device)
         self._to_planes = to_device(_TO_PLANES.float(), device)
         self._chroma_filters = functools.lru_cache(KEPT_SHAPES)(
             functools.partial(chroma_filters, device=device)

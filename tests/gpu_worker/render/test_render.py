@@ -413,7 +413,7 @@ class Several(Resampler):
 
 @pytest.mark.parametrize("transition", ["cut", "fade", "dissolve"])
 def test_frames_in_batches_are_the_same_frames(tmp_path, transition):
-    """Each once, in order, also across clips and where two are seen; what is mixed goes alone."""
+    """Each once, in order, also across clips and where two are seen."""
     noise = np.random.default_rng(3).integers(16, 235, (30, 64, 64), np.uint8)
     clip = make_raw(tmp_path / "a.mp4", noise, "25")
     keys = [

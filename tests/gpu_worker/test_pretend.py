@@ -1,0 +1,285 @@
+"""Every job type on a pretend accelerator: the CPU's pictures, bit for bit, without waiting.
+
+The budgets hold in the steady state: from the second batch on, of a clip that is one for a while.
+`scripts/test -k pretend` prints what was counted.
+"""
+
+import asyncio
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from gpu_worker.control import ControlDocuments
+from gpu_worker.edits.compose import Kit, Source, compose
+from gpu_worker.edits.fonts import Fonts
+from gpu_worker.fitness import check_fitness
+from gpu_worker.host.guard import Guard
+from gpu_worker.media.probe import output_facts, probe
+from gpu_worker.pipeline import Execution
+from gpu_worker.render.render import Stage
+from gpu_worker.runner import Runner, one_thread
+from gpu_worker.settings import Settings
+from gpu_worker.upscale.models import Models
+from gpu_worker.upscale.upscaler import Upscaler
+from gpu_worker.upscale.weights import load_model
+from schemas.jobs import JobType
+from schemas.worker import Result, WorkerInput
+from tests.gpu_worker.footage import luma, make
+from tests.gpu_worker.pictures import CPU, decibels, same
+from tests.gpu_worker.pretend import OnDevice
+
+pytestmark = pytest.mark.editing
+MODEL = "realesr-animevideov3"
+SIZE = {"output_width": 144, "output_height": 256}
+PAN = [
+    {"time": 0.0, "x": 400.0, "y": 300.0, "width": 54.0, "height": 96.0},
+    {"time": 3.0, "x": 520.5, "y": 330.0, "width": 54.0, "height": 96.0},
+]
+ZOOM = [PAN[0], {"time": 3.0, "x": 420.0, "y": 320.0, "width": 36.0, "height": 64.0}]
+#: The overlay's keys, in pixels of the 1280x720 source.
+PLACES = [
+    {"time": 0.0, "x": 300.0, "y": 360.0, "radius_x": 120.0, "radius_y": 160.0},
+    {"time": 5.0, "x": 900.0, "y": 360.0, "radius_x": 120.0, "radius_y": 160.0},
+]
+REGION = {"start_time": 0.0, "end_time": 5.0, "keyframes": PLACES}
+TITLE = {"text": "Title", "x": 20.0, "y": 20.0, "font_size": 24.0}
+CLIPS = [
+    {"input_key": "in.mp4", "crop_keyframes": PAN, "end_time": 1.4},
+    {"input_key": "in.mp4", "start_time": 1.0, "end_time": 2.4},
+]
+JOBS = {
+    "framing FAST": ("framing", SIZE | {"crop_keyframes": PAN, "end_time": 2.0}),
+    "framing turned": ("framing", SIZE | {"crop_keyframes": PAN, "rotation": 7, "end_time": 2.0}),
+    "framing QUALITY": (
+        "framing",
+        SIZE | {"crop_keyframes": PAN, "export_mode": "QUALITY", "end_time": 2.0},
+    ),
+    "overlay": (
+        "overlay",
+        {"highlight_regions": [REGION], "text_layers": [TITLE], "end_time": 2.0},
+    ),
+    "overlay blur": (
+        "overlay",
+        {"effect_type": "blur", "highlight_regions": [REGION], "end_time": 2.0},
+    ),
+    "annotate": ("annotate", {"clips": [{"start_time": 0.5, "end_time": 2.4, "name": "A goal"}]}),
+    "multi_clip": (
+        "multi_clip",
+        SIZE | {"clips": CLIPS, "transition": {"type": "dissolve", "duration": 0.4}},
+    ),
+    "upscale": (
+        "upscale",
+        SIZE | {"crop_keyframes": PAN, "model": MODEL, "export_mode": "QUALITY", "end_time": 2.0},
+    ),
+}
+#: Copies a frame in the steady state: a batch of eight goes up in one copy and comes back in one.
+COPIES = 2 / 8
+#: What is turned comes up whole, and the filters of its crop after it; two clips come up for a
+#: dissolve.
+MORE_COPIES = {"framing turned": 3 / 8, "multi_clip": 5 / 8}
+
+
+class Counted(torch.nn.Module):
+    """A network that counts its pictures."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.network, self.pictures = network, 0
+
+    def forward(self, x):
+        self.pictures += len(x)
+        return self.network(x)
+
+
+def engines_on(device):
+    """Returns a kit's engines, in float32, and the network's count."""
+    upscaler = Upscaler(load_model(MODEL, Path("/nonexistent")), device, torch.float32)
+    upscaler.network = Counted(upscaler.network)
+    return lambda params, ratio: upscaler if params.export_mode == "QUALITY" else None, upscaler
+
+
+def stage_of(job, source, device):
+    """Returns an edit's composition on a device, and its network."""
+    job_type, params = JOBS[job]
+    engines, upscaler = engines_on(device)
+    kit = Kit(engines, {"in.mp4": Source(source, probe(source))}, {}, Fonts(), device)
+    params = JobType(job_type).params_model.model_validate(params)
+    return compose(params, "in.mp4", kit), upscaler.network
+
+
+def pictures_of(composition, after=lambda done: None):
+    count = composition.timeline.frame_count(composition.fps)
+    made = []
+    with Stage(composition, Guard()) as stage:
+        for picture in stage.pictures(float(n / composition.fps) for n in range(count)):
+            made.append(picture)
+            after(len(made))
+        stage.finish()
+    return made
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_pretend_device_makes_the_cpus_pictures_without_waiting(
+    pretend, measured, big_buck_bunny, job
+):
+    """No synchronising call, a copy each way for a batch, each picture computed once."""
+    composition, _ = stage_of(job, big_buck_bunny, CPU)
+    expected = pictures_of(composition)
+    composition, network = stage_of(job, big_buck_bunny, pretend.device)
+    pretend.counts.clear()
+    marks = {}
+
+    def after(done):
+        marks[done] = pretend.counts.copy()
+
+    made = pictures_of(composition, after)
+    spent = marks[40] - marks[24]
+    copies = (spent["uploads"] + spent["downloads"]) / 16
+    pictures = network.pictures / len(made)
+    measured(
+        f"pretend: {job:15} a frame: {spent['syncs'] / 16:.2f} synchronising calls, "
+        f"{copies:.2f} copies, {pictures:.2f} pictures of the network, "
+        f"{spent['operations'] / 16:.0f} operations"
+    )
+    assert same(made, expected)
+    assert np.ptp(made[0].y.numpy()) > 100
+    assert pretend.counts["syncs"] == 0
+    assert copies <= MORE_COPIES.get(job, COPIES)
+    assert pictures == (1 if "QUALITY" in str(JOBS[job]) else 0)
+
+
+def test_pretend_zoom_is_the_cpus_picture_but_for_its_context(pretend, big_buck_bunny):
+    """Neighbours share a shape, so that the network sees some real pixels more around the crop."""
+    JOBS["zoom"] = (
+        "framing",
+        SIZE | {"crop_keyframes": ZOOM, "export_mode": "QUALITY", "end_time": 1.0},
+    )
+    expected = pictures_of(stage_of("zoom", big_buck_bunny, CPU)[0])
+    composition, network = stage_of("zoom", big_buck_bunny, pretend.device)
+    made = pictures_of(composition)
+    del JOBS["zoom"]
+    assert network.pictures == len(made)
+    assert min(decibels(a.y, b.y) for a, b in zip(made, expected, strict=True)) > 45
+
+
+class OnPretend(Settings):
+    """Settings of a worker whose GPU is the pretend one."""
+
+    @property
+    def torch_device(self):
+        return torch.device("pretend", 0)
+
+
+@pytest.fixture
+def worker(settings, pretend):
+    """Settings of a worker on the device, with a model for QUALITY jobs."""
+    plain = settings(REELBROKER_QUALITY_MODEL=MODEL)
+    return OnPretend.model_construct(**plain.__dict__)
+
+
+def test_pretend_worker_does_all_job_types_in_one_thread(
+    worker, pretend, bucket, objects, user_id, tmp_path, measured
+):
+    """Warm-up and five jobs, from bucket to bucket: all work on the device in one thread, and
+    nobody waits but for what has landed.
+    """
+    pattern = ("-f", "lavfi", "-i", "testsrc2=s=320x240:r=25:d=1.2", "-pix_fmt", "yuv420p")
+    source = make(tmp_path / "a.mp4", *pattern)
+    objects.put(f"{user_id}/in.mp4", source.read_bytes())
+    models, thread = Models(worker.models_dir, pretend.device, MODEL), one_thread()
+    upscaler = models.get(MODEL)
+    models._loaded[MODEL] = Upscaler(
+        load_model(MODEL, Path("/nonexistent")), pretend.device, torch.float32
+    )
+    assert upscaler.dtype is torch.float16
+    pretend.reset()
+    facts = thread.submit(check_fitness, worker, models).result()
+    assert (facts["device"], facts["model"]) == ("pretend", MODEL)
+    runner = Runner(worker, bucket, models, thread)
+
+    async def send(progress):
+        pass
+
+    crop = [{"time": 0.0, "x": 40.0, "y": 40.0, "width": 36.0, "height": 64.0}]
+    edits = {
+        "framing": SIZE | {"crop_keyframes": crop, "export_mode": "QUALITY", "end_time": 0.4},
+        "overlay": {"text_layers": [TITLE], "end_time": 0.8},
+        "annotate": {"clips": [{"start_time": 0.2, "end_time": 0.9, "name": "A goal"}]},
+        "multi_clip": SIZE | {"clips": [{"end_time": 0.4}, {"start_time": 0.5, "end_time": 0.9}]},
+        "upscale": SIZE | {"crop_keyframes": crop, "model": MODEL, "end_time": 0.4},
+    }
+    for job_type, params in edits.items():
+        asked = {
+            "job_id": f"j-{job_type}",
+            "user_id": user_id,
+            "type": job_type,
+            "input_key": "in.mp4",
+            "output_key": f"{job_type}.mp4",
+            "params": params,
+        }
+        result = asyncio.run(runner.run(asked, "call", send))
+        assert isinstance(result, Result), result
+        assert result.gpu == "pretend"
+        path = tmp_path / f"{job_type}.mp4"
+        path.write_bytes(objects.get(f"{user_id}/{result.output_key}"))
+        assert output_facts(path).frames == result.facts.frames > 9
+        assert np.ptp(luma(path)[0][5]) > 60
+    assert len(pretend.threads) == 1
+    measured(f"pretend: a worker's five jobs: {pretend.counts['syncs']} synchronising calls")
+
+
+def test_pretend_device_that_dies_ends_the_worker(worker, pretend, bucket, user_id, monkeypatch):
+    """Whatever class the error has that the job ends with."""
+
+    def lose(self):
+        pretend.dead = True
+        raise ValueError("a result that made no sense")
+
+    def leave(code):
+        raise ConnectionAbortedError(code)
+
+    async def send(progress):
+        pass
+
+    monkeypatch.setattr(Execution, "run", lose)
+    monkeypatch.setattr("os._exit", leave)
+    models = Models(worker.models_dir, pretend.device)
+    asked = {"job_id": "j", "user_id": user_id, "type": "framing", "input_key": "a.mp4"}
+    asked["output_key"] = "o.mp4"
+    with pytest.raises(ConnectionAbortedError, match="70"):
+        asyncio.run(Runner(worker, bucket, models).run(asked | {"params": SIZE}, "call", send))
+
+
+def test_pretend_device_without_memory_ends_the_job_alone(
+    worker, pretend, bucket, objects, user_id, big_buck_bunny
+):
+    """As `out_of_memory`; the worker goes on."""
+    objects.put(f"{user_id}/in.mp4", big_buck_bunny.read_bytes())
+    models = Models(worker.models_dir, pretend.device)
+    job = WorkerInput.model_validate(
+        {
+            "job_id": "j",
+            "user_id": user_id,
+            "type": "framing",
+            "input_key": "in.mp4",
+            "output_key": "o.mp4",
+            "params": SIZE | {"crop_keyframes": PAN},
+        }
+    )
+    pretend.limit = pretend.used + 1000
+    held = OnDevice(torch.zeros(10))
+    with pytest.raises(Exception, match="too little memory") as raised:
+        Execution(
+            job,
+            "rp",
+            bucket,
+            ControlDocuments(bucket, job),
+            worker,
+            models,
+            lambda progress: None,
+            Guard(),
+        ).run()
+    assert raised.value.code == "out_of_memory"
+    assert held.device == pretend.device
