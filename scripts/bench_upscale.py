@@ -123,7 +123,9 @@ def _upstream(name: str, device: torch.device) -> Callable[[np.ndarray], np.ndar
 def _bgr(frame: Frame, box: Box) -> np.ndarray:
     left, top, width, height = int(box.x), int(box.y), int(box.width), int(box.height)
     batch = FrameBatch.of([frame])
-    rgb = rgb_of(batch, chroma_filters(*batch.y.shape, torch.device("cpu")), TO_RGB)[0]
+    rgb = rgb_of(batch, chroma_filters(1, frame.height, frame.width, torch.device("cpu")), TO_RGB)[
+        0
+    ]
     rgb = rgb[:, top : top + height, left : left + width]
     return (rgb.mul(255).add_(0.5).byte().permute(1, 2, 0).cpu().numpy()[..., ::-1]).copy()
 

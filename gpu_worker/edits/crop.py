@@ -26,7 +26,7 @@ from gpu_worker.media.frames import (
     chroma_size,
 )
 from gpu_worker.media.probe import SourceFacts
-from gpu_worker.media.resample import CUBIC_RADIUS, Axes, Filter, resample, rounded, taps
+from gpu_worker.media.resample import CUBIC_RADIUS, Axes, Filter, resample_to_bytes, taps
 from gpu_worker.media.transfer import batch_to_device
 from schemas.edits import Framing, Interpolation, first_keyframe_outside, is_upright
 
@@ -163,7 +163,7 @@ def _cropped(
     batch, arrived = batch_to_device(cut, filters, device)
     luma, chroma = arrived
     planes = ((batch.y, luma), (batch.u, chroma), (batch.v, chroma))
-    return FrameBatch(*(rounded(resample(plane, axes, 0.5)) for plane, axes in planes)).frames()
+    return FrameBatch(*(resample_to_bytes(plane, axes) for plane, axes in planes)).frames()
 
 
 def _filters(boxes: Sequence[Box], size: tuple[int, int], frame: Frame) -> list[Axes]:

@@ -13,12 +13,17 @@ from fractions import Fraction
 from pathlib import Path
 from typing import IO
 
+import numpy as np
+
 from gpu_worker.errors import FfmpegFailed, InvalidMedia, MediaTooLarge, WorkerError
 from gpu_worker.host.guard import Guard
+from gpu_worker.host.limits import usable_cores
 from gpu_worker.media.ffmpeg import INPUT_OPTIONS, decoding_limit, run_ffmpeg
 from gpu_worker.media.frames import Frame, frame_bytes, frame_from_bytes
 from gpu_worker.media.probe import Limits, SourceFacts
 
+#: More make no decoder faster, and each holds a frame.
+MOST_THREADS = 16
 #: How much of a video may be missing at its end before it counts as truncated.
 MISSING_SECONDS = 0.25
 MISSING_SHARE = 0.02
@@ -57,6 +62,7 @@ def decode(
     decoder = ["-c:v", facts.alpha_decoder] if facts.alpha_decoder else []
     arguments = [
         *INPUT_OPTIONS,
+        *("-threads", str(min(usable_cores(), MOST_THREADS))),
         *("-max_error_rate", str(MAX_LOST_SHARE), "-max_pixels", decoding_limit(max_pixels)),
         *(("-hwaccel", "cuda") if hardware else ()),
         *decoder,
@@ -144,12 +150,12 @@ def _to_bt709(facts: SourceFacts) -> list[str]:
     ]
 
 
-def _read_exactly(pipe: IO[bytes], size: int) -> bytearray | None:
+def _read_exactly(pipe: IO[bytes], size: int) -> np.ndarray | None:
     """Returns the next `size` bytes, or None at the end; what is left of half a picture is
     dropped.
     """
-    buffer = bytearray(size)
-    view = memoryview(buffer)
+    buffer = np.empty(size, np.uint8)
+    view = buffer.data
     while view:
         count = pipe.readinto(view)  # type: ignore[attr-defined]  # a raw FileIO has it
         if not count:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
+import numpy as np
 import torch
 
 T = TypeVar("T", bound=Any)
@@ -198,7 +199,7 @@ def frame_bytes(width: int, height: int) -> int:
     return width * height + 2 * chroma_size(width) * chroma_size(height)
 
 
-def frame_from_bytes(buffer: bytearray, width: int, height: int) -> Frame:
+def frame_from_bytes(buffer: bytearray | np.ndarray, width: int, height: int) -> Frame:
     """Views one raw yuv420p picture as planes; the buffer must not be reused while the frame
     lives.
     """

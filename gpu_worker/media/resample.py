@@ -7,7 +7,7 @@ pictures.
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +20,8 @@ from gpu_worker.media.frames import BAND_SAMPLES
 #: interpolation for digital image processing", IEEE Trans. ASSP 29(6), 1981).
 CUBIC_A = -0.5
 CUBIC_RADIUS = 2.0
+#: So many samples are rounded at once: 2 MiB, which are still in a core's cache after the filter.
+CACHED_SAMPLES = 1 << 19
 #: So many axes' taps are kept: those of a crop that rests, or moves along the other axis, recur.
 KEPT_TAPS = 64
 
@@ -126,26 +128,39 @@ def resample(planes: torch.Tensor, axes: Axes, bias: float = 0.0) -> torch.Tenso
         (n, rows, columns) float32, not rounded, with `bias` added.
     """
     columns, rows = axes
+    parts = [rows.apply(wide) for _, wide in _across(planes, columns, bias)]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
+
+
+def _across(
+    planes: torch.Tensor, columns: Filter, bias: float
+) -> Iterator[tuple[slice, torch.Tensor]]:
+    """Yields parts of the columns, and (n, h, part) float32 of them, with `bias` added."""
     # Turned while it is still small, and of one byte a sample. The weights of each sample add up to
     # 1, so that the bias comes out as it went in.
     source = planes.transpose(1, 2).contiguous().add(bias)
-    step = max(1, BAND_SAMPLES // planes.shape[1])
-    if columns.count <= step:
-        return rows.apply(columns.apply(source).transpose(1, 2).contiguous())
     # What lies between the two filters can be several times as large as the result.
-    made = source.new_empty((len(planes), rows.count, columns.count))
+    step = max(1, BAND_SAMPLES // planes.shape[1])
     for first in range(0, columns.count, step):
-        some = slice(first, first + step)
-        wide = columns.some(some).apply(source).transpose(1, 2).contiguous()
-        made[:, :, some] = rows.apply(wide)
-    return made
+        part = slice(first, first + step)
+        yield part, columns.some(part).apply(source).transpose(1, 2).contiguous()
 
 
-def rounded(samples: torch.Tensor) -> torch.Tensor:
-    """Returns uint8 of float32 samples that have 0.5 added already; changes them."""
-    if samples.device.type != "cpu":
-        return samples.clamp_(0, 255).to(torch.uint8)
-    made = torch.empty_like(samples, dtype=torch.uint8)
-    # One pass over memory, where torch takes two.
-    np.clip(samples.numpy(), 0, 255, out=made.numpy(), casting="unsafe")
-    return made
+def resample_to_bytes(planes: torch.Tensor, axes: Axes, bias: float = 0.0) -> torch.Tensor:
+    """Applies both filters to (n, h, w) planes of uint8 or float32, on their device.
+
+    Returns:
+        (n, rows, columns) uint8: `bias` added, rounded, and limited to 0 to 255.
+    """
+    if planes.device.type != "cpu":
+        return resample(planes, axes, bias + 0.5).clamp_(0, 255).to(torch.uint8)
+    columns, rows = axes
+    made = np.empty((len(planes), rows.count, columns.count), np.uint8)
+    for part, wide in _across(planes, columns, bias + 0.5):
+        step = max(1, CACHED_SAMPLES // (len(wide) * wide.shape[2]))
+        for first in range(0, rows.count, step):
+            band = slice(first, first + step)
+            samples = rows.some(band).apply(wide).numpy()
+            # One pass, where torch takes two.
+            np.clip(samples, 0, 255, out=made[:, band, part], casting="unsafe")
+    return torch.from_numpy(made)

@@ -26,7 +26,7 @@ from gpu_worker.media.frames import (
     alike,
     chroma_size,
 )
-from gpu_worker.media.resample import Axes, Filter, resample, rounded, taps
+from gpu_worker.media.resample import Axes, Filter, resample, resample_to_bytes, taps
 from gpu_worker.media.transfer import batch_to_device, filters_to_device, to_device
 from gpu_worker.upscale.batches import Batches
 from gpu_worker.upscale.engine import CONTEXT
@@ -294,7 +294,7 @@ def _planes_of(rgb: torch.Tensor, to_planes: torch.Tensor, filters: Sequence[Axe
     luma, chroma = filters
     return FrameBatch(
         *(
-            rounded(resample(plane, axes, offset + 0.5))
+            resample_to_bytes(plane, axes, offset)
             for plane, axes, offset in zip(planes, (luma, chroma, chroma), OFFSETS, strict=True)
         )
     )
