@@ -19,6 +19,7 @@ WorkerError                 has a code that the broker understands, and a senten
 ├── Cancelled               the attempt was cancelled or superseded: stop, publish nothing
 ├── HandedBack              the worker must end, or is too old: another one may do the job
 └── FfmpegFailed            ffmpeg ended badly: a bug of ours, or of the machine
+    └── HardwareEncoderFailed   with the GPU's encoder: software may do it
 """
 
 from schemas.jobs import ErrorCode
@@ -145,3 +146,7 @@ class FfmpegFailed(WorkerError):
     """ffmpeg ended with an error that the source does not explain."""
 
     code = ErrorCode.INTERNAL
+
+
+class HardwareEncoderFailed(FfmpegFailed):
+    """The GPU's encoder ended with an error; the CPU's may do what it could not."""

@@ -15,8 +15,7 @@ import torch
 from gpu_worker.errors import ModelUnavailable
 from gpu_worker.host.accelerator import accelerator
 from gpu_worker.host.limits import memory_bytes, usable_cores
-from gpu_worker.media.decode import nvdec_works
-from gpu_worker.media.encode import nvenc_works
+from gpu_worker.media.hardware import nvdec_works, nvenc_works
 from gpu_worker.settings import Settings
 from gpu_worker.upscale.models import Models
 

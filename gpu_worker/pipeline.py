@@ -18,20 +18,20 @@ import structlog
 
 from gpu_worker.bucket import Bucket
 from gpu_worker.control import ControlDocuments
-from gpu_worker.edits.compose import Kit, Source, compose, needed_parts, needed_pngs
+from gpu_worker.edits.compose import Composition, Kit, Source, compose, needed_parts, needed_pngs
 from gpu_worker.edits.fonts import Fonts
-from gpu_worker.errors import Cancelled, SourceNotFound, WorkerError
+from gpu_worker.errors import Cancelled, HardwareEncoderFailed, SourceNotFound, WorkerError
 from gpu_worker.host.guard import Guard
 from gpu_worker.host.workspace import workspace
-from gpu_worker.media.decode import nvdec_works
-from gpu_worker.media.encode import Quality, nvenc_works
+from gpu_worker.media.encode import Quality
+from gpu_worker.media.hardware import HardwareDecoder, encodes, nvdec_works, nvenc_works
 from gpu_worker.media.probe import Limits, SourceFacts, output_facts, probe
 from gpu_worker.render.render import OutputLimits, Spent, render
 from gpu_worker.settings import Settings
 from gpu_worker.upscale.models import Models
 from schemas.jobs import OutputFacts, Phase
 from schemas.keys import object_key
-from schemas.worker import Progress, Result, Started, Timings, WorkerInput
+from schemas.worker import Fallback, Progress, Result, Started, Timings, WorkerInput
 
 log = structlog.get_logger(__name__)
 
@@ -79,6 +79,8 @@ class Execution:
         self._report = report
         self._guard = guard
         self._cold_start_seconds = cold_start_seconds
+        self._fallbacks: list[Fallback] = []
+        self._most_done = 0
         self._output_key = (
             job.output_key or f"final_videos/{job.type}_{job.job_id}_{secrets.token_hex(4)}.mp4"
         )
@@ -151,7 +153,12 @@ class Execution:
         fetch_seconds = clock.lap()
         by_gpu = settings.decodes_in_hardware and nvdec_works()
         sources = {
-            key: Source(path, self._probed(key, path), by_gpu, settings.max_pixels)
+            key: Source(
+                path,
+                self._probed(key, path),
+                HardwareDecoder() if by_gpu else None,
+                settings.max_pixels,
+            )
             for key, path in paths.items()
         }
         kit = Kit(
@@ -159,19 +166,31 @@ class Execution:
         )
         composition = compose(params, input_key, kit)
         output = folder / "output.mp4"
-        spent = render(
+        hardware = settings.encodes_in_hardware and encodes(*composition.size) and nvenc_works()
+        try:
+            spent = self._rendered(composition, output, hardware)
+        except HardwareEncoderFailed as error:
+            # Sessions are shared by all containers of a host, so that the next job tries again.
+            log.warning("hardware_encoder_failed", detail=error.detail)
+            self._fallbacks.append(Fallback(codec="encoder"))
+            spent = self._rendered(composition, output, hardware=False)
+        self._fallbacks += [
+            Fallback(codec="decoder", key=key)
+            for key, source in sources.items()
+            if source.hardware is not None and source.hardware.failed
+        ]
+        return output, fetch_seconds, spent
+
+    def _rendered(self, composition: Composition, output: Path, hardware: bool) -> Spent:
+        settings = self._settings
+        return render(
             composition,
             output,
-            Quality(
-                settings.x264_preset,
-                settings.x264_crf,
-                settings.encodes_in_hardware and nvenc_works(),
-            ),
+            Quality(settings.x264_preset, settings.x264_crf, hardware),
             self._guard,
             self._show_frames,
             OutputLimits(settings.max_output_seconds, settings.max_output_bytes),
         )
-        return output, fetch_seconds, spent
 
     def _fetched(self, key: str, path: Path) -> Path:
         self._guard.check()
@@ -216,6 +235,8 @@ class Execution:
             raise type(error)(f"{key}: {error}", error.detail) from error
 
     def _show_frames(self, done: int, count: int) -> None:
+        # A second rendering begins anew; its progress does not.
+        self._most_done = done = max(done, self._most_done)
         self._show(Phase.PROCESSING, FRAMES_FROM + (FRAMES_TO - FRAMES_FROM) * done // count)
 
     def _commit(self, facts: OutputFacts, timings: Timings) -> Result:
@@ -226,6 +247,7 @@ class Execution:
             facts=facts,
             timings=timings,
             gpu=self._settings.gpu,
+            fallbacks=tuple(self._fallbacks),
         )
         if not self._control.exist:
             return result

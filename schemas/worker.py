@@ -98,6 +98,18 @@ class Timings(FromWorker):
     cold_start_seconds: float = 0.0
 
 
+class Fallback(FromWorker):
+    """A part of the GPU that failed in a run, so that the CPU did its work.
+
+    Attributes:
+        codec: `decoder` or `encoder`.
+        key: the video that the decoder failed at.
+    """
+
+    codec: str
+    key: str | None = None
+
+
 class Result(OfARun):
     """`result.json`, and a provider job's final `output`. Whoever puts it first is the attempt's
     result.
@@ -107,6 +119,7 @@ class Result(OfARun):
     facts: OutputFacts
     timings: Timings
     gpu: str | None = None  #: its name as CUDA gives it; None for a CPU
+    fallbacks: tuple[Fallback, ...] = ()
 
 
 class Failure(FromWorker):

@@ -17,6 +17,7 @@ from gpu_worker.edits.layer import Layer, TimedLayer, layer_of
 from gpu_worker.edits.text import text_layers
 from gpu_worker.edits.timeline import CUT, ClipTime, Timeline
 from gpu_worker.media.frames import Frame
+from gpu_worker.media.hardware import HardwareDecoder
 from gpu_worker.media.probe import Limits, SourceFacts
 from gpu_worker.media.transfer import all_to_device
 from gpu_worker.upscale.distinct import Distinct
@@ -37,15 +38,16 @@ CAPTION_FADE_SECONDS = 0.25
 
 @dataclass(frozen=True)
 class Source:
-    """A video of the bucket, on this machine; with `hardware`, the GPU decodes it.
+    """A video of the bucket, on this machine.
 
     Attributes:
+        hardware: the GPU's decoder, where the GPU decodes it.
         max_pixels: of each of its frames, which may be larger than the first one.
     """
 
     path: Path
     facts: SourceFacts
-    hardware: bool = False
+    hardware: HardwareDecoder | None = None
     max_pixels: int = Limits().pixels
 
 

@@ -5,23 +5,24 @@ ffmpeg does the work in a process of its own and hands over raw pictures through
 time: memory does not grow with the clip's length.
 """
 
-import functools
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+import itertools
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
 from fractions import Fraction
 from pathlib import Path
 from typing import IO
 
 import numpy as np
 
-from gpu_worker.errors import FfmpegFailed, InvalidMedia, MediaTooLarge, WorkerError
+from gpu_worker.errors import FfmpegFailed, InvalidMedia, MediaTooLarge
 from gpu_worker.host.guard import Guard
 from gpu_worker.host.limits import usable_cores
 from gpu_worker.media.ffmpeg import INPUT_OPTIONS, decoding_limit, run_ffmpeg
 from gpu_worker.media.frames import Frame, frame_bytes, frame_from_bytes
+from gpu_worker.media.hardware import DECODING, HardwareDecoder
 from gpu_worker.media.probe import Limits, SourceFacts
 
+Frames = Generator[Frame, None, None]
 #: More make no decoder faster, and each holds a frame.
 MOST_THREADS = 16
 #: How much of a video may be missing at its end before it counts as truncated.
@@ -39,7 +40,7 @@ def decode(
     count: int,
     guard: Guard,
     interpolated_fps: Fraction | None = None,
-    hardware: bool = False,
+    hardware: HardwareDecoder | None = None,
     max_pixels: int = Limits().pixels,
 ) -> Iterator[Iterator[Frame]]:
     """Yields `count` frames from index `first` on, frame i being the one at `i / facts.fps`
@@ -47,8 +48,8 @@ def decode(
 
     A file whose rate varies is read onto this even grid. The iterator ends early where the file
     does. With `interpolated_fps`, frames between are made by motion interpolation: the n-th is at
-    `first / facts.fps + n / interpolated_fps` seconds. With `hardware`, NVDEC decodes the formats
-    that it knows.
+    `first / facts.fps + n / interpolated_fps` seconds. With `hardware`, the GPU decodes until it
+    fails; from there on the CPU does.
 
     Raises:
         InvalidMedia: while iterating, when the file cannot be decoded, or ends long before its
@@ -60,56 +61,66 @@ def decode(
     seek = ["-ss", f"{begin:.6f}"] if begin and facts.seekable else []
     skip = [f"trim=start={begin:.6f}"] if begin and not facts.seekable else []
     decoder = ["-c:v", facts.alpha_decoder] if facts.alpha_decoder else []
-    arguments = [
+    before = [
         *INPUT_OPTIONS,
         *("-threads", str(min(usable_cores(), MOST_THREADS))),
         *("-max_error_rate", str(MAX_LOST_SHARE), "-max_pixels", decoding_limit(max_pixels)),
-        *(("-hwaccel", "cuda") if hardware else ()),
+    ]
+    after = [
         *decoder,
         *seek,
         *("-i", str(path), "-map", "0:V:0", "-an", "-sn", "-dn"),
         *("-frames:v", str(count), "-vf", _filters(facts, skip, interpolated_fps)),
         *("-fps_mode", "passthrough", "-f", "rawvideo", "-pix_fmt", "yuv420p", "pipe:1"),
     ]
-    fps = interpolated_fps or facts.fps
-    with run_ffmpeg(arguments, guard, reads=True) as ffmpeg:
+    seconds = float(count / (interpolated_fps or facts.fps))
 
-        def frames() -> Iterator[Frame]:
-            size = frame_bytes(facts.width, facts.height)
-            seen = 0
-            while (picture := _read_exactly(ffmpeg.stdout, size)) is not None:
-                seen += 1
-                yield frame_from_bytes(picture, facts.width, facts.height)
+    def read(options: Sequence[str]) -> Frames:
+        return _read([*before, *options, *after], facts, count, seconds, guard, max_pixels)
+
+    def frames() -> Frames:
+        seen = 0
+        if hardware is not None and not hardware.failed:
             try:
-                ffmpeg.finish()
-            except FfmpegFailed as error:
-                _refuse_grown(error.detail, max_pixels)
-                raise InvalidMedia(
-                    "The video is damaged and cannot be decoded.", error.detail
-                ) from error
-            _refuse_grown(ffmpeg.stderr_tail(), max_pixels)
-            _refuse_truncated(float(seen / fps), float(count / fps), ffmpeg.stderr_tail())
+                with closing(read(DECODING)) as decoded:
+                    for frame in decoded:
+                        seen += 1
+                        yield frame
+                return
+            except InvalidMedia as error:
+                # Whether the file or the decoder is at fault, the CPU shows.
+                hardware.fail(error.detail)
+        with closing(read(())) as decoded:
+            yield from itertools.islice(decoded, seen, None)
 
-        yield frames()
+    with closing(frames()) as stretch:
+        yield stretch
 
 
-@functools.cache
-def nvdec_works() -> bool:
-    """True where the GPU decodes a short film; ffmpeg lists NVDEC also where there is none.
-
-    In a container it needs `video` among `NVIDIA_DRIVER_CAPABILITIES`.
-    """
-    guard = Guard(60)
-    with tempfile.TemporaryDirectory() as folder:
-        film = str(Path(folder) / "film.mp4")
-        grey = ("-f", "lavfi", "-i", "color=gray:s=256x256:r=25:d=0.2", "-c:v", "libx264")
+def _read(
+    arguments: Sequence[str],
+    facts: SourceFacts,
+    count: int,
+    seconds: float,
+    guard: Guard,
+    max_pixels: int,
+) -> Frames:
+    """Yields the frames that one ffmpeg decodes; `count` of them, in `seconds`, are promised."""
+    size = frame_bytes(facts.width, facts.height)
+    seen = 0
+    with run_ffmpeg(arguments, guard, reads=True) as ffmpeg:
+        while (picture := _read_exactly(ffmpeg.stdout, size)) is not None:
+            seen += 1
+            yield frame_from_bytes(picture, facts.width, facts.height)
         try:
-            for arguments in ([*grey, film], ["-c:v", "h264_cuvid", "-i", film, "-f", "null", "-"]):
-                with run_ffmpeg(arguments, guard) as ffmpeg:
-                    ffmpeg.finish()
-        except WorkerError:
-            return False
-    return True
+            ffmpeg.finish()
+        except FfmpegFailed as error:
+            _refuse_grown(error.detail, max_pixels)
+            raise InvalidMedia(
+                "The video is damaged and cannot be decoded.", error.detail
+            ) from error
+        _refuse_grown(ffmpeg.stderr_tail(), max_pixels)
+        _refuse_truncated(seconds * seen / count, seconds, ffmpeg.stderr_tail())
 
 
 def _filters(facts: SourceFacts, skip: list[str], interpolated_fps: Fraction | None) -> str:

@@ -2,18 +2,18 @@
 once.
 """
 
-import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
-from gpu_worker.errors import OutputTooLarge, WorkerError
+from gpu_worker.errors import FfmpegFailed, HardwareEncoderFailed, OutputTooLarge
 from gpu_worker.host.guard import Guard
 from gpu_worker.host.limits import usable_cores
 from gpu_worker.media.ffmpeg import INPUT_OPTIONS, Ffmpeg, run_ffmpeg
 from gpu_worker.media.frames import Frame
+from gpu_worker.media.hardware import encoding
 
 AUDIO_BITRATE = "192k"
 #: x264's threads wait for one another: with twice its own default of 1.5 a core, two cores are busy
@@ -39,41 +39,10 @@ class Quality:
     def arguments(self) -> list[str]:
         """Returns ffmpeg's options of the video encoder."""
         if self.hardware:
-            return [
-                *(
-                    "-c:v",
-                    "h264_nvenc",
-                    "-preset",
-                    "p5",
-                    "-rc",
-                    "vbr",
-                    "-cq",
-                    str(self.crf + 1),
-                    "-b:v",
-                    "0",
-                )
-            ]
+            return encoding(self.crf)
         threads = min(THREADS_A_CORE * usable_cores(), MOST_THREADS)
         options = ("-preset", self.preset, "-crf", str(self.crf), "-threads", str(threads))
         return ["-c:v", "libx264", *options]
-
-
-@functools.cache
-def nvenc_works() -> bool:
-    """True where a short encode on the GPU succeeds: ffmpeg lists NVENC also where there is none.
-
-    In a container it needs `video` among `NVIDIA_DRIVER_CAPABILITIES`; some data-centre GPUs have
-    none at all.
-    """
-    source = ("-f", "lavfi", "-i", "color=black:s=256x256:r=25:d=0.2")
-    try:
-        with run_ffmpeg(
-            [*source, *Quality(hardware=True).arguments(), "-f", "null", "-"], Guard(60)
-        ) as ffmpeg:
-            ffmpeg.finish()
-    except WorkerError:
-        return False
-    return True
 
 
 @dataclass(frozen=True)
@@ -138,6 +107,10 @@ def encode(
     Args:
         size: width and height of the frames to come.
         fps: their exact rate.
+
+    Raises:
+        FfmpegFailed: ffmpeg has ended badly.
+        HardwareEncoderFailed: the same, with the GPU's encoder.
     """
     rate = f"{fps.numerator}/{fps.denominator}"
     picture = (
@@ -162,6 +135,11 @@ def encode(
         *sound_output,
         *("-movflags", "+faststart", "-map_metadata", "-1", "-y", str(path)),
     ]
-    with run_ffmpeg(arguments, guard, writes=True) as ffmpeg:
-        yield Encoder(ffmpeg, path, max_bytes)
-        ffmpeg.finish()
+    try:
+        with run_ffmpeg(arguments, guard, writes=True) as ffmpeg:
+            yield Encoder(ffmpeg, path, max_bytes)
+            ffmpeg.finish()
+    except FfmpegFailed as error:
+        if not quality.hardware:
+            raise
+        raise HardwareEncoderFailed(str(error), error.detail) from error

@@ -16,6 +16,7 @@ from gpu_worker.edits.compose import Kit, Source, compose
 from gpu_worker.edits.fonts import Fonts
 from gpu_worker.fitness import check_fitness
 from gpu_worker.host.guard import Guard
+from gpu_worker.media import hardware
 from gpu_worker.media.probe import output_facts, probe
 from gpu_worker.pipeline import Execution
 from gpu_worker.render.render import Stage
@@ -26,7 +27,8 @@ from gpu_worker.upscale.upscaler import Upscaler
 from gpu_worker.upscale.weights import load_model
 from schemas.jobs import JobType
 from schemas.worker import Result, WorkerInput
-from tests.gpu_worker.footage import luma, make
+from tests.gpu_worker.codecs import Chip
+from tests.gpu_worker.footage import beeps, flash_and_beep, flashes, luma, make
 from tests.gpu_worker.pictures import CPU, decibels, same
 from tests.gpu_worker.pretend import OnDevice
 
@@ -228,6 +230,59 @@ def test_pretend_worker_does_all_job_types_in_one_thread(
         assert np.ptp(luma(path)[0][5]) > 60
     assert len(pretend.threads) == 1
     measured(f"pretend: a worker's five jobs: {pretend.counts['syncs']} synchronising calls")
+
+
+@pytest.mark.parametrize(
+    ("fails", "size", "used", "fallbacks"),
+    [
+        ({}, (160, 96), ["decoder", "encoder"], []),
+        ({"decoder": 200_000}, (160, 96), ["decoder", "encoder"], ["decoder"]),
+        ({"encoder": 0}, (160, 96), ["decoder", "encoder", "decoder"], ["encoder"]),
+        ({"encoder": 100_000}, (160, 96), ["decoder", "encoder", "decoder"], ["encoder"]),
+        ({}, (144, 256), ["decoder"], []),
+    ],
+)
+def test_pretend_codecs_that_fail_leave_the_job_to_the_cpu(
+    worker, pretend, bucket, objects, user_id, tmp_path, monkeypatch, fails, size, used, fallbacks
+):
+    """At the start or in the middle, and for sizes that the chip does not take: the file is whole,
+    progress never falls, and the result lists what failed.
+    """
+    chip = Chip(tmp_path, monkeypatch, trials=1, **fails)
+    assert hardware.nvdec_works()
+    assert hardware.nvenc_works()
+    source = flash_and_beep(tmp_path / "a.mp4", seconds=2)
+    objects.put(f"{user_id}/in.mp4", source.read_bytes())
+    job = WorkerInput.model_validate(
+        {
+            "job_id": "j",
+            "user_id": user_id,
+            "type": "framing",
+            "input_key": "in.mp4",
+            "output_key": "o.mp4",
+            "params": {"output_width": size[0], "output_height": size[1]},
+        }
+    )
+    seen = []
+    result = Execution(
+        job,
+        "rp",
+        bucket,
+        ControlDocuments(bucket, job),
+        worker,
+        Models(worker.models_dir, pretend.device),
+        lambda progress: seen.append(progress.progress),
+        Guard(),
+    ).run()
+    assert sorted(chip.used[2:]) == sorted(used)
+    assert [one.codec for one in result.fallbacks] == fallbacks
+    assert {one.key for one in result.fallbacks if one.codec == "decoder"} <= {"in.mp4"}
+    assert seen == sorted(seen)
+    path = tmp_path / "o.mp4"
+    path.write_bytes(objects.get(f"{user_id}/o.mp4"))
+    assert output_facts(path).frames == 50
+    assert flashes(path) == pytest.approx(flashes(source), abs=0.001)
+    assert beeps(path)[:, 0] == pytest.approx(beeps(source)[:, 0], abs=0.01)
 
 
 def test_pretend_device_that_dies_ends_the_worker(worker, pretend, bucket, user_id, monkeypatch):

@@ -5,8 +5,11 @@ import pytest
 
 from gpu_worker.errors import InvalidMedia, MediaTooLarge
 from gpu_worker.host.guard import Guard
-from gpu_worker.media.decode import decode, nvdec_works
+from gpu_worker.media.decode import decode
+from gpu_worker.media.frames import frame_bytes
+from gpu_worker.media.hardware import HardwareDecoder
 from gpu_worker.media.probe import Limits, probe
+from tests.gpu_worker.codecs import Chip
 from tests.gpu_worker.footage import make, make_raw
 
 
@@ -40,17 +43,33 @@ def test_frame_i_is_frame_i_wherever_one_begins(numbered, first):
     )
 
 
-def test_nvdec_is_used_only_where_it_works(numbered):
-    """Tried, not looked up; where it works, it gives the same frames, and where it does not,
-    decoding says so.
+@pytest.mark.parametrize("frames_before", [None, 0, 1, 30])
+def test_a_gpus_decoder_that_fails_costs_no_frame(numbered, tmp_path, monkeypatch, frames_before):
+    """At the start or in the middle: the CPU goes on from the frame reached, and does the rest of
+    the file.
     """
-    facts = probe(numbered)
-    with decode(numbered, facts, 7, 5, Guard(), hardware=True) as frames:
-        if nvdec_works():
-            assert numbers([frame.y.numpy() for frame in frames]) == list(range(7, 12))
-        else:
-            with pytest.raises(InvalidMedia):
-                list(frames)
+    fails = {} if frames_before is None else {"decoder": frames_before * frame_bytes(64, 96)}
+    chip = Chip(tmp_path, monkeypatch, **fails)
+    facts, hardware = probe(numbered), HardwareDecoder()
+    for _ in range(2):
+        with decode(numbered, facts, 7, 60, Guard(), hardware=hardware) as frames:
+            assert numbers([frame.y.numpy() for frame in frames]) == list(range(7, 67))
+    assert hardware.failed is (frames_before is not None)
+    assert chip.used == ["decoder"] * (1 if hardware.failed else 2)
+
+
+def test_a_damaged_video_is_damaged_for_both(numbered, tmp_path, monkeypatch):
+    """The CPU's word counts, after the GPU's decoder has failed at it."""
+    chip = Chip(tmp_path, monkeypatch)
+    cut = tmp_path / "cut.mp4"
+    moved = make(tmp_path / "moved.mp4", "-i", numbered, "-c", "copy", "-movflags", "+faststart")
+    cut.write_bytes(moved.read_bytes()[: moved.stat().st_size // 2])
+    with (
+        decode(cut, probe(cut), 0, 80, Guard(), hardware=HardwareDecoder()) as frames,
+        pytest.raises(InvalidMedia, match="damaged"),
+    ):
+        list(frames)
+    assert chip.used == ["decoder"]
 
 
 def test_every_frame_comes_once(numbered):

@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from gpu_worker.errors import FfmpegFailed
+from gpu_worker.errors import FfmpegFailed, HardwareEncoderFailed
 from gpu_worker.host.guard import Guard
-from gpu_worker.media.encode import Quality, encode, nvenc_works
-from gpu_worker.media.frames import Frame
+from gpu_worker.media.encode import Quality, encode
+from gpu_worker.media.frames import Frame, frame_bytes
 from gpu_worker.media.probe import output_facts
+from tests.gpu_worker.codecs import Chip
 from tests.gpu_worker.footage import luma, psnr
 
 NEARLY_LOSSLESS = Quality("ultrafast", 1)
@@ -58,21 +59,31 @@ def test_the_file_starts_at_once_and_says_its_colours(tmp_path):
     assert output_facts(path).audio_codec is None
 
 
-def test_nvenc_is_used_only_where_it_works(tmp_path):
-    """Tried, not looked up; what the trial says, an encode does."""
+@pytest.mark.parametrize("frames_before", [0, 1, 5])
+def test_a_gpus_encoder_that_fails_is_told_from_an_ffmpeg_that_fails(
+    tmp_path, monkeypatch, frames_before
+):
+    """So that the CPU's can do the job; at the start as well as in the middle."""
+    Chip(tmp_path, monkeypatch, encoder=frames_before * frame_bytes(64, 96))
     quality = Quality(hardware=True)
-    if nvenc_works():
-        with encode(
-            tmp_path / "a.mp4", (256, 256), Fraction(25), quality, None, Guard()
-        ) as encoder:
-            encoder.write(grey(100, 256, 256))
-        assert output_facts(tmp_path / "a.mp4").video_codec == "h264"
-    else:
-        with (
-            pytest.raises(FfmpegFailed),
-            encode(tmp_path / "a.mp4", (256, 256), Fraction(25), quality, None, Guard()) as encoder,
-        ):
-            encoder.write(grey(100, 256, 256))
+    with (
+        pytest.raises(HardwareEncoderFailed) as raised,
+        encode(tmp_path / "a.mp4", (64, 96), Fraction(25), quality, None, Guard()) as encoder,
+    ):
+        for n in range(50):
+            encoder.write(grey(20 + n))
+    assert "OpenEncodeSessionEx failed" in raised.value.detail
+
+
+def test_a_gpus_encoder_that_works_writes_the_file(tmp_path, monkeypatch):
+    """With the GPU's options, and as many frames."""
+    chip = Chip(tmp_path, monkeypatch)
+    path = tmp_path / "a.mp4"
+    with encode(path, (64, 96), Fraction(25), Quality(hardware=True), None, Guard()) as encoder:
+        for n in range(10):
+            encoder.write(grey(20 + n))
+    assert output_facts(path).frames == 10
+    assert chip.used == ["encoder"]
 
 
 def test_the_default_quality_is_hard_to_tell_from_the_source(tmp_path):
