@@ -3,19 +3,27 @@ documents.
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import boto3
 import structlog
-from boto3.exceptions import S3UploadFailedError
+from boto3.exceptions import Boto3Error
 from boto3.s3.transfer import TransferConfig
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
+from s3transfer.utils import S3_RETRYABLE_DOWNLOAD_ERRORS
 
 from gpu_worker.errors import FileTooLarge, SourceNotFound, StorageUnavailable
-from gpu_worker.media.excerpt import fetch_excerpt
+from gpu_worker.media.excerpt import (
+    RANGE_BYTES,
+    RANGES_AT_ONCE,
+    Remote,
+    fetch_excerpt,
+    fetch_whole,
+)
 from gpu_worker.settings import Settings
 
 if TYPE_CHECKING:
@@ -24,15 +32,29 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 #: R2 wants all parts but the last of one size.
-_TRANSFER = TransferConfig(
+_UPLOAD = TransferConfig(
     multipart_threshold=100 << 20, multipart_chunksize=16 << 20, max_concurrency=4
 )
+#: So many videos of a job are fetched at once, each over as many connections.
+FETCHES_AT_ONCE = 4
+UNREACHABLE = "The object store failed or could not be reached."
+#: How often a range is asked for whose answer broke off; botocore repeats requests alone.
+RANGE_TRIES = 5
 #: A file up to that size is fetched whole, which is simpler and as fast.
 WHOLE_BYTES = 64 << 20
 #: The documents of an attempt have some hundred bytes.
 DOCUMENT_BYTES = 1 << 20
 _MISSING = {"404", "NoSuchKey", "NotFound"}
 _EXISTS = {"412", "PreconditionFailed"}
+
+
+@dataclass(frozen=True)
+class _Range:
+    """Some bytes of an object, the object's size, and the tag of what it holds."""
+
+    data: bytes
+    size: int
+    etag: str
 
 
 class Bucket:
@@ -62,23 +84,13 @@ class Bucket:
         """
         with _answers(f"GET {key}"):
             try:
-                head = self._client.head_object(Bucket=self._name, Key=key)
-                size = head["ContentLength"]
-                _refuse_larger(size, max_bytes)
-
-                def read_range(begin: int, end: int) -> bytes:
-                    wanted = f"bytes={begin}-{end - 1}"
-                    answer = self._client.get_object(
-                        Bucket=self._name, Key=key, Range=wanted, IfMatch=head["ETag"]
-                    )
-                    return answer["Body"].read()
-
-                if parts is not None and size > WHOLE_BYTES:
-                    fetched = fetch_excerpt(read_range, size, path, parts)
+                remote = self._remote(key, max_bytes)
+                if parts is not None and remote.size > WHOLE_BYTES:
+                    fetched = fetch_excerpt(remote, path, parts)
                     if fetched is not None:
-                        log.info("fetched_parts", bytes=fetched, of=size)
+                        log.info("fetched_parts", bytes=fetched, of=remote.size)
                         return
-                self._client.download_file(self._name, key, str(path), Config=_TRANSFER)
+                fetch_whole(remote, path)
             except ClientError as error:
                 if _code(error) in _MISSING:
                     raise SourceNotFound(
@@ -86,11 +98,45 @@ class Bucket:
                     ) from error
                 raise
 
+    def _remote(self, key: str, max_bytes: int) -> Remote:
+        """Returns what stands for an object; its size and first bytes come with one request."""
+        try:
+            head = self._range(key, 0, RANGE_BYTES)
+        except ClientError as error:
+            if _code(error) != "InvalidRange":
+                raise
+            # An object without a byte has no range.
+            return Remote(0, b"", lambda begin, end: b"")
+        _refuse_larger(head.size, max_bytes)
+        return Remote(
+            head.size,
+            head.data,
+            lambda begin, end: self._range(key, begin, end, head.etag).data,
+        )
+
+    def _range(self, key: str, begin: int, end: int, etag: str | None = None) -> "_Range":
+        """Returns the bytes of an object from `begin` to before `end`, or to its end."""
+        match: dict[str, Any] = {} if etag is None else {"IfMatch": etag}
+        detail = ""
+        for _ in range(RANGE_TRIES):
+            answer = self._client.get_object(
+                Bucket=self._name, Key=key, Range=f"bytes={begin}-{end - 1}", **match
+            )
+            # As in `bytes 0-99/1234`.
+            size = int(answer["ContentRange"].rpartition("/")[2])
+            try:
+                # Entered itself, the body is urllib3's, whose errors are of other classes.
+                with closing(answer["Body"]) as body:
+                    return _Range(body.read(), size, answer["ETag"])
+            except S3_RETRYABLE_DOWNLOAD_ERRORS as error:
+                detail = str(error)
+        raise StorageUnavailable(UNREACHABLE, f"GET {key}: {detail}")
+
     def upload(self, path: Path, key: str) -> None:
         """Uploads a finished video, in equal parts where it is large."""
         with _answers(f"PUT {key}"):
             extra = {"ContentType": "video/mp4"}
-            self._client.upload_file(str(path), self._name, key, ExtraArgs=extra, Config=_TRANSFER)
+            self._client.upload_file(str(path), self._name, key, ExtraArgs=extra, Config=_UPLOAD)
 
     def read(self, key: str, max_bytes: int = DOCUMENT_BYTES) -> bytes | None:
         """Returns a small object, or None where there is none.
@@ -101,7 +147,7 @@ class Bucket:
         with _answers(f"GET {key}"):
             try:
                 answer = self._client.get_object(Bucket=self._name, Key=key)
-                with answer["Body"] as body:
+                with closing(answer["Body"]) as body:
                     _refuse_larger(answer["ContentLength"], max_bytes)
                     return body.read()
             except ClientError as error:
@@ -154,6 +200,7 @@ def open_bucket(settings: Settings) -> Bucket:
             # botocore's newer default adds checksum trailers that R2 and others refuse.
             request_checksum_calculation="when_required",
             response_checksum_validation="when_required",
+            max_pool_connections=FETCHES_AT_ONCE * RANGES_AT_ONCE,
             connect_timeout=5,
             read_timeout=60,
             # Results are committed through here: a store that restarts must not cost a finished
@@ -169,10 +216,8 @@ def open_bucket(settings: Settings) -> Bucket:
 def _answers(what: str) -> Iterator[None]:
     try:
         yield
-    except (ClientError, BotoCoreError, S3UploadFailedError) as error:
-        raise StorageUnavailable(
-            "The object store failed or could not be reached.", f"{what}: {error}"
-        ) from error
+    except (ClientError, BotoCoreError, Boto3Error) as error:
+        raise StorageUnavailable(UNREACHABLE, f"{what}: {error}") from error
 
 
 def _refuse_larger(size: int, max_bytes: int) -> None:

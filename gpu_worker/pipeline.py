@@ -10,13 +10,14 @@ import hashlib
 import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 
 import structlog
 
-from gpu_worker.bucket import Bucket
+from gpu_worker.bucket import FETCHES_AT_ONCE, Bucket
 from gpu_worker.control import ControlDocuments
 from gpu_worker.edits.compose import Composition, Kit, Source, compose, needed_parts, needed_pngs
 from gpu_worker.edits.fonts import Fonts
@@ -146,10 +147,12 @@ class Execution:
         self._models.require(params)
         self._show(Phase.DOWNLOADING, 0)
         paths = {
-            key: self._fetched(key, folder / f"source-{number}")
-            for number, key in enumerate(self._job.video_keys)
+            key: folder / f"source-{number}" for number, key in enumerate(self._job.video_keys)
         }
         pngs = self._pictures(needed_pngs(params))
+        with ThreadPoolExecutor(FETCHES_AT_ONCE, "fetch") as pool:
+            # Raises the first error; what has not begun by then does not begin.
+            list(pool.map(self._fetch, paths.keys(), paths.values()))
         fetch_seconds = clock.lap()
         by_gpu = settings.decodes_in_hardware and nvdec_works()
         sources = {
@@ -192,14 +195,13 @@ class Execution:
             OutputLimits(settings.max_output_seconds, settings.max_output_bytes),
         )
 
-    def _fetched(self, key: str, path: Path) -> Path:
+    def _fetch(self, key: str, path: Path) -> None:
         self._guard.check()
         parts = needed_parts(self._job.params)
         with self._naming(key):
             self._bucket.fetch(
                 object_key(self._job.user_id, key), path, self._settings.max_source_bytes, parts
             )
-        return path
 
     def _pictures(self, keys: Sequence[str]) -> dict[str, bytes]:
         """Reads all pictures; they are held until the job ends, so one limit holds for all of them

@@ -1,25 +1,33 @@
-"""The parts of a long video that an edit shows, fetched by range into a sparse file: minutes of a
-game, not gigabytes.
+"""A video fetched by ranges, several at once; of a long one, the parts that an edit shows: minutes
+of a game, not gigabytes.
 
-The demuxer walks through the wanted stretches over a file that fetches what is read. What it has
-read then lies where it lies in the original, and the rest is a hole that nobody reads: for
+The file's index says which bytes the wanted stretches need, and they are fetched, several ranges at
+once. Then the demuxer walks through the stretches over a file that fetches what is still missing.
+What was fetched lies where it lies in the original, and the rest is a hole that nobody reads: for
 everything further in, it is the same file, with the same times.
 """
 
 import io
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import av
 import av.error
 from av.container import InputContainer
+from av.stream import Stream
 
 from gpu_worker.host.memory import bounded_memory
 from gpu_worker.media.ffmpeg import FORMATS, decoding_limit
 from gpu_worker.media.probe import Limits
 
-#: One request's worth.
-BLOCK_BYTES = 2 << 20
+#: What is fetched at least, and at most in one request: about as much as one connection can have
+#: under way.
+BLOCK_BYTES, RANGE_BYTES = 1 << 20, 2 << 20
+#: Each connection waits for its answer, so many are busy; a reader that goes on gets more at once.
+RANGES_AT_ONCE, BLOCKS_AHEAD = 16, 8
 #: Read before and after each part: decoders run in, and ffmpeg seeks somewhat early where frames
 #: are reordered.
 MARGIN_SECONDS = 4.0
@@ -27,27 +35,51 @@ MARGIN_SECONDS = 4.0
 ReadRange = Callable[[int, int], bytes]
 
 
-def fetch_excerpt(
-    read_range: ReadRange, size: int, path: Path, parts: Sequence[tuple[float, float]]
-) -> int | None:
+@dataclass(frozen=True)
+class Remote:
+    """A file in the bucket.
+
+    Attributes:
+        head: its first bytes: RANGE_BYTES, or all of a smaller one.
+        read_range: returns the bytes from the first offset to before the second.
+    """
+
+    size: int
+    head: bytes
+    read_range: ReadRange
+
+
+def fetch_whole(remote: Remote, path: Path) -> None:
+    """Writes the file to `path`."""
+    with (
+        ThreadPoolExecutor(RANGES_AT_ONCE, "fetch") as pool,
+        _Sparse(remote, path, pool) as file,
+    ):
+        file.fetch(blocks_of(0, remote.size))
+
+
+def fetch_excerpt(remote: Remote, path: Path, parts: Sequence[tuple[float, float]]) -> int | None:
     """Writes the parts (start and end in seconds) of an MP4 or MOV to `path`, with its header.
 
     The memory for the file's index is bounded (host/memory.py).
-
-    Args:
-        read_range: returns the bytes of the original from the first offset to before the second.
 
     Returns:
         The bytes fetched. None where the whole file is needed: another container, which has no
         index, or a damaged file.
     """
-    with _Sparse(read_range, size, path) as file, bounded_memory():
+    with (
+        ThreadPoolExecutor(RANGES_AT_ONCE, "fetch") as pool,
+        _Sparse(remote, path, pool) as file,
+        bounded_memory(),
+    ):
         try:
             options = {"format_whitelist": FORMATS, "max_pixels": decoding_limit(Limits().pixels)}
             with av.open(file, "r", options=options, metadata_errors="replace") as container:
                 if not _has_an_index(container):
                     return None
-                for start, end in [(0.0, 0.0), *sorted(parts)]:
+                stretches = [(0.0, 0.0), *sorted(parts)]
+                file.fetch(_blocks(container, stretches))
+                for start, end in stretches:
                     _walk(container, start, end)
         except (av.error.FFmpegError, MemoryError):
             return None
@@ -66,6 +98,51 @@ def _has_an_index(container: InputContainer) -> bool:
     )
 
 
+def _blocks(container: InputContainer, stretches: Sequence[tuple[float, float]]) -> set[int]:
+    """Returns the blocks that hold the stretches, by the file's index."""
+    origin = (container.start_time or 0) / 1_000_000
+    first_video = container.streams.video[0]
+    blocks: set[int] = set()
+    for start, end in stretches:
+        # All streams are read from the key frame on that the picture needs.
+        begin = next(_packets(first_video, origin + start - MARGIN_SECONDS), (0.0, 0, 0))[0]
+        for stream in (*container.streams.video, *container.streams.audio):
+            for seconds, position, size in _packets(stream, begin):
+                if seconds > origin + end + MARGIN_SECONDS:
+                    break
+                blocks.update(blocks_of(position, position + size))
+    return blocks
+
+
+def _packets(stream: Stream, begin: float) -> Iterator[tuple[float, int, int]]:
+    """Yields the index of a stream from the key frame before `begin` (seconds) on: seconds, place
+    and size of each packet.
+    """
+    entries, base = stream.index_entries, float(stream.time_base or 0)
+    found = entries.search_timestamp(int(begin / base), backward=True) if base else -1
+    for number in range(max(0, found), len(entries)):
+        entry = entries[number]
+        yield entry.timestamp * base, entry.pos, entry.size
+
+
+def blocks_of(begin: int, end: int) -> range:
+    """Returns the blocks that hold the bytes from `begin` to before `end`."""
+    return range(begin // BLOCK_BYTES, -(-end // BLOCK_BYTES))
+
+
+def ranges_of(blocks: Iterable[int], size: int) -> list[tuple[int, int]]:
+    """Returns ranges of bytes that hold blocks of a file of `size`: neighbours together, up to
+    RANGE_BYTES.
+    """
+    ranges: list[tuple[int, int]] = []
+    for block in sorted(blocks):
+        begin, end = block * BLOCK_BYTES, min(size, (block + 1) * BLOCK_BYTES)
+        if ranges and ranges[-1][1] == begin and end - ranges[-1][0] <= RANGE_BYTES:
+            begin = ranges.pop()[0]
+        ranges.append((begin, end))
+    return ranges
+
+
 def _walk(container: InputContainer, start: float, end: float) -> None:
     """Reads all packets of a stretch."""
     origin = container.start_time or 0
@@ -82,18 +159,18 @@ def _walk(container: InputContainer, start: float, end: float) -> None:
 
 
 class _Sparse(io.RawIOBase):
-    """The original as a file for reading; blocks are fetched when first read, and kept in
-    `path`.
+    """The original as a file for reading; blocks are fetched when first read, or before, and kept
+    in `path`.
     """
 
-    def __init__(self, read_range: ReadRange, size: int, path: Path) -> None:
-        self._read_range = read_range
-        self._size = size
+    def __init__(self, remote: Remote, path: Path, pool: ThreadPoolExecutor) -> None:
+        self._remote, self._size = remote, remote.size
+        self._pool = pool
         self._position = 0
-        self._there: set[int] = set()
+        self._there = set(blocks_of(0, len(remote.head)))
         self._file = path.open("w+b")
-        self._file.truncate(size)
-        self.fetched_bytes = 0
+        self._file.truncate(remote.size)
+        self.fetched_bytes = os.pwrite(self._file.fileno(), remote.head, 0)
 
     def readable(self) -> bool:
         return True
@@ -113,11 +190,12 @@ class _Sparse(io.RawIOBase):
         end = self._size if count < 0 else min(self._size, self._position + count)
         if end <= self._position:
             return b""
-        for block in range(self._position // BLOCK_BYTES, (end - 1) // BLOCK_BYTES + 1):
-            if block not in self._there:
-                self._fetch(block)
-        self._file.seek(self._position)
-        data = self._file.read(end - self._position)
+        wanted = blocks_of(self._position, end)
+        if not self._there.issuperset(wanted):
+            # An index is read from its begin to its end: where a part of it is there, more follows.
+            ahead = BLOCKS_AHEAD if wanted.start - 1 in self._there else 0
+            self.fetch(blocks_of(self._position, min(self._size, end + ahead * BLOCK_BYTES)))
+        data = os.pread(self._file.fileno(), end - self._position, self._position)
         self._position = end
         return data
 
@@ -126,10 +204,12 @@ class _Sparse(io.RawIOBase):
             self._file.close()
         super().close()
 
-    def _fetch(self, block: int) -> None:
-        begin = block * BLOCK_BYTES
-        data = self._read_range(begin, min(self._size, begin + BLOCK_BYTES))
-        self._file.seek(begin)
-        self._file.write(data)
-        self._there.add(block)
-        self.fetched_bytes += len(data)
+    def fetch(self, blocks: Iterable[int]) -> None:
+        """Fetches what is missing of some blocks, several ranges at once."""
+        missing = set(blocks) - self._there
+        self.fetched_bytes += sum(self._pool.map(self._keep, ranges_of(missing, self._size)))
+        self._there |= missing
+
+    def _keep(self, part: tuple[int, int]) -> int:
+        data = self._remote.read_range(*part)
+        return os.pwrite(self._file.fileno(), data, part[0])

@@ -2,7 +2,7 @@
 
 import pytest
 
-from gpu_worker.bucket import open_bucket
+from gpu_worker.bucket import RANGE_TRIES, open_bucket
 from gpu_worker.errors import FileTooLarge, SourceNotFound, StorageUnavailable
 from tests.gpu_worker.footage import growing_at_most
 
@@ -13,6 +13,58 @@ def test_what_is_uploaded_is_fetched(bucket, user_id, tmp_path):
     bucket.upload(tmp_path / "a", f"{user_id}/a.mp4")
     bucket.fetch(f"{user_id}/a.mp4", tmp_path / "b", 5000)
     assert (tmp_path / "b").read_bytes() == b"film" * 1000
+
+
+@pytest.mark.parametrize("breaks", [1, 4, 5])
+def test_a_range_whose_answer_breaks_off_is_asked_for_again(
+    bucket, objects, user_id, tmp_path, monkeypatch, breaks
+):
+    """A line that is lost in the middle of an answer is no reason to lose a job; a store that never
+    gives a whole one is.
+    """
+    key, body = f"{user_id}/a.mp4", bytes(range(256)) * 100
+    objects.put(key, body)
+    get, left = bucket._client.get_object, [breaks]
+
+    def breaking(**asked):
+        answer = get(**asked)
+        if left[0]:
+            left[0] -= 1
+            answer["Body"]._content_length = 10**6
+        return answer
+
+    monkeypatch.setattr(bucket._client, "get_object", breaking)
+    if breaks == RANGE_TRIES:
+        with pytest.raises(StorageUnavailable, match="could not be reached"):
+            bucket.fetch(key, tmp_path / "a", 1 << 20)
+    else:
+        bucket.fetch(key, tmp_path / "a", 1 << 20)
+        assert (tmp_path / "a").read_bytes() == body
+
+
+def test_a_file_that_is_replaced_while_it_is_fetched_is_no_mixture(
+    bucket, objects, user_id, tmp_path, monkeypatch
+):
+    """Each range is of what the first one was of."""
+    key = f"{user_id}/a.mp4"
+    objects.put(key, bytes(8 << 20))
+    get = bucket._client.get_object
+
+    def replacing(**asked):
+        if "IfMatch" in asked:
+            objects.put(key, bytes([1]) * (8 << 20))
+        return get(**asked)
+
+    monkeypatch.setattr(bucket._client, "get_object", replacing)
+    with pytest.raises(StorageUnavailable):
+        bucket.fetch(key, tmp_path / "a", 1 << 30)
+
+
+def test_an_empty_file_is_fetched(bucket, objects, user_id, tmp_path):
+    """The probe says what is wrong with it."""
+    objects.put(f"{user_id}/a.mp4", b"")
+    bucket.fetch(f"{user_id}/a.mp4", tmp_path / "a", 1 << 30)
+    assert (tmp_path / "a").read_bytes() == b""
 
 
 def test_a_document_is_put_once(bucket, user_id):

@@ -3,14 +3,24 @@ bytes.
 """
 
 import subprocess
+import threading
 
 import numpy as np
 import pytest
 
 from gpu_worker import bucket as storage
+from gpu_worker.errors import StorageUnavailable
 from gpu_worker.host.guard import Guard
 from gpu_worker.media.decode import decode
-from gpu_worker.media.excerpt import BLOCK_BYTES, fetch_excerpt
+from gpu_worker.media.excerpt import (
+    BLOCK_BYTES,
+    RANGE_BYTES,
+    Remote,
+    blocks_of,
+    fetch_excerpt,
+    fetch_whole,
+    ranges_of,
+)
 from gpu_worker.media.probe import probe
 from tests.gpu_worker.footage import FFMPEG, make
 
@@ -51,13 +61,82 @@ def game(tmp_path_factory):
 def excerpt(original, path, parts):
     """Fetches parts; returns how many bytes that took."""
     body = original.read_bytes()
-    return fetch_excerpt(lambda begin, end: body[begin:end], len(body), path, parts)
+    return fetch_excerpt(remote(body), path, parts)
+
+
+def remote(body, read_range=None):
+    """What stands for a file in the bucket."""
+    return Remote(len(body), body[:RANGE_BYTES], read_range or (lambda begin, end: body[begin:end]))
 
 
 def frames(path, first, count):
     facts = probe(path)
     with decode(path, facts, first, count, Guard()) as decoded:
         return np.stack([frame.y.numpy() for frame in decoded])
+
+
+@pytest.mark.parametrize(
+    ("blocks", "blocks_in_all", "expected"),
+    [
+        ([], 10, []),
+        ([3], 10, [(3, 4)]),
+        ([1, 0], 10, [(0, 2)]),
+        ([0, 1, 2, 3, 4], 10, [(0, 2), (2, 4), (4, 5)]),
+        ([0, 2, 3, 7], 10, [(0, 1), (2, 4), (7, 8)]),
+        ([9], 9.5, [(9, 9.5)]),
+    ],
+)
+def test_neighbouring_blocks_are_fetched_in_one_range(blocks, blocks_in_all, expected):
+    """Up to what one request takes, and not beyond the end of the file."""
+    ranges = ranges_of(blocks, int(blocks_in_all * BLOCK_BYTES))
+    assert [(a / BLOCK_BYTES, b / BLOCK_BYTES) for a, b in ranges] == expected
+
+
+@pytest.mark.parametrize(
+    ("begin", "end", "blocks"),
+    [(0, 1, [0]), (0, BLOCK_BYTES, [0]), (1, BLOCK_BYTES + 1, [0, 1]), (BLOCK_BYTES, 2**21, [1])],
+)
+def test_bytes_lie_in_blocks(begin, end, blocks):
+    """From the one that holds the first to the one that holds the last."""
+    assert list(blocks_of(begin, end)) == blocks
+
+
+def test_the_index_says_what_is_fetched_and_several_ranges_are_at_once(game, tmp_path):
+    """The walk finds all of a stretch there: after the header, nothing waits for one answer after
+    the other.
+    """
+    body, asked, stretch = game.read_bytes(), [], []
+    together = threading.Event()
+
+    def read_range(begin, end):
+        asked.append((begin, end))
+        if 15 << 20 < begin < 40 << 20:
+            stretch.append((begin, end))
+            if len(stretch) == 2:
+                together.set()
+            assert together.wait(10)
+        return body[begin:end]
+
+    fetched = fetch_excerpt(remote(body, read_range), tmp_path / "part.mp4", [(62.0, 75.0)])
+    stretch.sort()
+    assert 3 < len(stretch) < 7
+    assert [end for _, end in stretch[:-1]] == [begin for begin, _ in stretch[1:]]
+    assert fetched == RANGE_BYTES + sum(b - a for a, b in asked) < len(body) / 2
+
+
+def test_a_range_that_fails_ends_the_fetch(game, tmp_path):
+    """With its own error; the rest is not asked for."""
+    body, asked = game.read_bytes(), []
+
+    def read_range(begin, end):
+        asked.append(begin)
+        if 3 << 20 < begin < 40 << 20:
+            raise StorageUnavailable("The object store failed or could not be reached.")
+        return body[begin:end]
+
+    with pytest.raises(StorageUnavailable):
+        fetch_excerpt(remote(body, read_range), tmp_path / "part.mp4", [(20.0, 100.0)])
+    assert len(asked) < 20
 
 
 @pytest.mark.parametrize("at", [0.0, 41.4, 60.0, 117.0])
@@ -91,6 +170,14 @@ def test_the_sound_of_a_part_is_the_originals(game, tmp_path):
 
     assert len(samples(path)) > 4 * 44100 * 3.9
     assert samples(path) == samples(game)
+
+
+@pytest.mark.parametrize("size", [0, 1, RANGE_BYTES, RANGE_BYTES + 1, 5 * RANGE_BYTES + 3])
+def test_a_whole_file_is_fetched_byte_for_byte(tmp_path, size):
+    """Of any size: what the first answer brought, and the rest in ranges."""
+    body = np.random.default_rng(1).integers(0, 256, size, np.uint8).tobytes()
+    fetch_whole(remote(body), tmp_path / "a")
+    assert (tmp_path / "a").read_bytes() == body
 
 
 def test_several_parts_in_any_order(game, tmp_path):
