@@ -30,6 +30,7 @@ from gpu_worker.media.probe import Limits, SourceFacts, output_facts, probe
 from gpu_worker.render.render import OutputLimits, Spent, render
 from gpu_worker.settings import Settings
 from gpu_worker.upscale.models import Models
+from gpu_worker.upscale.strategy import Remembered
 from schemas.jobs import OutputFacts, Phase
 from schemas.keys import object_key
 from schemas.worker import Fallback, Progress, Result, Started, Timings, WorkerInput
@@ -45,7 +46,13 @@ MAX_PICTURES_BYTES = 64 << 20
 
 def models_of(settings: Settings) -> Models:
     """Returns the process's models; none is loaded yet."""
-    return Models(settings.models_dir, settings.torch_device, settings.quality_model)
+    return Models(
+        settings.models_dir,
+        settings.torch_device,
+        settings.quality_model,
+        [name for name in settings.strategies.split(",") if name],
+        Remembered(settings.strategies_file),
+    )
 
 
 class Execution:

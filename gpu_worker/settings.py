@@ -72,6 +72,16 @@ class Settings(BaseSettings):
     models_dir: Path = Field(default=Path("/models"), validation_alias="REELBROKER_MODELS_DIR")
     quality_model: str | None = Field(default=None, validation_alias="REELBROKER_QUALITY_MODEL")
 
+    #: Ways to run the model that are tried at the start, as in `split+graph,fused`, and where their
+    #: results are kept (upscale/strategy.py).
+    strategies: str = Field(
+        default="", validation_alias="REELBROKER_STRATEGIES", pattern="^[a-z+]*(,[a-z+]+)*$"
+    )
+    strategies_file: Path = Field(
+        default_factory=lambda: Path(tempfile.gettempdir()) / "reelbroker-strategies.json",
+        validation_alias="REELBROKER_STRATEGIES_FILE",
+    )
+
     #: More fonts, before the system's own.
     font_dir: Path | None = Field(default=None, validation_alias="REELBROKER_FONT_DIR")
 

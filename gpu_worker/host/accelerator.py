@@ -66,6 +66,17 @@ class Accelerator:
         work()
         return torch.accelerator.max_memory_allocated(self.device) - before
 
+    def recorded(self, work: Callable[[], torch.Tensor]) -> tuple[Callable[[], None], torch.Tensor]:
+        """Records the launches of `work`; returns what launches them again, and what they write.
+
+        The work has run before, and waits for nothing.
+        """
+        graph = torch.cuda.CUDAGraph()
+        # Other threads may use the device's driver meanwhile, for pinned memory.
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            made = work()
+        return graph.replay, made
+
     def release(self) -> None:
         """Gives memory that torch holds unused back to the device."""
         torch.accelerator.empty_cache()

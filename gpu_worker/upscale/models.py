@@ -11,14 +11,18 @@ that is missing is an error, and never a plain resize.
 """
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import structlog
 import torch
 
 from gpu_worker.errors import InvalidParams
+from gpu_worker.host.accelerator import accelerator
 from gpu_worker.media.frames import Box, Frame
 from gpu_worker.media.transfer import Landing
+from gpu_worker.upscale.engine import CONTEXT
+from gpu_worker.upscale.strategy import Remembered, fastest
 from gpu_worker.upscale.upscaler import Upscaler
 from gpu_worker.upscale.weights import load_model
 from schemas.edits import ExportMode, OutputParams, UpscaleParams
@@ -40,12 +44,23 @@ class Models:
     Args:
         folder: where files of weights are.
         preferred: the model of QUALITY jobs that name none; without one, the table above.
+        strategies: those that the preferred model tries on a device, beside running as it is.
+        remembered: what earlier trials have chosen.
     """
 
-    def __init__(self, folder: Path, device: torch.device, preferred: str | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        device: torch.device,
+        preferred: str | None = None,
+        strategies: Sequence[str] = (),
+        remembered: Remembered | None = None,
+    ) -> None:
         self._folder = folder
         self._device = device
         self._preferred = preferred
+        self._strategies = strategies
+        self._remembered = remembered or Remembered(folder / "strategies.json")
         self._loaded: dict[str, Upscaler] = {}
 
     def engine(self, params: OutputParams, ratio: float) -> Upscaler | None:
@@ -99,6 +114,8 @@ class Models:
             grey = torch.full(picture[::-1], 128, dtype=torch.uint8)
             colour = grey[: picture[1] // 2, : picture[0] // 2]
             upscaler = self.get(self._preferred)
+            if self._strategies and self._device.type != "cpu":
+                self._speed_up(upscaler, crop)
             size = crop[0] * upscaler.factor, crop[1] * upscaler.factor
             # One picture tells how much memory a pixel needs; then as many as a job takes at once.
             for count in (1, upscaler.batch):
@@ -106,6 +123,21 @@ class Models:
                 made = upscaler(frames, [Box(0, 0, *crop)] * count, *size)
                 Landing(made).frames()
         return self._preferred
+
+    def _speed_up(self, upscaler: Upscaler, crop: tuple[int, int]) -> None:
+        """Runs a model by the fastest strategy for as many crops as a job takes at once."""
+        width, height = (side + 2 * CONTEXT for side in crop)
+        pictures = torch.rand(upscaler.batch, 3, height, width, device=self._device)
+        pictures = pictures.to(upscaler.dtype).contiguous(memory_format=torch.channels_last)
+        _, forward = fastest(
+            self._strategies,
+            upscaler.network,
+            accelerator(self._device),
+            pictures,
+            self._remembered,
+            upscaler.name,
+        )
+        upscaler.run_by(forward)
 
     def _named(self, params: OutputParams) -> str | None:
         if isinstance(params, UpscaleParams) and params.model is not None:

@@ -11,6 +11,7 @@ import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import structlog
 import torch
 from torch import nn
 
@@ -31,7 +32,10 @@ from gpu_worker.media.transfer import batch_to_device, filters_to_device, to_dev
 from gpu_worker.upscale.batches import Batches
 from gpu_worker.upscale.engine import CONTEXT
 from gpu_worker.upscale.precision import dtype_for, in_layout
+from gpu_worker.upscale.strategy import Forward
 from gpu_worker.upscale.weights import Loaded
+
+log = structlog.get_logger(__name__)
 
 #: A tile's side where a whole frame is too large, and what is computed around it and thrown away:
 #: docs/models.md.
@@ -87,6 +91,7 @@ class Upscaler:
         self._tile = tile
         self._batches = Batches(None if device.type == "cpu" else accelerator(device))
         self._fits: dict[tuple[int, int], _Fit] = {}
+        self._forward: Forward = self.network
         self._to_rgb = to_device(TO_RGB, device)
         self._to_planes = to_device(_TO_PLANES.float(), device)
         self._chroma_filters = functools.lru_cache(KEPT_SHAPES)(
@@ -99,6 +104,10 @@ class Upscaler:
         caches.
         """
         return self._batches.largest
+
+    def run_by(self, forward: Forward) -> None:
+        """Runs the network in another way, which computes the same."""
+        self._forward = forward
 
     def let_go(self) -> None:
         """Forgets what did not fit: the next clip may find more memory."""
@@ -139,10 +148,15 @@ class Upscaler:
                 )
                 continue
             except RuntimeError as error:
-                if not is_out_of_memory(error):
+                if not is_out_of_memory(error) and self._forward is self.network:
                     raise
                 # The error itself holds on to what was made so far.
                 detail = str(error)
+            if self._forward is not self.network:
+                # A compiler or a recording may fail at a shape, and recordings hold memory.
+                log.warning("strategy_given_up", model=self.name, error=detail)
+                self._forward = self.network
+                continue
             if self.device.type != "cpu":
                 accelerator(self.device).release()
             if len(some) > 1:
@@ -174,7 +188,7 @@ class Upscaler:
         height, width = rgb.shape[2:]
         rgb = nn.functional.pad(rgb, (0, width % 2, 0, height % 2), mode="replicate")
         rgb = rgb.contiguous(memory_format=torch.channels_last)
-        picture: torch.Tensor = self.network(rgb) if tile is None else self._tiled(rgb, tile)
+        picture = self._forward(rgb) if tile is None else self._tiled(rgb, tile)
         return picture[..., : height * self.factor, : width * self.factor]
 
     def _tiled(self, rgb: torch.Tensor, side: int) -> torch.Tensor:

@@ -159,7 +159,7 @@ class OnDevice(torch.Tensor):
             STATE.synchronize()
         if name == "aten::copy_":
             return _copied(*args, **kwargs)
-        device = kwargs.pop("device", None)
+        device, args = _device_of(args, kwargs)
         if name in ("aten::to", "aten::_to_copy") and torch.device(device or NAME).type == "cpu":
             return _downloaded(args[0], kwargs)
         _refuse_mixed(name, (args, kwargs))
@@ -169,6 +169,13 @@ class OnDevice(torch.Tensor):
             # The tensor that was changed comes back.
             return kwargs["out"] if "out" in kwargs else args[0]
         return tree_map(lambda x: OnDevice(x) if isinstance(x, torch.Tensor) else x, made)
+
+
+def _device_of(args, kwargs):
+    """Returns the device that an operation's result shall be on, and the arguments for the host."""
+    named = [kwargs.pop("device", None), *(one for one in args if isinstance(one, torch.device))]
+    host = tuple(torch.device("cpu") if isinstance(one, torch.device) else one for one in args)
+    return next((one for one in reversed(named) if one is not None), None), host
 
 
 def _host(value):
@@ -254,6 +261,10 @@ class PretendAccelerator(Accelerator):
         before = STATE.peak = STATE.used
         work()
         return STATE.peak - before
+
+    def recorded(self, work):
+        made = work()
+        return lambda: made.copy_(work()), made
 
     def release(self):
         pass
