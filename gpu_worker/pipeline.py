@@ -25,8 +25,9 @@ from gpu_worker.errors import Cancelled, HardwareEncoderFailed, SourceNotFound, 
 from gpu_worker.host.guard import Guard
 from gpu_worker.host.workspace import workspace
 from gpu_worker.media.encode import Quality
+from gpu_worker.media.facts import Limits, SourceFacts
 from gpu_worker.media.hardware import HardwareDecoder, encodes, nvdec_works, nvenc_works
-from gpu_worker.media.probe import Limits, SourceFacts, output_facts, probe
+from gpu_worker.media.probe import output_facts, probe
 from gpu_worker.render.render import OutputLimits, Spent, render
 from gpu_worker.settings import Settings
 from gpu_worker.upscale.models import Models

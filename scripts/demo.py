@@ -18,7 +18,8 @@ from broker.client import AsyncClient, ClientError
 from broker.embedded.stack import Stack, run_until_signalled
 from broker.errors import StackError
 from gpu_worker.errors import WorkerError
-from gpu_worker.media.probe import SourceFacts, output_facts, probe
+from gpu_worker.media.facts import SourceFacts
+from gpu_worker.media.probe import output_facts, probe
 from schemas.jobs import JobStatus, JobView
 
 OUTPUT_WIDTH, OUTPUT_HEIGHT = 1080, 1920

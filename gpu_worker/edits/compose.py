@@ -16,9 +16,9 @@ from gpu_worker.edits.highlight import Highlights
 from gpu_worker.edits.layer import Layer, TimedLayer, layer_of
 from gpu_worker.edits.text import text_layers
 from gpu_worker.edits.timeline import CUT, ClipTime, Timeline
+from gpu_worker.media.facts import DEFAULT_LIMITS, SourceFacts
 from gpu_worker.media.frames import Frame
 from gpu_worker.media.hardware import HardwareDecoder
-from gpu_worker.media.probe import Limits, SourceFacts
 from gpu_worker.media.transfer import all_to_device
 from gpu_worker.upscale.distinct import Distinct
 from gpu_worker.upscale.engine import CONTEXT, Engine
@@ -48,7 +48,7 @@ class Source:
     path: Path
     facts: SourceFacts
     hardware: HardwareDecoder | None = None
-    max_pixels: int = Limits().pixels
+    max_pixels: int = DEFAULT_LIMITS.pixels
 
 
 @dataclass(frozen=True)

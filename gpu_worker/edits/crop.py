@@ -15,6 +15,7 @@ from torch.nn.functional import grid_sample
 
 from gpu_worker.edits.keyframes import bracket, mixed, seconds_of
 from gpu_worker.errors import InvalidParams
+from gpu_worker.media.facts import SourceFacts
 from gpu_worker.media.frames import (
     BLACK,
     Box,
@@ -25,7 +26,6 @@ from gpu_worker.media.frames import (
     bands,
     chroma_size,
 )
-from gpu_worker.media.probe import SourceFacts
 from gpu_worker.media.resample import CUBIC_RADIUS, Axes, Filter, resample_to_bytes, taps
 from gpu_worker.media.transfer import batch_to_device
 from schemas.edits import Framing, Interpolation, first_keyframe_outside, is_upright

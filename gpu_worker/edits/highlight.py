@@ -17,8 +17,8 @@ import torch.nn.functional as functional
 
 from gpu_worker.edits.keyframes import bracket, mixed, seconds_of
 from gpu_worker.edits.timeline import fade_at, is_shown
+from gpu_worker.media.facts import SourceFacts
 from gpu_worker.media.frames import BLACK, Frame, bands, planes_of_rgb
-from gpu_worker.media.probe import SourceFacts
 from schemas.overlays import Effect, HighlightKeyframe, HighlightRegion, OverlayParams
 
 #: How strong an effect is, and how wide its edge in shares of the smaller radius, where the client

@@ -17,10 +17,10 @@ import numpy as np
 from gpu_worker.errors import FfmpegFailed, InvalidMedia, MediaTooLarge
 from gpu_worker.host.guard import Guard
 from gpu_worker.host.limits import usable_cores
+from gpu_worker.media.facts import DEFAULT_LIMITS, SourceFacts
 from gpu_worker.media.ffmpeg import INPUT_OPTIONS, decoding_limit, run_ffmpeg
 from gpu_worker.media.frames import Frame, frame_bytes, frame_from_bytes
 from gpu_worker.media.hardware import DECODING, HardwareDecoder
-from gpu_worker.media.probe import Limits, SourceFacts
 
 Frames = Generator[Frame, None, None]
 #: More make no decoder faster, and each holds a frame.
@@ -41,7 +41,7 @@ def decode(
     guard: Guard,
     interpolated_fps: Fraction | None = None,
     hardware: HardwareDecoder | None = None,
-    max_pixels: int = Limits().pixels,
+    max_pixels: int = DEFAULT_LIMITS.pixels,
 ) -> Iterator[Iterator[Frame]]:
     """Yields `count` frames from index `first` on, frame i being the one at `i / facts.fps`
     seconds.

@@ -20,8 +20,8 @@ from av.container import InputContainer
 from av.stream import Stream
 
 from gpu_worker.host.memory import bounded_memory
+from gpu_worker.media.facts import DEFAULT_LIMITS
 from gpu_worker.media.ffmpeg import FORMATS, decoding_limit
-from gpu_worker.media.probe import Limits
 
 #: What is fetched at least, and at most in one request: about as much as one connection can have
 #: under way.
@@ -73,7 +73,7 @@ def fetch_excerpt(remote: Remote, path: Path, parts: Sequence[tuple[float, float
         bounded_memory(),
     ):
         try:
-            options = {"format_whitelist": FORMATS, "max_pixels": decoding_limit(Limits().pixels)}
+            options = {"format_whitelist": FORMATS, "max_pixels": decoding_limit(DEFAULT_LIMITS.pixels)}
             with av.open(file, "r", options=options, metadata_errors="replace") as container:
                 if not _has_an_index(container):
                     return None

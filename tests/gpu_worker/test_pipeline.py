@@ -21,7 +21,8 @@ from gpu_worker.errors import (
 )
 from gpu_worker.host.guard import Guard
 from gpu_worker.media.encode import Quality
-from gpu_worker.media.probe import Limits, output_facts
+from gpu_worker.media.facts import Limits
+from gpu_worker.media.probe import output_facts
 from gpu_worker.pipeline import Execution, models_of
 from gpu_worker.render.render import OutputLimits
 from gpu_worker.settings import Settings

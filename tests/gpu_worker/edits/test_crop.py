@@ -9,8 +9,8 @@ from hypothesis import given, settings, strategies as st
 
 from gpu_worker.edits.crop import CropPath, catmull_rom, rotate
 from gpu_worker.errors import InvalidParams
+from gpu_worker.media.facts import SourceFacts
 from gpu_worker.media.frames import Box, Frame, frame_bytes, frame_from_bytes
-from gpu_worker.media.probe import SourceFacts
 from schemas.edits import FramingParams
 from tests.gpu_worker.pictures import crop
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from gpu_worker.edits.highlight import DEFAULT_FEATHER, DEFAULT_STRENGTH, Highlights
+from gpu_worker.media.facts import SourceFacts
 from gpu_worker.media.frames import Frame
-from gpu_worker.media.probe import SourceFacts
 from schemas.overlays import Effect, OverlayParams
 
 pytestmark = pytest.mark.editing

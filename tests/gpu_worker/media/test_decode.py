@@ -6,9 +6,10 @@ import pytest
 from gpu_worker.errors import InvalidMedia, MediaTooLarge
 from gpu_worker.host.guard import Guard
 from gpu_worker.media.decode import decode
+from gpu_worker.media.facts import Limits
 from gpu_worker.media.frames import frame_bytes
 from gpu_worker.media.hardware import HardwareDecoder
-from gpu_worker.media.probe import Limits, probe
+from gpu_worker.media.probe import probe
 from tests.gpu_worker.codecs import Chip
 from tests.gpu_worker.footage import make, make_raw
 

@@ -15,7 +15,8 @@ from gpu_worker.errors import (
     TooManyStreams,
     UnsupportedMedia,
 )
-from gpu_worker.media.probe import Limits, output_facts, probe
+from gpu_worker.media.facts import Limits
+from gpu_worker.media.probe import output_facts, probe
 from tests.gpu_worker.footage import make
 
 PICTURE = ["-f", "lavfi", "-i", "testsrc2=s=320x240:r=25:d=1"]
