@@ -7,7 +7,6 @@ the larger of the two times. The last line is one JSON object.
 """
 
 import json
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,13 +16,14 @@ import numpy as np
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
+from upstream import upstream
 
+from gpu_worker.host.accelerator import accelerator, chosen_device
 from gpu_worker.host.guard import Guard
 from gpu_worker.media.decode import decode
 from gpu_worker.media.frames import Box, Frame, FrameBatch, planes_of_rgb
 from gpu_worker.media.probe import probe
 from gpu_worker.media.transfer import Landing
-from gpu_worker.upscale.architectures import bare_packages
 from gpu_worker.upscale.upscaler import TO_RGB, Upscaler, chroma_filters, rgb_of
 from gpu_worker.upscale.weights import load_model
 
@@ -35,14 +35,11 @@ GPU_CASES = (("realesr-animevideov3", (270, 480), 60), ("RealESRGAN_x4plus", (27
 
 def compare(clip: Path) -> dict[str, Any]:
     """Prints a line a model and returns the figures."""
-    device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
-    name = (
-        torch.cuda.get_device_name()
-        if device.type == "cuda"
-        else f"CPU, {torch.get_num_threads()} threads"
-    )
+    device = chosen_device("auto")
+    threads = f"CPU, {torch.get_num_threads()} threads"
+    name = threads if device.type == "cpu" else accelerator(device).describe()
     figures: dict[str, Any] = {"device": name}
-    for model, (width, height), count in GPU_CASES if device.type == "cuda" else CPU_CASES:
+    for model, (width, height), count in CPU_CASES if device.type == "cpu" else GPU_CASES:
         with decode(clip, probe(clip), 40, count + 1, Guard()) as decoded:
             figures[model] = _one(model, list(decoded), Box(500.0, 120.0, width, height), device)
     return figures
@@ -51,7 +48,7 @@ def compare(clip: Path) -> dict[str, Any]:
 def _one(name: str, frames: list[Frame], box: Box, device: torch.device) -> dict[str, float]:
     size = (int(box.width) * 4, int(box.height) * 4)
     ours = Upscaler(load_model(name, NOWHERE), device)
-    enhance = _upstream(name, device)
+    enhance = upstream(name, device)
     cut = [_bgr(frame, box) for frame in frames]
     made: list[Frame] = []
     theirs: list[np.ndarray] = []
@@ -96,28 +93,6 @@ def _one(name: str, frames: list[Frame], box: Box, device: torch.device) -> dict
         "psnr_db": round(same, 2),
         "ceiling_share": round(share, 3),
     }
-
-
-def _upstream(name: str, device: torch.device) -> Callable[[np.ndarray], np.ndarray]:
-    """Returns upstream's `enhance` with the same weights: BGR uint8 in and out."""
-    model = load_model(name, NOWHERE)
-    with bare_packages():
-        from realesrgan.utils import RealESRGANer
-    half = device.type == "cuda"
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "weights.pth"
-        torch.save({"params": model.network.state_dict()}, path)
-        upsampler = RealESRGANer(
-            scale=4,
-            model_path=str(path),
-            model=model.network,
-            tile=0,
-            tile_pad=10,
-            pre_pad=0,
-            half=half,
-            device=device,
-        )
-    return lambda picture: np.asarray(upsampler.enhance(picture, outscale=4)[0])
 
 
 def _bgr(frame: Frame, box: Box) -> np.ndarray:
@@ -190,8 +165,8 @@ def _timed(work: Callable[[], None]) -> float:
 
 
 def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
+    if device.type != "cpu":
+        accelerator(device).synchronize()
 
 
 def main(clip: Path) -> None:

@@ -73,7 +73,10 @@ def fetch_excerpt(remote: Remote, path: Path, parts: Sequence[tuple[float, float
         bounded_memory(),
     ):
         try:
-            options = {"format_whitelist": FORMATS, "max_pixels": decoding_limit(DEFAULT_LIMITS.pixels)}
+            options = {
+                "format_whitelist": FORMATS,
+                "max_pixels": decoding_limit(DEFAULT_LIMITS.pixels),
+            }
             with av.open(file, "r", options=options, metadata_errors="replace") as container:
                 if not _has_an_index(container):
                     return None

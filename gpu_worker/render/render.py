@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
+import torch
+
 from gpu_worker.edits.compose import Clip, Composition
 from gpu_worker.edits.timeline import EPSILON_SECONDS, Shown, frame_at
 from gpu_worker.edits.transition import mix
@@ -124,7 +126,8 @@ class Stage:
         """
         landing: Landing | None = None
         for batch in self._batches(output_times):
-            following = Landing(self._made(batch))
+            with torch.inference_mode():
+                following = Landing(self._made(batch))
             yield from self._landed(landing)
             landing = following
         yield from self._landed(landing)

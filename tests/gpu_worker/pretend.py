@@ -68,8 +68,9 @@ class State:
 
     def synchronize(self):
         """Lets all copies arrive."""
-        for host, content in self.landing:
-            host.copy_(content)
+        with torch.inference_mode():
+            for host, content in self.landing:
+                host.copy_(content)
         self.landing.clear()
         for host, before in self.departing:
             assert torch.equal(host, before), "the host changed what was being copied"
@@ -111,6 +112,8 @@ def pretend_device():
     library = torch.library.Library("aten", "IMPL")
     library.impl("empty.memory_format", _empty, "PrivateUse1")
     library.impl("empty_strided", _empty_strided, "PrivateUse1")
+    # Else `Module.to` changes what torch holds of a parameter, and not the tensor behind it.
+    torch.__future__.set_overwrite_module_params_on_conversion(True)
     # A library that is collected takes its functions along.
     pretend_device.library = library
     return torch.device(NAME, 0)
