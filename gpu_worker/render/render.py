@@ -168,12 +168,21 @@ class Stage:
         """Makes the pictures of one clip at several of its moments."""
         index = shown[0].clip
         clip = self._composition.clips[index]
-        if index not in self._on:
-            self._on[index] = Footage(clip, self._composition.fps, self._guard)
+        self._bring_on(index)
+        # Its decoder starts while this clip's frames are made.
+        self._bring_on(index + 1)
         with self._naming(clip), self.spent.on("decode"):
             frames = [self._on[index].at(one.clip_time) for one in shown]
         with self.spent.on("infer"):
             return clip.look.of(frames, [clip.time.source_time(one.clip_time) for one in shown])
+
+    def _bring_on(self, index: int) -> None:
+        """Opens a clip's decoder, where there is such a clip and its decoder is not open."""
+        clips = self._composition.clips
+        if index < len(clips) and index not in self._on:
+            footage = self._on[index] = Footage(clips[index], self._composition.fps, self._guard)
+            with self._naming(clips[index]):
+                footage.open()
 
     def _landed(self, landing: Landing | None) -> Iterator[Frame]:
         if landing is not None:
@@ -182,7 +191,8 @@ class Stage:
             yield from frames
 
     def _keep(self, wanted: set[int]) -> None:
-        for index in self._on.keys() - wanted:
+        # Clips come one after the other: a later one has been opened for what follows.
+        for index in [one for one in self._on if not wanted or one < min(wanted)]:
             footage = self._on.pop(index)
             with contextlib.closing(footage), self._naming(self._composition.clips[index]):
                 footage.finish()
@@ -211,6 +221,10 @@ class Footage:
         self._open = contextlib.ExitStack()
         self._reader: _Reader | None = None
 
+    def open(self) -> None:
+        """Starts the decoder of the first run."""
+        self._reader = self._started(self._runs[0])
+
     def close(self) -> None:
         """Ends the decoder."""
         self._open.close()
@@ -221,10 +235,12 @@ class Footage:
             self._next < len(self._runs)
             and self._runs[self._next].begin <= clip_time + EPSILON_SECONDS
         ):
-            self.finish()
+            # The first run's decoder may be open already.
+            if self._next > 0:
+                self.finish()
+                self._reader = None
             self._run = self._runs[self._next]
             self._next += 1
-            self._reader = None
         # The first run begins at 0.
         assert self._run is not None  # noqa: S101
         if self._reader is None:
@@ -235,7 +251,7 @@ class Footage:
         """Reads on to the end of the clip, a few frames at most; raises InvalidMedia where the
         decoder complains.
         """
-        if self._reader is not None:
+        if self._reader is not None and self._run is not None:
             self._reader.finish()
 
     def _started(self, run: "_Run") -> "_Reader":

@@ -99,6 +99,7 @@ def engines_on(device):
     """Returns a kit's engines, in float32, and the network's count."""
     upscaler = Upscaler(load_model(MODEL, Path("/nonexistent")), device, torch.float32)
     upscaler.network = Counted(upscaler.network)
+    upscaler.run_by(upscaler.network)
     return lambda params, ratio: upscaler if params.export_mode == "QUALITY" else None, upscaler
 
 
