@@ -17,7 +17,7 @@ from gpu_worker.edits.layer import Layer, TimedLayer, layer_of
 from gpu_worker.edits.text import text_layers
 from gpu_worker.edits.timeline import CUT, ClipTime, Timeline
 from gpu_worker.media.facts import DEFAULT_LIMITS, SourceFacts
-from gpu_worker.media.frames import Frame
+from gpu_worker.media.frames import Frame, Region
 from gpu_worker.media.hardware import HardwareDecoder
 from gpu_worker.media.transfer import all_to_device
 from gpu_worker.upscale.distinct import Distinct
@@ -55,6 +55,9 @@ class Source:
 class Look:
     """What is done to each picture of a clip: turn, highlight, crop to size, write over. In that
     order.
+
+    Attributes:
+        window: the part of the source's pictures that arrives here; None for all of each.
     """
 
     size: tuple[int, int]
@@ -64,6 +67,7 @@ class Look:
     rotation: float = 0.0
     highlights: Highlights | None = None
     layers: tuple[TimedLayer, ...] = ()
+    window: Region | None = None
 
     def of(self, frames: Sequence[Frame], moments: Sequence[float]) -> list[Frame]:
         """Makes the output's pictures, on the device, of the source's at `moments`.
@@ -74,7 +78,10 @@ class Look:
         if self.path is None:
             shown = [frame.cut(*self.size) for frame in drawn]
         else:
-            shown = self.engine(drawn, [self.path.at(moment) for moment in moments], *self.size)
+            boxes = [self.path.at(moment) for moment in moments]
+            if self.window is not None:
+                boxes = [self.window.relative(box) for box in boxes]
+            shown = self.engine(drawn, boxes, *self.size)
         return self._written_on(shown, moments)
 
     def let_go(self) -> None:
@@ -233,6 +240,8 @@ def _framed(
     )
     path = None if untouched else CropPath.of(framing, facts, size[0] / size[1], name)
     engine = None if path is None else kit.engines(params, path.largest_ratio(*size))
+    # What is turned or highlighted is so as a whole.
+    seen_whole = path is None or highlights is not None or not is_upright(framing.rotation)
     return Clip(
         name=name,
         source=source,
@@ -245,6 +254,7 @@ def _framed(
             framing.rotation,
             highlights,
             layers,
+            None if path is None or seen_whole else path.window(*size),
         ),
         interpolate=framing.slow_motion is SlowMotion.INTERPOLATE,
     )

@@ -28,10 +28,14 @@ from gpu_worker.media.frames import (
 )
 from gpu_worker.media.resample import CUBIC_RADIUS, Axes, Filter, resample_to_bytes, taps
 from gpu_worker.media.transfer import batch_to_device
+from gpu_worker.upscale.engine import CONTEXT
 from schemas.edits import Framing, Interpolation, first_keyframe_outside, is_upright
 
 #: So many frames are resampled at once on a device, and of large ones so many pixels.
 DEVICE_BATCH, DEVICE_PIXELS = 8, 1 << 25
+#: A decoder cuts out what a path needs where that is less than this share of the picture; with some
+#: pixels more for what is rounded.
+WINDOW_SHARE, WINDOW_SLACK = 0.9, 4
 
 
 @dataclass(frozen=True)
@@ -80,13 +84,45 @@ class CropPath:
         """
         return max(max(width / box.width, height / box.height) for box in self.boxes)
 
+    def window(self, width: int, height: int) -> Region | None:
+        """Returns the part of the picture that an output of that size needs over all times; None
+        where that is nearly all of it.
+        """
+        boxes = [*self.boxes]
+        if self.interpolation is Interpolation.CATMULL_ROM:
+            # The spline stays in the convex hull of its Bezier form's points.
+            for index in range(len(self.boxes) - 1):
+                p0, p1, p2, p3 = self._around(index)
+                boxes += [
+                    mixed(((1, p1), (1 / 6, p2), (-1 / 6, p0))),
+                    mixed(((1, p2), (1 / 6, p1), (-1 / 6, p3))),
+                ]
+        # Moved into the picture each, they hold what is between them when that is moved.
+        boxes = [box.inside(self.width, self.height) for box in boxes]
+        left, top = min(box.x for box in boxes), min(box.y for box in boxes)
+        right, bottom = (
+            max(box.x + box.width for box in boxes),
+            max(box.y + box.height for box in boxes),
+        )
+        scale = max(max(box.width / width, box.height / height) for box in boxes)
+        margin = max(_reach(scale), CONTEXT) + WINDOW_SLACK
+        hull = Box(left, top, right - left, bottom - top)
+        region = Region.around(hull, margin, self.width, self.height)
+        worth = region.width * region.height < WINDOW_SHARE * self.width * self.height
+        return region if worth else None
+
     def _between(self, index: int, part: float) -> Box:
-        p1, p2 = self.boxes[index], self.boxes[index + 1]
+        first, p1, p2, last = self._around(index)
         if self.interpolation is Interpolation.LINEAR:
             return mixed(((1 - part, p1), (part, p2)))
+        return mixed(zip(catmull_rom(part), (first, p1, p2, last), strict=True))
+
+    def _around(self, index: int) -> tuple[Box, Box, Box, Box]:
+        """Returns the keys of a stretch, with the one before and the one after it."""
+        p1, p2 = self.boxes[index], self.boxes[index + 1]
         first = self.boxes[index - 1] if index > 0 else mixed(((2, p1), (-1, p2)))
         last = self.boxes[index + 2] if index + 2 < len(self.boxes) else mixed(((2, p2), (-1, p1)))
-        return mixed(zip(catmull_rom(part), (first, p1, p2, last), strict=True))
+        return first, p1, p2, last
 
 
 def catmull_rom(part: float) -> tuple[float, float, float, float]:
@@ -154,9 +190,8 @@ def _cropped(
 ) -> list[Frame]:
     """Resamples a box of each frame; only what the filters reach goes to the device."""
     width, height = frames[0].width, frames[0].height
-    scale = max(1.0, *(max(box.width / size[0], box.height / size[1]) for box in boxes))
-    # A filter reaches twice as far in chroma.
-    margin = math.ceil(2 * CUBIC_RADIUS * scale)
+    scale = max(max(box.width / size[0], box.height / size[1]) for box in boxes)
+    margin = _reach(scale)
     regions = alike([Region.around(b, margin, width, height) for b in boxes], width, height)
     cut = [frame.region(region) for frame, region in zip(frames, regions, strict=True)]
     filters = _filters([r.relative(b) for r, b in zip(regions, boxes, strict=True)], size, cut[0])
@@ -164,6 +199,12 @@ def _cropped(
     luma, chroma = arrived
     planes = ((batch.y, luma), (batch.u, chroma), (batch.v, chroma))
     return FrameBatch(*(resample_to_bytes(plane, axes) for plane, axes in planes)).frames()
+
+
+def _reach(scale: float) -> int:
+    """Returns how many luma pixels around a box a filter reads that shrinks by `scale`."""
+    # It reaches twice as far in chroma.
+    return math.ceil(2 * CUBIC_RADIUS * max(1.0, scale))
 
 
 def _filters(boxes: Sequence[Box], size: tuple[int, int], frame: Frame) -> list[Axes]:

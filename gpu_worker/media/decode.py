@@ -19,7 +19,7 @@ from gpu_worker.host.guard import Guard
 from gpu_worker.host.limits import usable_cores
 from gpu_worker.media.facts import DEFAULT_LIMITS, SourceFacts
 from gpu_worker.media.ffmpeg import INPUT_OPTIONS, decoding_limit, run_ffmpeg
-from gpu_worker.media.frames import Frame, frame_bytes, frame_from_bytes
+from gpu_worker.media.frames import Frame, Region, frame_bytes, frame_from_bytes
 from gpu_worker.media.hardware import DECODING, HardwareDecoder
 
 Frames = Generator[Frame, None, None]
@@ -42,6 +42,7 @@ def decode(
     interpolated_fps: Fraction | None = None,
     hardware: HardwareDecoder | None = None,
     max_pixels: int = DEFAULT_LIMITS.pixels,
+    window: Region | None = None,
 ) -> Iterator[Iterator[Frame]]:
     """Yields `count` frames from index `first` on, frame i being the one at `i / facts.fps`
     seconds.
@@ -49,7 +50,7 @@ def decode(
     A file whose rate varies is read onto this even grid. The iterator ends early where the file
     does. With `interpolated_fps`, frames between are made by motion interpolation: the n-th is at
     `first / facts.fps + n / interpolated_fps` seconds. With `hardware`, the GPU decodes until it
-    fails; from there on the CPU does.
+    fails; from there on the CPU does. With `window`, each frame is that part of the picture.
 
     Raises:
         InvalidMedia: while iterating, when the file cannot be decoded, or ends long before its
@@ -70,13 +71,14 @@ def decode(
         *decoder,
         *seek,
         *("-i", str(path), "-map", "0:V:0", "-an", "-sn", "-dn"),
-        *("-frames:v", str(count), "-vf", _filters(facts, skip, interpolated_fps)),
+        *("-frames:v", str(count), "-vf", _filters(facts, skip, interpolated_fps, window)),
         *("-fps_mode", "passthrough", "-f", "rawvideo", "-pix_fmt", "yuv420p", "pipe:1"),
     ]
     seconds = float(count / (interpolated_fps or facts.fps))
+    size = (facts.width, facts.height) if window is None else (window.width, window.height)
 
     def read(options: Sequence[str]) -> Frames:
-        return _read([*before, *options, *after], facts, count, seconds, guard, max_pixels)
+        return _read([*before, *options, *after], size, count, seconds, guard, max_pixels)
 
     def frames() -> Frames:
         seen = 0
@@ -99,19 +101,18 @@ def decode(
 
 def _read(
     arguments: Sequence[str],
-    facts: SourceFacts,
+    size: tuple[int, int],
     count: int,
     seconds: float,
     guard: Guard,
     max_pixels: int,
 ) -> Frames:
     """Yields the frames that one ffmpeg decodes; `count` of them, in `seconds`, are promised."""
-    size = frame_bytes(facts.width, facts.height)
     seen = 0
     with run_ffmpeg(arguments, guard, reads=True) as ffmpeg:
-        while (picture := _read_exactly(ffmpeg.stdout, size)) is not None:
+        while (picture := _read_exactly(ffmpeg.stdout, frame_bytes(*size))) is not None:
             seen += 1
-            yield frame_from_bytes(picture, facts.width, facts.height)
+            yield frame_from_bytes(picture, *size)
         try:
             ffmpeg.finish()
         except FfmpegFailed as error:
@@ -123,7 +124,9 @@ def _read(
         _refuse_truncated(seconds * seen / count, seconds, ffmpeg.stderr_tail())
 
 
-def _filters(facts: SourceFacts, skip: list[str], interpolated_fps: Fraction | None) -> str:
+def _filters(
+    facts: SourceFacts, skip: list[str], interpolated_fps: Fraction | None, window: Region | None
+) -> str:
     """ffmpeg turns the picture upright by itself, before these."""
     steps = ["bwdif=mode=send_frame:deint=all"] if facts.interlaced else []
     # start_time=0: a video track that begins late shows its first frame from the beginning.
@@ -135,7 +138,12 @@ def _filters(facts: SourceFacts, skip: list[str], interpolated_fps: Fraction | N
     if interpolated_fps is not None:
         rate = f"{interpolated_fps.numerator}/{interpolated_fps.denominator}"
         steps.append(f"minterpolate=fps={rate}:mi_mode=mci:mc_mode=aobmc:me_mode=bidir:vsbmc=1")
-    return ",".join([*steps, "format=yuv420p"])
+    steps.append("format=yuv420p")
+    if window is not None:
+        place = f"{window.width}:{window.height}:{window.left}:{window.top}"
+        # Not exact, an odd size is rounded down to an even one.
+        steps.append(f"crop={place}:exact=1")
+    return ",".join(steps)
 
 
 def _to_bt709(facts: SourceFacts) -> list[str]:

@@ -256,8 +256,10 @@ class Footage:
 
     def _started(self, run: "_Run") -> "_Reader":
         self.close()
-        source = self._clip.source
+        source, window = self._clip.source, self._clip.look.window
         size = source.facts.width, source.facts.height
+        if window is not None:
+            size = window.width, window.height
         frames = self._open.enter_context(
             decode(
                 source.path,
@@ -268,6 +270,7 @@ class Footage:
                 run.interpolated_fps,
                 source.hardware,
                 source.max_pixels,
+                window,
             )
         )
         return _Reader(

@@ -12,7 +12,7 @@ from gpu_worker.errors import InvalidParams
 from gpu_worker.media.facts import SourceFacts
 from gpu_worker.media.frames import Box, Frame, frame_bytes, frame_from_bytes
 from schemas.edits import FramingParams
-from tests.gpu_worker.pictures import crop
+from tests.gpu_worker.pictures import crop, noise, same
 
 pytestmark = pytest.mark.editing
 
@@ -218,3 +218,49 @@ def test_a_raw_picture_is_viewed_as_planes():
     assert len(raw) == frame_bytes(5, 3)
     frame = frame_from_bytes(raw, 5, 3)
     assert (frame.y[2, 4].item(), frame.u[0, 0].item(), frame.v[1, 2].item()) == (14, 15, 26)
+
+
+# ── the window ────────────────────────────────────────────────────────────────────────────────────
+
+NOISE = noise(161, 121)
+
+
+def small_source():
+    return SourceFacts(161, 121, Fraction(25), 10.0, 0, "h264", None, "bt709", False)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    keys=st.lists(st.tuples(*[st.floats(0, 1)] * 4), min_size=1, max_size=4),
+    moment=st.floats(-0.5, 4.5),
+    interpolation=st.sampled_from(["linear", "catmull_rom"]),
+    scale=st.sampled_from([0.3, 1.0, 3.0]),
+)
+def test_the_window_holds_all_that_a_crop_reads(keys, moment, interpolation, scale):
+    """At any moment of any path, splines that overshoot and zooms too: the same picture, bit for
+    bit, from the window as from the whole.
+    """
+    boxes = [
+        {"time": n, "x": x * (120 - 80 * w), "y": y * (80 - 50 * h), "width": w * 80 + 8}
+        | {"height": h * 50 + 8}
+        for n, (x, y, w, h) in enumerate(keys)
+    ]
+    crops = path(source=small_source(), crop_keyframes=boxes, interpolation=interpolation)
+    box = crops.at(moment)
+    size = 2 * round(box.width * scale / 2 + 1), 2 * round(box.height * scale / 2 + 1)
+    window = crops.window(*size)
+    if window is None:
+        return
+    cut = NOISE.region(window)
+    assert same([crop(cut, window.relative(box), *size)], [crop(NOISE, box, *size)])
+
+
+def test_a_path_over_the_whole_picture_has_no_window():
+    """A pan from edge to edge needs all of it; a crop that rests needs its part."""
+    pan = path(crop_keyframes=[key(0.0, 0), key(3.0, 880)])
+    rest = path(crop_keyframes=[key(0.0, 401, 3, 300, 600)])
+    assert pan.window(1080, 1920) is None
+    window = rest.window(1080, 1920)
+    assert (window.left, window.top) == (392, 0)
+    assert 300 < window.width < 330
+    assert 600 < window.height < 630

@@ -7,11 +7,12 @@ from gpu_worker.errors import InvalidMedia, MediaTooLarge
 from gpu_worker.host.guard import Guard
 from gpu_worker.media.decode import decode
 from gpu_worker.media.facts import Limits
-from gpu_worker.media.frames import frame_bytes
+from gpu_worker.media.frames import Region, frame_bytes
 from gpu_worker.media.hardware import HardwareDecoder
 from gpu_worker.media.probe import probe
 from tests.gpu_worker.codecs import Chip
 from tests.gpu_worker.footage import make, make_raw
+from tests.gpu_worker.pictures import same
 
 
 def decoded(path, first=0, count=None):
@@ -71,6 +72,21 @@ def test_a_damaged_video_is_damaged_for_both(numbered, tmp_path, monkeypatch):
     ):
         list(frames)
     assert chip.used == ["decoder"]
+
+
+@pytest.mark.parametrize(
+    "window", [Region(20, 10, 40, 50), Region(2, 0, 63, 33), Region(100, 60, 21, 11)]
+)
+def test_a_window_is_a_part_of_each_frame(tmp_path, window):
+    """Bit for bit, of odd sizes too, to the last column."""
+    clip = make_raw(
+        tmp_path / "a.mp4", np.random.default_rng(1).integers(16, 236, (5, 72, 122), np.uint8), "25"
+    )
+    facts = probe(clip)
+    with decode(clip, facts, 0, 5, Guard()) as frames:
+        expected = [frame.region(window) for frame in frames]
+    with decode(clip, facts, 0, 5, Guard(), window=window) as frames:
+        assert same(list(frames), expected)
 
 
 def test_every_frame_comes_once(numbered):

@@ -31,6 +31,7 @@ from tests.gpu_worker.footage import (
     make_raw,
     sound,
 )
+from tests.gpu_worker.pictures import same
 
 pytestmark = pytest.mark.editing
 CPU = torch.device("cpu")
@@ -395,6 +396,29 @@ def test_a_picture_of_the_bucket_lies_over_the_film(tmp_path):
     pictures, _ = luma(path)
     assert pictures[5][5, 5] == pytest.approx(235, abs=1)
     assert pictures[5][32, 48] == pytest.approx(100, abs=1)
+
+
+@pytest.mark.parametrize("begins", [0.0, 0.2])
+def test_frames_that_the_decoder_cuts_are_the_same_frames(big_buck_bunny, begins):
+    """A crop that stays in a part of the picture: bit for bit as from whole frames."""
+    keys = [
+        {"time": 0, "x": 300.4, "y": 100, "width": 300, "height": 400},
+        {"time": 2, "x": 500, "y": 90.3, "width": 250, "height": 333},
+        {"time": 3, "x": 350, "y": 120, "width": 300, "height": 400},
+    ]
+    params = SMALL | {"crop_keyframes": keys, "interpolation": "catmull_rom", "end_time": 1.0}
+    params["start_time"] = begins
+    made = composition("framing", params, {"a": big_buck_bunny})
+    (clip,) = made.clips
+    assert clip.look.window is not None
+    whole = replace(made, clips=(replace(clip, look=replace(clip.look, window=None)),))
+    moments = [float(n / made.fps) for n in range(made.timeline.frame_count(made.fps))]
+
+    def pictures(composition):
+        with Stage(composition, Guard()) as stage:
+            return list(stage.pictures(moments))
+
+    assert same(pictures(made), pictures(whole))
 
 
 class Several(Resampler):
