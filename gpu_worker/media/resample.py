@@ -20,8 +20,9 @@ from gpu_worker.media.frames import BAND_SAMPLES
 #: interpolation for digital image processing", IEEE Trans. ASSP 29(6), 1981).
 CUBIC_A = -0.5
 CUBIC_RADIUS = 2.0
-#: So many samples are rounded at once: 2 MiB, which are still in a core's cache after the filter.
-CACHED_SAMPLES = 1 << 19
+#: So many samples are rounded at once: half a MiB, which is still in a core's cache after the
+#: filter.
+CACHED_SAMPLES = 1 << 17
 #: So many axes' taps are kept: those of a crop that rests, or moves along the other axis, recur.
 KEPT_TAPS = 64
 
