@@ -15,7 +15,7 @@ from gpu_worker.edits.compose import Clip, Composition
 from gpu_worker.edits.timeline import EPSILON_SECONDS, Shown, frame_at
 from gpu_worker.edits.transition import mix
 from gpu_worker.errors import InvalidMedia, OutOfMemory, OutputTooLong
-from gpu_worker.host.accelerator import is_out_of_memory
+from gpu_worker.host.accelerator import accelerator, is_out_of_memory
 from gpu_worker.host.guard import Guard
 from gpu_worker.host.limits import memory_bytes
 from gpu_worker.media.decode import decode
@@ -174,7 +174,8 @@ class Stage:
         with self._naming(clip), self.spent.on("decode"):
             frames = [self._on[index].at(one.clip_time) for one in shown]
         with self.spent.on("infer"):
-            return clip.look.of(frames, [clip.time.source_time(one.clip_time) for one in shown])
+            moments = [clip.time.source_time(one.clip_time) for one in shown]
+            return _looks(clip, frames, moments)
 
     def _bring_on(self, index: int) -> None:
         """Opens a clip's decoder, where there is such a clip and its decoder is not open."""
@@ -278,6 +279,21 @@ class Footage:
                 self._open.enter_context(Ahead(frames, _depth(size, self._clip.look.engine.batch)))
             )
         )
+
+
+def _looks(clip: Clip, frames: Sequence[Frame], moments: Sequence[float]) -> list[Frame]:
+    """Makes a clip's pictures: all at once, or in halves where the device's memory is too small."""
+    try:
+        return clip.look.of(frames, moments)
+    except RuntimeError as error:
+        if not is_out_of_memory(error) or len(frames) == 1:
+            raise
+    half = len(frames) // 2
+    accelerator(clip.look.device).release()
+    return [
+        *_looks(clip, frames[:half], moments[:half]),
+        *_looks(clip, frames[half:], moments[half:]),
+    ]
 
 
 def _depth(size: tuple[int, int], batch: int) -> int:

@@ -18,6 +18,7 @@ from gpu_worker.fitness import check_fitness
 from gpu_worker.host.guard import Guard
 from gpu_worker.media import hardware
 from gpu_worker.media.probe import output_facts, probe
+from gpu_worker.media.transfer import Landing
 from gpu_worker.pipeline import Execution
 from gpu_worker.render.render import Stage
 from gpu_worker.runner import Runner, one_thread
@@ -29,7 +30,7 @@ from schemas.jobs import JobType
 from schemas.worker import Result, WorkerInput
 from tests.gpu_worker.codecs import Chip
 from tests.gpu_worker.footage import beeps, flash_and_beep, flashes, luma, make
-from tests.gpu_worker.pictures import CPU, decibels, same
+from tests.gpu_worker.pictures import CPU, decibels, noise, same
 from tests.gpu_worker.pretend import OnDevice
 
 pytestmark = pytest.mark.editing
@@ -306,6 +307,25 @@ def test_pretend_device_that_dies_ends_the_worker(worker, pretend, bucket, user_
     asked["output_key"] = "o.mp4"
     with pytest.raises(ConnectionAbortedError, match="70"):
         asyncio.run(Runner(worker, bucket, models).run(asked | {"params": SIZE}, "call", send))
+
+
+@pytest.mark.parametrize("job", ["framing FAST", "framing turned", "overlay blur"])
+def test_pretend_device_with_little_memory_makes_smaller_batches(pretend, big_buck_bunny, job):
+    """Room for a few frames and not for eight: the same pictures."""
+    expected = pictures_of(stage_of(job, big_buck_bunny, CPU)[0])
+    composition, _ = stage_of(job, big_buck_bunny, pretend.device)
+    (clip,) = composition.clips
+
+    def eight():
+        moments = [0.1 * n for n in range(8)]
+        with torch.inference_mode():
+            Landing(clip.look.of([noise(1280, 720)] * 8, moments)).frames()
+
+    needed = pretend.accelerator.peak_bytes(eight)
+    pretend.limit = pretend.used + needed * 3 // 4
+    with pytest.raises(torch.OutOfMemoryError):
+        eight()
+    assert same(pictures_of(composition), expected)
 
 
 def test_pretend_device_without_memory_ends_the_job_alone(

@@ -1,8 +1,12 @@
 """What an error of a device means."""
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 
+from gpu_worker.host import accelerator
 from gpu_worker.host.accelerator import chosen_device, is_out_of_memory
 
 
@@ -37,3 +41,16 @@ def test_a_device_has_its_index():
     """As tensors have it."""
     assert chosen_device("cpu") == torch.device("cpu")
     assert chosen_device("cuda").index == 0
+
+
+def test_one_module_names_a_kind_of_gpu():
+    """All others ask whether a device is the CPU, and so run on any; ffmpeg's options have a module
+    of their own.
+    """
+    worker = Path(accelerator.__file__).parents[1]
+    naming = {
+        str(path.relative_to(worker))
+        for path in worker.rglob("*.py")
+        if re.search(r"torch\.cuda|\.is_cuda|\"cuda\"", path.read_text())
+    }
+    assert naming == {"host/accelerator.py", "media/hardware.py"}
