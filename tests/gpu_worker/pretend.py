@@ -40,7 +40,8 @@ class State:
     """The one pretend device of the process.
 
     Attributes:
-        counts: `syncs`, `uploads`, `downloads`, `waits` (for an event), `operations`.
+        counts: `syncs`, `uploads`, `uploaded_bytes`, `downloads`, `waits` (for an event),
+            `operations`.
         limit: of the bytes that tensors take; None for no limit.
         dead: all operations fail.
     """
@@ -217,6 +218,8 @@ def _copied(to, source, non_blocking=False):
     # A single number travels with the operation that uses it.
     STATE.counts["uploads" if isinstance(to, OnDevice) else "downloads"] += 1
     STATE.counts["syncs"] += waits
+    if isinstance(to, OnDevice):
+        STATE.counts["uploaded_bytes"] += source.numel() * source.element_size()
     if isinstance(to, OnDevice):
         to.host.copy_(source)
         if not waits:

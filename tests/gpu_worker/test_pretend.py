@@ -154,6 +154,14 @@ def test_pretend_device_makes_the_cpus_pictures_without_waiting(
     assert pictures == (1 if "QUALITY" in str(JOBS[job]) else 0)
 
 
+def test_pretend_device_gets_the_crop_alone(pretend, big_buck_bunny):
+    """And some pixels around it, and the filters; a frame has 1.3 MB, the crop 8 kB."""
+    composition, _ = stage_of("framing FAST", big_buck_bunny, pretend.device)
+    pretend.counts.clear()
+    frames = len(pictures_of(composition))
+    assert 8_000 < pretend.counts["uploaded_bytes"] / frames < 40_000
+
+
 def test_pretend_zoom_is_the_cpus_picture_but_for_its_context(pretend, big_buck_bunny):
     """Neighbours share a shape, so that the network sees some real pixels more around the crop."""
     JOBS["zoom"] = (

@@ -19,6 +19,7 @@ from gpu_worker.errors import InvalidMedia, InvalidParams, OutputTooLarge, Outpu
 from gpu_worker.host.guard import Guard
 from gpu_worker.media.encode import Quality
 from gpu_worker.media.probe import output_facts, probe
+from gpu_worker.render import render as rendering
 from gpu_worker.render.render import OutputLimits, Stage, render
 from schemas.jobs import JobType
 from tests.gpu_worker.footage import (
@@ -419,6 +420,25 @@ def test_frames_that_the_decoder_cuts_are_the_same_frames(big_buck_bunny, begins
             return list(stage.pictures(moments))
 
     assert same(pictures(made), pictures(whole))
+
+
+@pytest.mark.parametrize(
+    ("size", "batch", "memory", "expected"),
+    [
+        ((1920, 1080), 1, 64 << 30, 3),
+        ((1920, 1080), 8, 64 << 30, 16),
+        ((3840, 2160), 8, 64 << 30, 16),
+        ((7680, 4320), 8, 64 << 30, 10),
+        ((3840, 2160), 8, 4 << 30, 5),
+        ((7680, 4320), 8, 1 << 30, 1),
+    ],
+)
+def test_two_batches_wait_between_stages_as_far_as_memory_allows(
+    monkeypatch, size, batch, memory, expected
+):
+    """One is made while the next arrives; a small container holds fewer large frames."""
+    monkeypatch.setattr(rendering, "memory_bytes", lambda: memory)
+    assert rendering._depth(size, batch) == expected
 
 
 class Several(Resampler):
