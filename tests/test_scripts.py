@@ -78,11 +78,11 @@ def test_the_demo_takes_a_path_as_its_caller_means_it(tree):
     assert str(tree / "broker" / "none.mp4") in done.stdout.replace("\n", "")
 
 
-@pytest.mark.parametrize("stage", ["A", "C", "D"])
-def test_the_gpu_benchmark_runs_on_the_pretend_device(stage):
+def test_the_gpu_benchmark_runs_on_the_pretend_device():
     """So that it is known to work before a card is there; its figures mean nothing."""
-    done = run([sys.executable, SCRIPTS / "bench_gpu.py", "--pretend", "--stages", stage], ROOT)
+    done = run([sys.executable, SCRIPTS / "bench_gpu.py", "--pretend", "--stages", "ACD"], ROOT)
     assert done.returncode == 0, done.stdout + done.stderr
     figures = json.loads(done.stdout.splitlines()[-1])
-    assert len([name for name in figures if name.startswith(f"{stage}.")]) >= 6
+    for stage in "ACD":
+        assert len([name for name in figures if name.startswith(f"{stage}.")]) >= 6
     assert False not in [value for name, value in figures.items() if name.startswith("A.")]

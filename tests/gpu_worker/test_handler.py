@@ -14,7 +14,6 @@ from pathlib import Path
 
 import pytest
 import structlog
-import torch
 import uvicorn
 from starlette.applications import Starlette
 from starlette.responses import JSONResponse
@@ -174,21 +173,6 @@ async def test_a_failure_has_a_code_and_a_sentence(settings, bucket, job_input, 
     assert (output["error_code"], output["retryable"]) == ("invalid_media", False)
     assert output["error"] == "The file is not a video that can be read, or it is damaged."
     assert "Invalid data" in output["detail"]
-
-
-async def test_a_worker_whose_gpu_is_lost_ends(settings, bucket, job_input, monkeypatch):
-    """Rather than fail job after job: with a code of its own, and at once."""
-
-    def lose(self):
-        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
-
-    def leave(code):
-        raise ConnectionAbortedError(code)
-
-    monkeypatch.setattr("gpu_worker.pipeline.Execution.run", lose)
-    monkeypatch.setattr("os._exit", leave)
-    with pytest.raises(ConnectionAbortedError, match="70"):
-        await make_handler(Runner(settings(), bucket))({"id": "rp-1", "input": job_input()})
 
 
 async def test_the_result_says_where_the_time_went(settings, bucket, job_input, big_buck_bunny):

@@ -220,7 +220,7 @@ PEAK = """
 import sys
 from pathlib import Path
 from gpu_worker.errors import InvalidMedia
-from gpu_worker.media.excerpt import fetch_excerpt
+from gpu_worker.media.excerpt import RANGE_BYTES, Remote, fetch_excerpt
 from gpu_worker.media.probe import probe
 
 path = Path(sys.argv[1])
@@ -229,7 +229,8 @@ try:
 except InvalidMedia as error:
     print(error)
 body = path.read_bytes()
-fetch_excerpt(lambda begin, end: body[begin:end], len(body), path.with_suffix(".part"), [(0, 1)])
+remote = Remote(len(body), body[:RANGE_BYTES], lambda begin, end: body[begin:end])
+fetch_excerpt(remote, path.with_suffix(".part"), [(0, 1)])
 peak = next(line for line in open("/proc/self/status") if line.startswith("VmHWM"))
 print(int(peak.split()[1]) // 1024)
 """

@@ -149,7 +149,7 @@ def test_warm_up_tries_what_the_operator_lists(pretend, tmp_path):
     remembered = Remembered(tmp_path / "strategies.json")
     models = Models(NOWHERE, pretend.device, "realesr-animevideov3", ["graph"], remembered)
     upscaler = models.get("realesr-animevideov3")
-    models._speed_up(upscaler, (12, 16))
+    models._speed_up(upscaler, (4, 6))
     assert len(remembered._all()) == 1
     assert next(iter(remembered._all())).endswith("|graph")
 
