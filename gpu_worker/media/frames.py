@@ -3,7 +3,7 @@ MPEG-2 siting; and a box in it.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
@@ -174,9 +174,16 @@ class Region:
         return Box(box.x - self.left, box.y - self.top, box.width, box.height)
 
 
-def alike(regions: Sequence[Region], width: int, height: int) -> list[Region]:
-    """Returns regions of one size that hold the given ones, in `width` x `height` pictures."""
-    wide, high = (max(region.width for region in regions), max(region.height for region in regions))
+def alike(
+    regions: Sequence[Region], width: int, height: int, side: Callable[[int], int] = int
+) -> list[Region]:
+    """Returns regions of one size that hold the given ones, in `width` x `height` pictures.
+
+    Args:
+        side: returns the length that a side gets, which is at least the largest region's.
+    """
+    wide = side(max(region.width for region in regions))
+    high = side(max(region.height for region in regions))
     return [region.grown(wide, high, width, height) for region in regions]
 
 

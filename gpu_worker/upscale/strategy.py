@@ -10,7 +10,7 @@ to be faster.
 | `graph` | the launches recorded once for a shape, and replayed (graph.py) |
 
 A name may join several, as in `split+graph`. Only those that are asked for are tried: what no card
-has shown to pay is off (docs/decisions/0024). A trial takes seconds, so its result is kept in a
+has shown to pay is off (docs/decisions/0026). A trial takes seconds, so its result is kept in a
 file by card, torch and model.
 """
 
@@ -187,19 +187,17 @@ def fastest(
     facts = (accelerator.name(), torch.__version__, model, pictures.dtype, ",".join(names))
     key = "|".join(map(str, facts))
     known = remembered.get(key)
+    if known == EAGER:
+        return EAGER, network
     with torch.inference_mode():
-        if known is None:
-            results = [tried(name, network, accelerator, pictures) for name in (EAGER, *names)]
-        else:
-            # It failed here if it has no seconds, and eager's forward is in its place.
-            results = [tried(known, network, accelerator, pictures)]
-    chosen = choose([trial for trial, _ in results]) if known is None else known
-    log.info(
-        "strategy_chosen",
-        model=model,
-        strategy=chosen,
-        seconds={trial.name: trial.seconds for trial, _ in results},
-    )
+        # A remembered one is tried too: that prepares it, and where it fails here, eager's forward
+        # takes its place.
+        names = (EAGER, *names) if known is None else (known,)
+        results = [tried(name, network, accelerator, pictures) for name in names]
+    trials = [trial for trial, _ in results]
+    chosen = known or choose(trials)
+    seconds = {trial.name: trial.seconds for trial in trials}
+    log.info("strategy_chosen", model=model, strategy=chosen, seconds=seconds)
     if known is None:
         remembered.put(key, chosen)
     return chosen, next(forward for trial, forward in results if trial.name == chosen)

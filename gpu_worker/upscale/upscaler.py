@@ -170,7 +170,9 @@ class Upscaler:
     def _together(
         self, wanted: Sequence[_Wanted], width: int, height: int, tile: int | None
     ) -> list[Frame]:
-        filters = output_filters([one.box for one in wanted], self.factor, width, height, wanted[0])
+        filters = output_filters(
+            [one.box for one in wanted], self.factor, width, height, wanted[0].cut
+        )
         batch, arrived = batch_to_device([one.cut for one in wanted], filters, self.device)
         rgb = rgb_of(batch, self._chroma_filters(*batch.y.shape), self._to_rgb)
         pictures = self._enlarged(rgb.to(self.dtype), tile)
@@ -228,20 +230,15 @@ def groups(regions: Sequence[Region], width: int, height: int) -> list[list[Regi
     made = [[regions[0]]]
     for region in regions[1:]:
         together = [*made[-1], region]
-        if _pixels(_grown(together, width, height)) <= GROUP_COST * _pixels(together):
+        if _pixels(alike(together, width, height, bucket)) <= GROUP_COST * _pixels(together):
             made[-1] = together
         else:
             made.append([region])
-    return [_grown(members, width, height) for members in made]
+    return [alike(members, width, height, bucket) for members in made]
 
 
 def _pixels(regions: Sequence[Region]) -> int:
     return sum(region.width * region.height for region in regions)
-
-
-def _grown(regions: Sequence[Region], width: int, height: int) -> list[Region]:
-    wide, high = (max(region.width for region in regions), max(region.height for region in regions))
-    return [region.grown(bucket(wide), bucket(high), width, height) for region in regions]
 
 
 def bucket(length: int) -> int:
@@ -279,12 +276,15 @@ def rgb_of(batch: FrameBatch, chroma: Axes, to_rgb: torch.Tensor) -> torch.Tenso
 
 
 def output_filters(
-    boxes: Sequence[Box], factor: int, width: int, height: int, wanted: _Wanted
+    boxes: Sequence[Box], factor: int, width: int, height: int, cut: Frame
 ) -> list[Axes]:
     """Returns the filters that make a 4:2:0 output of boxes of enlarged pictures, which have colour
     at every pixel; for luma and chroma.
+
+    Args:
+        boxes: in pixels of pictures like `cut`, before they are enlarged by `factor`.
     """
-    rows, columns = (length * factor for length in _shape(wanted.cut))
+    rows, columns = (length * factor for length in _shape(cut))
     half = chroma_size(width), chroma_size(height)
     x = [(box.x * factor, box.width * factor / width) for box in boxes]
     y = [(box.y * factor, box.height * factor / height) for box in boxes]

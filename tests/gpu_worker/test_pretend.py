@@ -105,8 +105,8 @@ def engines_on(device):
 
 
 def stage_of(job, source, device):
-    """Returns an edit's composition on a device, and its network."""
-    job_type, params = JOBS[job]
+    """Returns the composition of an edit (its type and params) on a device, and its network."""
+    job_type, params = job
     engines, upscaler = engines_on(device)
     kit = Kit(engines, {"in.mp4": Source(source, probe(source))}, {}, Fonts(), device)
     params = JobType(job_type).params_model.model_validate(params)
@@ -129,9 +129,9 @@ def test_pretend_device_makes_the_cpus_pictures_without_waiting(
     pretend, measured, big_buck_bunny, job
 ):
     """No synchronising call, a copy each way for a batch, each picture computed once."""
-    composition, _ = stage_of(job, big_buck_bunny, CPU)
+    composition, _ = stage_of(JOBS[job], big_buck_bunny, CPU)
     expected = pictures_of(composition)
-    composition, network = stage_of(job, big_buck_bunny, pretend.device)
+    composition, network = stage_of(JOBS[job], big_buck_bunny, pretend.device)
     pretend.counts.clear()
     marks = {}
 
@@ -156,7 +156,7 @@ def test_pretend_device_makes_the_cpus_pictures_without_waiting(
 
 def test_pretend_device_gets_the_crop_alone(pretend, big_buck_bunny):
     """And some pixels around it, and the filters; a frame has 1.3 MB, the crop 8 kB."""
-    composition, _ = stage_of("framing FAST", big_buck_bunny, pretend.device)
+    composition, _ = stage_of(JOBS["framing FAST"], big_buck_bunny, pretend.device)
     pretend.counts.clear()
     frames = len(pictures_of(composition))
     assert 8_000 < pretend.counts["uploaded_bytes"] / frames < 40_000
@@ -164,14 +164,10 @@ def test_pretend_device_gets_the_crop_alone(pretend, big_buck_bunny):
 
 def test_pretend_zoom_is_the_cpus_picture_but_for_its_context(pretend, big_buck_bunny):
     """Neighbours share a shape, so that the network sees some real pixels more around the crop."""
-    JOBS["zoom"] = (
-        "framing",
-        SIZE | {"crop_keyframes": ZOOM, "export_mode": "QUALITY", "end_time": 1.0},
-    )
-    expected = pictures_of(stage_of("zoom", big_buck_bunny, CPU)[0])
-    composition, network = stage_of("zoom", big_buck_bunny, pretend.device)
+    zoom = SIZE | {"crop_keyframes": ZOOM, "export_mode": "QUALITY", "end_time": 1.0}
+    expected = pictures_of(stage_of(("framing", zoom), big_buck_bunny, CPU)[0])
+    composition, network = stage_of(("framing", zoom), big_buck_bunny, pretend.device)
     made = pictures_of(composition)
-    del JOBS["zoom"]
     assert network.pictures == len(made)
     assert min(decibels(a.y, b.y) for a, b in zip(made, expected, strict=True)) > 45
 
@@ -189,6 +185,29 @@ def worker(settings, pretend):
     """Settings of a worker on the device, with a model for QUALITY jobs."""
     plain = settings(REELBROKER_QUALITY_MODEL=MODEL)
     return OnPretend.model_construct(**plain.__dict__)
+
+
+def asked(user_id, job_type, params):
+    """The input of a job from a console."""
+    return {
+        "job_id": f"j-{job_type}",
+        "user_id": user_id,
+        "type": job_type,
+        "input_key": "in.mp4",
+        "output_key": f"{job_type}.mp4",
+        "params": params,
+    }
+
+
+def run(worker, bucket, device, raw_input, report=lambda progress: None):
+    """Runs a job as the runner does, without the runner; returns its result."""
+    job = WorkerInput.model_validate(raw_input)
+    control, models = ControlDocuments(bucket, job), Models(worker.models_dir, device)
+    return Execution(job, "rp", bucket, control, worker, models, report, Guard()).run()
+
+
+async def send(progress):
+    """A provider that takes progress, and keeps none."""
 
 
 def test_pretend_worker_does_all_job_types_in_one_thread(
@@ -212,10 +231,6 @@ def test_pretend_worker_does_all_job_types_in_one_thread(
     facts = thread.submit(check_fitness, worker, models).result()
     assert (facts["device"], facts["model"]) == ("pretend", MODEL)
     runner = Runner(worker, bucket, models, thread)
-
-    async def send(progress):
-        pass
-
     crop = [{"time": 0.0, "x": 40.0, "y": 40.0, "width": 36.0, "height": 64.0}]
     edits = {
         "framing": SIZE | {"crop_keyframes": crop, "export_mode": "QUALITY", "end_time": 0.4},
@@ -225,15 +240,8 @@ def test_pretend_worker_does_all_job_types_in_one_thread(
         "upscale": SIZE | {"crop_keyframes": crop, "model": MODEL, "end_time": 0.4},
     }
     for job_type, params in edits.items():
-        asked = {
-            "job_id": f"j-{job_type}",
-            "user_id": user_id,
-            "type": job_type,
-            "input_key": "in.mp4",
-            "output_key": f"{job_type}.mp4",
-            "params": params,
-        }
-        result = asyncio.run(runner.run(asked, "call", send))
+        job = asked(user_id, job_type, params)
+        result = asyncio.run(runner.run(job, "call", send))
         assert isinstance(result, Result), result
         assert result.gpu == "pretend"
         path = tmp_path / f"{job_type}.mp4"
@@ -265,33 +273,21 @@ def test_pretend_codecs_that_fail_leave_the_job_to_the_cpu(
     assert hardware.nvenc_works()
     source = flash_and_beep(tmp_path / "a.mp4", seconds=2)
     objects.put(f"{user_id}/in.mp4", source.read_bytes())
-    job = WorkerInput.model_validate(
-        {
-            "job_id": "j",
-            "user_id": user_id,
-            "type": "framing",
-            "input_key": "in.mp4",
-            "output_key": "o.mp4",
-            "params": {"output_width": size[0], "output_height": size[1]},
-        }
-    )
+    params = {"output_width": size[0], "output_height": size[1]}
     seen = []
-    result = Execution(
-        job,
-        "rp",
-        bucket,
-        ControlDocuments(bucket, job),
+    result = run(
         worker,
-        Models(worker.models_dir, pretend.device),
+        bucket,
+        pretend.device,
+        asked(user_id, "framing", params),
         lambda progress: seen.append(progress.progress),
-        Guard(),
-    ).run()
+    )
     assert sorted(chip.used[2:]) == sorted(used)
     assert [one.codec for one in result.fallbacks] == fallbacks
     assert {one.key for one in result.fallbacks if one.codec == "decoder"} <= {"in.mp4"}
     assert seen == sorted(seen)
     path = tmp_path / "o.mp4"
-    path.write_bytes(objects.get(f"{user_id}/o.mp4"))
+    path.write_bytes(objects.get(f"{user_id}/{result.output_key}"))
     assert output_facts(path).frames == 50
     assert flashes(path) == pytest.approx(flashes(source), abs=0.001)
     assert beeps(path)[:, 0] == pytest.approx(beeps(source)[:, 0], abs=0.01)
@@ -307,23 +303,19 @@ def test_pretend_device_that_dies_ends_the_worker(worker, pretend, bucket, user_
     def leave(code):
         raise ConnectionAbortedError(code)
 
-    async def send(progress):
-        pass
-
     monkeypatch.setattr(Execution, "run", lose)
     monkeypatch.setattr("os._exit", leave)
     models = Models(worker.models_dir, pretend.device)
-    asked = {"job_id": "j", "user_id": user_id, "type": "framing", "input_key": "a.mp4"}
-    asked["output_key"] = "o.mp4"
+    job = asked(user_id, "framing", SIZE)
     with pytest.raises(ConnectionAbortedError, match="70"):
-        asyncio.run(Runner(worker, bucket, models).run(asked | {"params": SIZE}, "call", send))
+        asyncio.run(Runner(worker, bucket, models).run(job, "call", send))
 
 
 @pytest.mark.parametrize("job", ["framing FAST", "framing turned", "overlay blur"])
 def test_pretend_device_with_little_memory_makes_smaller_batches(pretend, big_buck_bunny, job):
     """Room for a few frames and not for eight: the same pictures."""
-    expected = pictures_of(stage_of(job, big_buck_bunny, CPU)[0])
-    composition, _ = stage_of(job, big_buck_bunny, pretend.device)
+    expected = pictures_of(stage_of(JOBS[job], big_buck_bunny, CPU)[0])
+    composition, _ = stage_of(JOBS[job], big_buck_bunny, pretend.device)
     (clip,) = composition.clips
 
     def eight():
@@ -343,29 +335,10 @@ def test_pretend_device_without_memory_ends_the_job_alone(
 ):
     """As `out_of_memory`; the worker goes on."""
     objects.put(f"{user_id}/in.mp4", big_buck_bunny.read_bytes())
-    models = Models(worker.models_dir, pretend.device)
-    job = WorkerInput.model_validate(
-        {
-            "job_id": "j",
-            "user_id": user_id,
-            "type": "framing",
-            "input_key": "in.mp4",
-            "output_key": "o.mp4",
-            "params": SIZE | {"crop_keyframes": PAN},
-        }
-    )
     pretend.limit = pretend.used + 1000
     held = OnDevice(torch.zeros(10))
+    job = asked(user_id, "framing", SIZE | {"crop_keyframes": PAN})
     with pytest.raises(Exception, match="too little memory") as raised:
-        Execution(
-            job,
-            "rp",
-            bucket,
-            ControlDocuments(bucket, job),
-            worker,
-            models,
-            lambda progress: None,
-            Guard(),
-        ).run()
+        run(worker, bucket, pretend.device, job)
     assert raised.value.code == "out_of_memory"
     assert held.device == pretend.device
