@@ -5,7 +5,7 @@ here. All methods but the presigning ones block; callers run them in a thread.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from email.utils import parsedate_to_datetime
@@ -210,11 +210,15 @@ class Bucket:
 
     def read(self, key: str, limit: int = 65_536) -> bytes | None:
         """Returns the first `limit` bytes of an object, or None."""
-        with (
-            self._answers("GET", key),
-            self._client.get_object(Bucket=self._name, Key=key)["Body"] as body,
-        ):
-            return body.read(limit)
+        with self._answers("GET", key):
+            answer = self._client.get_object(Bucket=self._name, Key=key)
+            # Entered itself, the body is urllib3's, whose errors are of other classes.
+            with closing(answer["Body"]) as body:
+                data = body.read(limit)
+            # A line that is lost in the middle of an answer is no error of a read with a limit.
+            if len(data) < min(limit, answer["ContentLength"]):
+                raise self._failed("GET", key, "the answer broke off")
+            return data
         return None
 
     def write(self, key: str, body: bytes) -> None:

@@ -12,6 +12,17 @@ class Quiet(BaseHTTPRequestHandler):
         pass
 
 
+class BreaksOff(Quiet):
+    """A server whose line is lost in the middle of an answer."""
+
+    def do_GET(self):
+        self.send_response(200)
+        self.send_header("Content-Length", "1000")
+        self.end_headers()
+        self.wfile.write(b"the beginning")
+        self.close_connection = True
+
+
 @contextmanager
 def serving(handler):
     """Serves on a free port of this machine, in a thread, while entered; yields the port."""

@@ -7,6 +7,7 @@ import pytest
 from broker.bucket import open_bucket
 from broker.errors import StorageError
 from tests.broker.memory_bucket import MemoryBucket
+from tests.http_server import BreaksOff, serving
 
 
 @pytest.fixture(params=["real", "memory"])
@@ -74,3 +75,11 @@ def test_a_bucket_that_is_away_is_said(settings_without_database):
     ):
         with pytest.raises(StorageError):
             call()
+
+
+def test_an_answer_that_breaks_off_is_a_failure_of_the_bucket(settings_without_database):
+    """Neither a short document nor an error of the HTTP library."""
+    with serving(BreaksOff) as port:
+        bucket = open_bucket(settings_without_database(R2_ENDPOINT=f"http://127.0.0.1:{port}"))
+        with pytest.raises(StorageError):
+            bucket.read("a")

@@ -5,6 +5,7 @@ import pytest
 from gpu_worker.bucket import RANGE_TRIES, open_bucket
 from gpu_worker.errors import FileTooLarge, SourceNotFound, StorageUnavailable
 from tests.gpu_worker.footage import growing_at_most
+from tests.http_server import BreaksOff, serving
 
 
 def test_what_is_uploaded_is_fetched(bucket, user_id, tmp_path):
@@ -103,3 +104,11 @@ def test_a_document_that_is_too_large_is_not_read(bucket, objects, user_id):
         pytest.raises(FileTooLarge, match="67108864 bytes; 1048576 are taken"),
     ):
         bucket.read(f"{user_id}/stop.json")
+
+
+def test_a_document_whose_answer_breaks_off_is_a_failure_of_the_store(settings):
+    """Neither a short document nor an error of the HTTP library."""
+    with serving(BreaksOff) as port:
+        bucket = open_bucket(settings(R2_ENDPOINT=f"http://127.0.0.1:{port}"))
+        with pytest.raises(StorageUnavailable):
+            bucket.read("a")
