@@ -18,6 +18,7 @@ WorkerError                 has a code that the broker understands, and a senten
 ├── StorageUnavailable      the bucket failed or could not be reached
 ├── Cancelled               the attempt was cancelled or superseded: stop, publish nothing
 ├── HandedBack              the worker must end, or is too old: another one may do the job
+├── TooManyDeliveries       the workers before this one died of the job
 └── FfmpegFailed            ffmpeg ended badly: a bug of ours, or of the machine
     └── HardwareEncoderFailed   with the GPU's encoder: software may do it
 """
@@ -138,6 +139,12 @@ class Cancelled(WorkerError):
 
 class HandedBack(WorkerError):
     """This worker ends before the job does, or is too old for it; another one may do it."""
+
+    code = ErrorCode.WORKER_LOST
+
+
+class TooManyDeliveries(WorkerError):
+    """The workers of all earlier deliveries died; the job may be what kills them."""
 
     code = ErrorCode.WORKER_LOST
 

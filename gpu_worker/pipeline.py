@@ -103,7 +103,7 @@ class Execution:
         if (committed := self._begin()) is not None:
             return committed
         with (
-            self._guard.within(self._settings.max_export_seconds),
+            self._guard.within(self._limit_seconds),
             workspace(self._settings.work_dir) as folder,
         ):
             clock = _Stopwatch()
@@ -128,6 +128,12 @@ class Execution:
                 cold_start_seconds=self._cold_start_seconds,
             )
         return self._commit(facts, timings)
+
+    @property
+    def _limit_seconds(self) -> float:
+        """How long the job may take: the shorter one of the broker's limit and the worker's."""
+        longest = self._settings.max_export_seconds
+        return min(longest, self._job.timeout_seconds or longest)
 
     def _begin(self) -> Result | None:
         """Writes `started.json`; returns its result if another execution has committed

@@ -3,8 +3,8 @@
 A provider's entry gives the runner what the provider delivered: the job's input, the provider's id
 of the job, and a function that sends progress. The runner returns a `Result` or a `Failed`. While
 the work runs in a thread, the runner reads `stop.json` every few seconds, sends the newest progress
-and, after a SIGTERM, hands the job back when the drain time is over. A cancelled task stops the
-work before it ends.
+and writes it to `progress.json`, and, after a SIGTERM, hands the job back when the drain time is
+over. A cancelled task stops the work before it ends.
 """
 
 import asyncio
@@ -17,6 +17,7 @@ import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from types import FrameType
 from typing import Any, TypeVar
 
@@ -43,6 +44,8 @@ log = structlog.get_logger(__name__)
 
 FENCE_SECONDS = 5.0
 PROGRESS_SECONDS = 1.0
+#: The least time between two writes of `progress.json`: each one is paid for.
+DOCUMENT_SECONDS = 2.0
 #: How long a cancelled job's thread may take to end; the guard kills its child processes at once.
 STOP_SECONDS = 10.0
 #: How many findings the answer to a wrong input lists.
@@ -118,8 +121,17 @@ class Runner:
             return failed
 
     async def _run(self, job: WorkerInput, provider_job_id: str, send: Send) -> Result:
-        guard, progress = Guard(self.settings.max_cpu_seconds), _NewestProgress()
+        guard = Guard(self.settings.max_cpu_seconds)
         control = ControlDocuments(self._bucket, job)
+        reporters = (
+            _Reporter(send, PROGRESS_SECONDS),
+            _Reporter(partial(_write_progress, control), DOCUMENT_SECONDS),
+        )
+
+        def report(progress: Progress) -> None:
+            for reporter in reporters:
+                reporter.put(progress)
+
         cold_start_seconds, self._cold_start_seconds = self._cold_start_seconds, 0.0
         execution = Execution(
             job,
@@ -128,13 +140,12 @@ class Runner:
             control,
             self.settings,
             self._models,
-            progress.put,
+            report,
             guard,
             cold_start_seconds,
         )
         work = self._in_thread(execution.run)
         drain = _Drain(guard, self.settings.drain_seconds)
-        reporter = asyncio.create_task(_report(progress, send))
         fence = asyncio.create_task(_watch_fence(control, guard))
         log.info("job_started")
         try:
@@ -149,8 +160,8 @@ class Runner:
             drain.close()
             fence.cancel()
             # Awaited to its end, so that no progress can overtake the result.
-            progress.close()
-            await reporter
+            for reporter in reporters:
+                await reporter.close()
         log.info("job_done", output_key=result.output_key)
         return result
 
@@ -275,14 +286,22 @@ class _Drain:
         self._timer = self._loop.call_later(self._seconds, self._guard.stop, reason)
 
 
-class _NewestProgress:
-    """Carries the newest progress from the working thread to the event loop; drops older ones."""
+class _Reporter:
+    """Carries progress from the working thread to one receiver: in order, one at a time, the newest
+    alone.
 
-    def __init__(self) -> None:
+    Args:
+        seconds: the least time between two reports.
+    """
+
+    def __init__(self, send: Send, seconds: float) -> None:
+        self._send = send
+        self._seconds = seconds
         self._loop = asyncio.get_running_loop()
         self._changed = asyncio.Event()
         self._closed = asyncio.Event()
         self._newest: Progress | None = None
+        self._task = asyncio.create_task(self._run())
 
     def put(self, progress: Progress) -> None:
         """Takes progress; the working thread calls it once a frame."""
@@ -290,28 +309,27 @@ class _NewestProgress:
             self._newest = progress
             self._loop.call_soon_threadsafe(self._changed.set)
 
-    def close(self) -> None:
-        """Ends `next` and `pause`."""
+    async def close(self) -> None:
+        """Drops what has not been sent; returns once nothing is being sent any more."""
         self._closed.set()
         self._changed.set()
+        await self._task
 
-    async def next(self) -> Progress | None:
-        """Waits for a change and returns it, or None once closed."""
-        await self._changed.wait()
-        self._changed.clear()
-        return None if self._closed.is_set() else self._newest
+    async def _run(self) -> None:
+        while True:
+            await self._changed.wait()
+            self._changed.clear()
+            if self._closed.is_set() or self._newest is None:
+                return
+            await self._send(self._newest)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._closed.wait(), self._seconds)
 
-    async def pause(self, seconds: float) -> None:
-        """Waits, but not longer than until closed."""
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._closed.wait(), seconds)
 
-
-async def _report(progress: _NewestProgress, send: Send) -> None:
-    """Sends progress in order, one at a time, about once a second."""
-    while (newest := await progress.next()) is not None:
-        await send(newest)
-        await progress.pause(PROGRESS_SECONDS)
+async def _write_progress(control: ControlDocuments, progress: Progress) -> None:
+    """Writes progress.json. A bucket that is away for a moment fails no job."""
+    with contextlib.suppress(WorkerError):
+        await asyncio.to_thread(control.report, progress)
 
 
 async def _watch_fence(control: ControlDocuments, guard: Guard) -> None:

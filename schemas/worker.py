@@ -1,8 +1,8 @@
 """What crosses RunPod and the bucket between broker and worker.
 
-An attempt has a folder, `{user_id}/jobs/{job_id}/{attempt_token}/`, with three documents:
-`started.json` (the worker's first write), `result.json` (its last, put only once) and `stop.json`
-(the broker's: give up).
+An attempt has a folder, `{user_id}/jobs/{job_id}/{attempt_token}/`, with four documents:
+`started.json` (the worker's first write), `progress.json` (the newest progress), `result.json` (the
+last, put only once) and `stop.json` (the broker's: give up).
 """
 
 from typing import Annotated, Self
@@ -37,6 +37,10 @@ class WorkerInput(Edited):
     attempt_token: AttemptToken | None = None
     output_key: ObjectKey | None = None
     traceparent: Traceparent | None = None  #: for the log alone
+    #: How long the worker may take for the job, in seconds: not every provider has a limit per job.
+    timeout_seconds: Annotated[int, Field(gt=0)] | None = None
+    #: How often a provider may deliver the attempt; the worker refuses the next delivery.
+    max_deliveries: Annotated[int, Field(gt=0)] | None = None
 
     @model_validator(mode="after")
     def _knows_where_to_write(self) -> Self:
@@ -73,10 +77,15 @@ class Started(OfARun):
     worker_id: str
     at_ms: int
     version: str | None = None  #: of the worker; the first ones did not send it
+    #: How often the provider has delivered the attempt: a provider restarts the job of a worker
+    #: that died.
+    deliveries: Annotated[int, Field(gt=0)] = 1
 
 
 class Progress(FromWorker):
-    """A provider job's `output` while it runs; `progress` counts frames really done."""
+    """`progress.json`, and a provider job's `output` while it runs, where the provider has one;
+    `progress` counts frames really done.
+    """
 
     phase: Phase
     progress: Annotated[int, Field(ge=0, le=99)]

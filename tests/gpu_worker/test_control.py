@@ -3,7 +3,8 @@
 import pytest
 
 from gpu_worker.control import ControlDocuments
-from schemas.worker import Result, Started, WorkerInput
+from gpu_worker.errors import Cancelled, TooManyDeliveries
+from schemas.worker import Progress, Result, Started, WorkerInput
 
 TOKEN = "0" * 32
 STARTED = Started(runpod_job_id="rp-1", worker_id="w", at_ms=1)
@@ -66,3 +67,34 @@ def test_a_job_from_a_console_has_no_documents(control, objects, user_id):
     assert documents.commit(result("out.mp4")) == result("out.mp4")
     assert (documents.result(), documents.is_fenced(), documents.exist) == (None, False, False)
     assert objects.keys(f"{user_id}/") == []
+
+
+def test_deliveries_of_one_job_are_counted_and_then_refused(control, objects, user_id):
+    """A job that kills its workers cannot run for ever on a provider that restarts without end."""
+    documents, key = control(max_deliveries=2), f"{user_id}/jobs/j1/{TOKEN}/started.json"
+    documents.start(STARTED)
+    documents.start(STARTED)
+    assert Started.model_validate_json(objects.get(key)).deliveries == 2
+    with pytest.raises(TooManyDeliveries, match="lost 2 times"):
+        documents.start(STARTED)
+    control().start(STARTED)
+    assert Started.model_validate_json(objects.get(key)).deliveries == 3
+
+
+def test_a_second_run_of_one_attempt_gives_way(control, objects, user_id):
+    """One submit may make two runs at the provider; the first one keeps the attempt."""
+    control().start(STARTED)
+    with pytest.raises(Cancelled, match="Another run"):
+        control().start(STARTED.model_copy(update={"runpod_job_id": "rp-2"}))
+    stored = objects.get(f"{user_id}/jobs/j1/{TOKEN}/started.json")
+    assert Started.model_validate_json(stored) == STARTED
+
+
+def test_progress_is_a_document_of_the_attempt(control, objects, user_id):
+    """The newest one; a job from a console has none."""
+    for progress in (5, 50):
+        control().report(Progress(phase="processing", progress=progress))
+    control(attempt_token=None, output_key="out.mp4").report(Progress(phase="done", progress=9))
+    (key,) = objects.keys(f"{user_id}/")
+    assert key == f"{user_id}/jobs/j1/{TOKEN}/progress.json"
+    assert Progress.model_validate_json(objects.get(key)).progress == 50
