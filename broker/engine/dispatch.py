@@ -14,7 +14,7 @@ from broker.engine.sources import Sources
 from broker.errors import ProviderError
 from broker.jobs.decide import Decision, End, decide_sent
 from broker.jobs.model import Attempt, AttemptState, Job
-from broker.jobs.policy import Deadlines, deadlines
+from broker.jobs.policy import MOST_DELIVERIES, Deadlines, deadlines
 from broker.providers.registry import Providers
 from broker.settings import Settings
 from schemas.worker import WorkerInput
@@ -70,7 +70,8 @@ class Dispatch:
             timeout_seconds=limits.execution,
             ttl_seconds=limits.ttl,
         )
-        return Prepared(sending, worker_input, limits)
+        limited = worker_input.model_copy(update={"timeout_seconds": limits.execution})
+        return Prepared(sending, limited, limits)
 
     async def send(self, job: Job, ready: Attempt, prepared: Prepared) -> Decision:
         """Submits a committed attempt; returns what follows from the provider's answer."""
@@ -101,4 +102,5 @@ def _worker_input(job: Job, attempt: Attempt) -> WorkerInput:
         params=job.edit,
         attempt_token=attempt.token,
         traceparent=job.traceparent,
+        max_deliveries=MOST_DELIVERIES,
     )

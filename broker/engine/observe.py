@@ -15,7 +15,7 @@ from broker.jobs.model import Attempt, AttemptState, Job
 from broker.jobs.observation import Committed, Health, Observation, RemoteJob, RemoteState, parsed
 from broker.providers.registry import Providers
 from schemas.keys import object_key
-from schemas.worker import Failure, Result, Started, attempt_folder
+from schemas.worker import Failure, Progress, Result, Started, attempt_folder
 
 log = structlog.get_logger(__name__)
 Model = TypeVar("Model", bound=BaseModel)
@@ -108,18 +108,15 @@ class Observer:
 
     async def _run(self, job: Job, attempt: Attempt) -> Observation:
         """Observes a run that the provider has, or had."""
-        remote = await self.remote(attempt)
+        remote, started = await self.remote(attempt), None
         if remote.state is RemoteState.OPEN:
-            is_taken = attempt.started_at is not None or await self.started(job, attempt)
-            state = RemoteState.RUNNING if is_taken else RemoteState.QUEUED
-            remote = replace(remote, state=state)
+            remote, started = await self._resolved(job, attempt, remote)
         if remote.state is RemoteState.QUEUED:
             is_late = self._age(attempt) > PATIENCE_SECONDS
             health = await self._endpoint(attempt) if is_late else None
             return Observation(remote=remote, health=health)
         if not remote.state.is_over:
-            return Observation(remote=remote)
-        started = None
+            return Observation(remote=remote, started=started)
         # A first "no such job" decides nothing yet.
         is_lasting = remote.state is RemoteState.ABSENT and attempt.absent_since is not None
         if attempt.started_at is None and (is_lasting or remote.state is RemoteState.TIMED_OUT):
@@ -130,6 +127,19 @@ class Observer:
         # The worker commits before it returns, so its result is in the bucket by now.
         committed = await self.committed(job, attempt)
         return Observation(committed=committed, remote=remote, started=started)
+
+    async def _resolved(
+        self, job: Job, attempt: Attempt, remote: RemoteJob
+    ) -> tuple[RemoteJob, Started | None]:
+        """Resolves OPEN by the worker's documents: started is running, with its newest progress."""
+        started = None
+        if attempt.started_at is None:
+            started = await self.started(job, attempt)
+            if started is None:
+                return replace(remote, state=RemoteState.QUEUED), None
+        progress = await self._document(job, attempt, "progress.json", Progress)
+        output = None if progress is None else progress.model_dump()
+        return replace(remote, state=RemoteState.RUNNING, output=output), started
 
     def _age(self, attempt: Attempt) -> float:
         return seconds_since(attempt.submitted_at, self._clock())

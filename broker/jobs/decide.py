@@ -290,8 +290,12 @@ def _follow(case: _Case) -> Decision:
 def _goes_on(case: _Case, remote: RemoteJob) -> Decision:
     """Shows what the provider reports of a run that goes on."""
     job, known = case.job, case.attempt.evolve(absent_since=None)
+    if remote.state is RemoteState.QUEUED and _waited_too_long(case):
+        # Not every provider drops a job that nobody takes.
+        code = ErrorCode.QUEUE_TIMEOUT
+        return _give_up(case, known, code, TIMED_OUT[code], gone=False)
     if remote.state is RemoteState.RUNNING and known.started_at is None:
-        known = known.evolve(started_at=case.now)
+        known = known.evolve(started_at=_began(case) or case.now)
     change = _progress(job, remote, case.now)
     if (change.phase, change.progress) != (job.phase, job.progress):
         change = change.merged(JobChange(progressed_at=case.now, stalled_since=None))
@@ -301,6 +305,14 @@ def _goes_on(case: _Case, remote: RemoteJob) -> Decision:
     if not change.model_fields_set:
         return Reschedule(None, known, EvidenceSource.STATUS)
     return Change(EventKind.PROGRESS, change, known, EvidenceSource.STATUS)
+
+
+def _waited_too_long(case: _Case) -> bool:
+    """Whether no worker took the attempt in the time for that: its life without its run."""
+    attempt = case.attempt
+    if attempt.started_at is not None or attempt.ttl_seconds is None:
+        return False
+    return case.since(attempt.submitted_at) > attempt.ttl_seconds - (attempt.timeout_seconds or 0)
 
 
 def _progress(job: Job, remote: RemoteJob, now: int) -> JobChange:

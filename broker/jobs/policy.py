@@ -23,6 +23,9 @@ TRIES: dict[ErrorCode, int] = {
     ErrorCode.OUT_OF_MEMORY: 2,
     ErrorCode.QUEUE_TIMEOUT: 2,
 }
+#: How often a provider may deliver one attempt: a provider that restarts the jobs of workers that
+#: died does so without end. The worker refuses the next delivery.
+MOST_DELIVERIES = 3
 #: How long to wait before attempt 2, 3, … (seconds).
 BACKOFF_SECONDS = (2.0, 10.0, 60.0)
 #: The least share of its limit that a run stopped at the limit has used: clocks differ.

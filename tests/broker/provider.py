@@ -89,6 +89,10 @@ class Worker:
         """Writes started.json."""
         self._write("started.json", {"runpod_job_id": runpod_job_id, "worker_id": "w", "at_ms": 1})
 
+    def report(self, **progress):
+        """Writes progress.json."""
+        self._write("progress.json", progress)
+
     def finish(self, body=b"a film", claimed_bytes=None, gpu=None):
         """Writes the output and result.json, and returns the output's key."""
         key, result = self._output(0, body, claimed_bytes)

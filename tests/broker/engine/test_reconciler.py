@@ -721,7 +721,7 @@ class Vague(RunPod):
 
 
 async def test_a_provider_that_does_not_tell_queued_from_running_is_helped_by_the_worker(submitted):
-    """The job is queued until the worker has written `started.json`."""
+    """The job is queued until the worker has written `started.json`; `progress.json` has the rest."""
     scene = submitted
     async with httpx.AsyncClient(transport=scene.provider) as http:
         place = Place(RunPod.name, scene.settings.runpod_endpoint_url)
@@ -741,6 +741,9 @@ async def test_a_provider_that_does_not_tell_queued_from_running_is_helped_by_th
         await core.reconciler.reconcile(scene.id)
         assert scene.job.phase is Phase.STARTING
         assert scene.attempt.started_at is not None
+        scene.worker().report(phase="processing", progress=40)
+        await core.reconciler.reconcile(scene.id)
+        assert (scene.job.phase, scene.job.progress) == (Phase.PROCESSING, 40)
         scene.worker().finish()
         await core.reconciler.reconcile(scene.id)
     assert scene.job.status is JobStatus.COMPLETE

@@ -422,3 +422,28 @@ def test_what_follows_from_a_stop(outcome, asked, expected):
         assert (decision.evidence, decision.gone) == (expected, expected is EvidenceSource.CANCEL)
     done = Observation(committed=committed())
     assert isinstance(decide_stopped(stopping, attempt(), done, outcome, NOW, RULES), Complete)
+
+
+@pytest.mark.parametrize(
+    ("waited", "started_at", "ends"),
+    [
+        pytest.param(89_399, None, False, id="still in time"),
+        pytest.param(89_401, None, True, id="too late"),
+        pytest.param(89_401, NOW - 1000, False, id="taken once, and queued again"),
+    ],
+)
+def test_a_job_that_nobody_takes_is_given_up_by_the_clock_of_the_broker(waited, started_at, ends):
+    """Not every provider drops such a job, so what is left of it is cancelled there."""
+    waiting = attempt(submitted_at=ago(waited), started_at=started_at)
+    decision = decided([waiting], remote("queued", output=None))
+    given_up = isinstance(decision, Change) and decision.kind is EventKind.SUPERSEDED
+    assert given_up is ends
+    if given_up:
+        assert decision.attempt.error_code is ErrorCode.QUEUE_TIMEOUT
+        assert (decision.fence, decision.attempt.orphan_due_at) == (True, NOW)
+
+
+def test_a_run_begins_by_the_clock_of_its_worker():
+    """Where the provider does not say when, `started.json` does."""
+    seen = Observation(remote=RemoteJob(RemoteState.RUNNING), started=STARTED)
+    assert decided([attempt()], seen).attempt.started_at == STARTED.at_ms
