@@ -76,8 +76,8 @@ def create_app(
             async with (
                 httpx.AsyncClient(transport=transport, timeout=timeout) as http,
                 open_caller() as outgoing,
+                open_providers(settings, http, metrics.provider_called) as providers,
             ):
-                providers = open_providers(settings, http, metrics.provider_called)
                 bucket = await run_in_threadpool(open_bucket, settings, metrics.storage_failed)
                 metrics.breaker_open.set_function(lambda: providers.breaker_open)
                 core = make_core(

@@ -17,6 +17,7 @@ BrokerError
 ├── Unavailable              the broker accepts no new jobs from anybody; has the code
 ├── ProviderError            the provider's; only ProviderRefused alone ends a job in `error`
 │   ├── ProviderUnreachable  nothing was accepted: the same request may be sent again
+│   │   ├── ProviderNotReady the account, the key or the place is wrong: an operator must act
 │   │   ├── ProviderHeld     nothing was sent: the breaker is open
 │   │   └── ProviderPaced    too many calls of one kind: a 429, or not sent to avoid one
 │   ├── ProviderUncertain    the request may have been carried out: do not repeat it blindly
@@ -137,8 +138,23 @@ class ProviderUnreachable(ProviderError):
     """The provider accepted nothing: no connection, or a wrong account or endpoint."""
 
 
+class ProviderNotReady(ProviderUnreachable):
+    """The provider is up, and takes nothing until an operator changes the account or the settings.
+
+    The message is one clause for users and operators alike, without the provider's own text.
+    """
+
+
 class ProviderHeld(ProviderUnreachable):
-    """Nothing was sent, because the provider is down."""
+    """Nothing was sent, because the last calls failed.
+
+    Args:
+        cause: the error of the last call.
+    """
+
+    def __init__(self, message: str, cause: ProviderError | None = None) -> None:
+        super().__init__(message)
+        self.cause = cause
 
 
 class ProviderPaced(ProviderUnreachable):

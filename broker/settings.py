@@ -1,15 +1,25 @@
 """The settings of the broker. Only this module reads the environment, once, and validates it.
 
-RunPod's and R2's settings keep their usual names. The others begin with `REELBROKER_`. See
+The providers' and R2's settings keep their usual names. The others begin with `REELBROKER_`. See
 `.env.example`.
 """
 
+import importlib.util
 import ipaddress
 import re
+from dataclasses import dataclass
 from typing import Annotated, Any, Self
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    SecretStr,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from sqlalchemy import make_url
 from sqlalchemy.exc import ArgumentError
@@ -56,10 +66,62 @@ def _database(value: str) -> str:
     return value
 
 
+#: Settings that begin so have their usual names.
+_USUAL = ("runpod_", "r2_", "modal_enabled", "modal_token", "modal_environment")
+#: What each provider needs; a setting may come from the entry in REELBROKER_PROVIDERS instead.
+_NEEDED = {
+    "runpod": ("runpod_api_key", "runpod_endpoint_url"),
+    "modal": ("modal_token_id", "modal_token_secret"),
+}
+
+
+def variable(field: str) -> str:
+    """Returns the environment variable of a setting; other words as they are."""
+    if field not in Settings.model_fields:
+        return field
+    return str(Settings.model_fields[field].validation_alias)
+
+
 def _variable(field: str) -> str:
-    """Returns the environment variable of a setting."""
-    prefix = "" if field.startswith(("runpod_", "r2_")) else "REELBROKER_"
-    return prefix + field.upper()
+    return ("" if field.startswith(_USUAL) else "REELBROKER_") + field.upper()
+
+
+@dataclass(frozen=True)
+class ProviderEntry:
+    """A provider that new attempts may go to, and a target beside the one of its own settings."""
+
+    name: str
+    target: str | None = None
+
+
+def _entry(text: str) -> ProviderEntry:
+    name, _, target = text.partition("=")
+    forms = {"runpod": r"https?://\S+", "modal": r"[\w.-]+/[\w.-]+/[\w.-]+"}
+    if name not in forms:
+        raise ValueError(f"{name!r} is no provider: choose among {', '.join(forms)}")
+    if target and not re.fullmatch(forms[name], target):
+        raise ValueError(f"{text}: runpod=https://… or modal=ENVIRONMENT/APP/FUNCTION")
+    return ProviderEntry(name, target.rstrip("/") or None)
+
+
+def _entries(value: Any) -> Any:
+    if isinstance(value, str):
+        entries = tuple(_entry(text) for text in _split(value))
+        if len(set(entries)) < len(entries):
+            raise ValueError("each provider once, or several times with different targets")
+        return entries
+    return value
+
+
+def _chosen(
+    entries: tuple[ProviderEntry, ...], modal_enabled: bool, has_runpod: bool
+) -> tuple[ProviderEntry, ...]:
+    if entries:
+        return entries
+    runpod, modal = ProviderEntry("runpod"), ProviderEntry("modal")
+    if not modal_enabled:
+        return (runpod,)
+    return (modal, runpod) if has_runpod else (modal,)
 
 
 class Settings(BaseSettings):
@@ -67,8 +129,20 @@ class Settings(BaseSettings):
         env_file=".env", extra="ignore", frozen=True, alias_generator=_variable
     )
 
-    runpod_api_key: SecretStr
-    runpod_endpoint_url: HttpUrl
+    #: Where new attempts go, the preferred one first: `runpod,modal`, and `runpod=URL` for more
+    #: endpoints of one account. By default, Modal where it is enabled; then RunPod.
+    providers: Annotated[
+        tuple[ProviderEntry, ...], NoDecode, BeforeValidator(_entries), Field(validate_default=True)
+    ] = ()
+    modal_enabled: bool = False
+    modal_environment: str = Field("main", pattern=r"^[\w.-]{1,64}$")
+    modal_app: str = Field("reelbroker", pattern=r"^[\w.-]{1,64}$")
+    modal_function: str = Field("export", pattern=r"^[\w.-]{1,64}$")
+    #: A provider that is no longer among `providers` still needs these for its open attempts.
+    modal_token_id: str | None = Field(None, validate_default=True)
+    modal_token_secret: SecretStr | None = Field(None, validate_default=True)
+    runpod_api_key: SecretStr | None = Field(None, validate_default=True)
+    runpod_endpoint_url: HttpUrl | None = Field(None, validate_default=True)
     r2_endpoint: HttpUrl
     r2_access_key_id: str
     r2_secret_access_key: SecretStr
@@ -114,13 +188,14 @@ class Settings(BaseSettings):
         50, validation_alias="REELBROKER_RUNPOD_CALLS_PER_SECOND", gt=0, le=1000
     )
     #: USD a second by the GPU's CUDA name; `*` for others: `{"NVIDIA L4": 0.00019, "*": 0.0003}`.
+    #: A provider's own price goes first: `{"modal:NVIDIA L4": 0.00031, "modal:*": 0.0005}`.
     gpu_prices: dict[str, Price] = {}
 
     max_attempts: int = Field(3, ge=1, le=10)
     body_limit_bytes: int = Field(1_048_576, ge=1024)
     #: The longest run of any job on a worker. policy.py computes the limit of each job.
     execution_timeout_seconds: int = Field(7200, ge=5, le=604_800)
-    #: How long a job may wait for a worker. The ttl for RunPod is this plus the execution timeout.
+    #: How long an attempt may wait for a worker. RunPod's ttl is this plus the execution timeout.
     queue_timeout_seconds: int = Field(86_400, ge=10)
     #: How long the broker waits for signs of a submit with an unknown result before a new attempt.
     submit_grace_seconds: float = Field(600, gt=0)
@@ -135,6 +210,34 @@ class Settings(BaseSettings):
     #: How long the bucket keeps an upload that no job uses.
     keep_uploads_days: float = Field(7, gt=0)
     url_lifetime_seconds: int = Field(3600, ge=60, le=604_800)
+
+    @field_validator(*[name for names in _NEEDED.values() for name in names])
+    @classmethod
+    def _check_provider(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuses a missing setting of a provider that new attempts go to."""
+        if value is not None or "providers" not in info.data or "modal_enabled" not in info.data:
+            return value
+        name = next(one for one, needed in _NEEDED.items() if info.field_name in needed)
+        entries = _chosen(info.data["providers"], info.data["modal_enabled"], has_runpod=False)
+        targets = [entry.target for entry in entries if entry.name == name]
+        if targets and (info.field_name != "runpod_endpoint_url" or None in targets):
+            raise ValueError(f"required, because {name} is among the providers")
+        return value
+
+    @model_validator(mode="after")
+    def _check_modal(self) -> Self:
+        if self.modal_token_id and importlib.util.find_spec("modal") is None:
+            raise ValueError(
+                "MODAL_TOKEN_ID is set, and the package modal is not installed: pip install "
+                "'reelbroker[modal]'"
+            )
+        return self
+
+    @property
+    def provider_entries(self) -> tuple[ProviderEntry, ...]:
+        """Where new attempts go, the preferred one first."""
+        has_runpod = bool(self.runpod_api_key and self.runpod_endpoint_url)
+        return _chosen(self.providers, self.modal_enabled, has_runpod)
 
     @model_validator(mode="after")
     def _check_exposure(self) -> Self:

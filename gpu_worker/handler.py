@@ -14,16 +14,16 @@ from typing import Any
 
 import runpod
 import structlog
-from pydantic import ValidationError
 from runpod.http_client import AsyncClientSession
 from runpod.serverless.modules import rp_fitness
 from runpod.serverless.modules.rp_http import send_result
 from runpod.serverless.modules.worker_state import JobsProgress
 from structlog.contextvars import bound_contextvars
 
-from gpu_worker.runner import Failed, Runner, Send, start_runner
-from gpu_worker.settings import Settings
-from schemas.worker import Progress, Result
+from gpu_worker.host.logs import log_lines
+from gpu_worker.runner import Runner, Send, output_of, start_runner
+from gpu_worker.settings import Settings, load_settings
+from schemas.worker import Progress
 
 log = structlog.get_logger(__name__)
 
@@ -36,16 +36,9 @@ def make_handler(runner: Runner) -> Handler:
     async def handler(job: dict[str, Any]) -> dict[str, Any]:
         with bound_contextvars(runpod_job_id=job["id"]):
             async with _sender(runner.settings, job) as send:
-                return _reply(await runner.run(job["input"], job["id"], send))
+                return output_of(await runner.run(job["input"], job["id"], send))
 
     return handler
-
-
-def _reply(outcome: Result | Failed) -> dict[str, Any]:
-    """Returns the job's output; the SDK makes FAILED of one with `error`, and keeps the rest."""
-    if isinstance(outcome, Failed):
-        return {"error": outcome.sentence, **outcome.failure.model_dump(mode="json")}
-    return outcome.model_dump(mode="json")
 
 
 @contextlib.asynccontextmanager
@@ -120,23 +113,8 @@ def choose_checks(skipped: set[str]) -> None:
 
 def main() -> None:
     """Runs the SDK's worker loop, or the one job of `--test_input` or `test_input.json`."""
-    structlog.configure(
-        processors=[
-            structlog.contextvars.merge_contextvars,
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.format_exc_info,
-            structlog.processors.EventRenamer("action"),
-            structlog.processors.LogfmtRenderer(
-                key_order=["timestamp", "level", "action"], drop_missing=True
-            ),
-        ],
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-    )
-    try:
-        settings = Settings()
-    except ValidationError as error:
-        sys.exit("; ".join(f"{found['loc'][0]}: {found['msg']}" for found in error.errors()))
+    log_lines()
+    settings = load_settings()
     handler = make_handler(start_runner(settings))
     choose_checks(set(settings.skipped_checks.split(",")))
     with contextlib.suppress(KeyboardInterrupt):

@@ -180,6 +180,13 @@ class Runner:
             os._exit(DEVICE_LOST)
 
 
+def output_of(outcome: Result | Failed) -> dict[str, Any]:
+    """Returns the output of a provider's job; a failed one has `error`, which RunPod reads too."""
+    if isinstance(outcome, Failed):
+        return {"error": outcome.sentence, **outcome.failure.model_dump(mode="json")}
+    return outcome.model_dump(mode="json")
+
+
 def one_thread() -> ThreadPoolExecutor:
     """Returns what runs all work on the device in one thread: its libraries keep handles and
     workspaces for each thread that uses them.

@@ -1,11 +1,12 @@
 """The only reader of the environment: every setting of the worker, read and checked once."""
 
+import sys
 import tempfile
 from pathlib import Path
 from typing import Literal
 
 import torch
-from pydantic import Field, SecretStr
+from pydantic import AliasChoices, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from gpu_worker.host.accelerator import Choice, accelerator, chosen_device
@@ -85,8 +86,10 @@ class Settings(BaseSettings):
     #: More fonts, before the system's own.
     font_dir: Path | None = Field(default=None, validation_alias="REELBROKER_FONT_DIR")
 
-    #: Both are set by RunPod, and by the embedded endpoint.
-    worker_id: str = Field(default="local", validation_alias="RUNPOD_POD_ID")
+    #: The provider sets these, and so do the embedded servers.
+    worker_id: str = Field(
+        default="local", validation_alias=AliasChoices("RUNPOD_POD_ID", "MODAL_TASK_ID")
+    )
     result_url: str | None = Field(default=None, validation_alias="RUNPOD_WEBHOOK_POST_OUTPUT")
 
     @property
@@ -109,3 +112,11 @@ class Settings(BaseSettings):
         """The GPU's name, or None where frames are edited on the CPU."""
         device = self.torch_device
         return None if device.type == "cpu" else accelerator(device).name()
+
+
+def load_settings() -> Settings:
+    """Reads the settings; exits with the names of the wrong ones."""
+    try:
+        return Settings()
+    except ValidationError as error:
+        sys.exit("; ".join(f"{found['loc'][0]}: {found['msg']}" for found in error.errors()))

@@ -4,25 +4,29 @@ from schemas.jobs import ErrorCode, JobType, Phase, Wire
 
 
 class Workers(Wire):
-    """The provider's workers by what they do; those that it has scaled away are in none of
-    these.
+    """A place's workers by what they do; those that the provider has scaled away are in none of
+    these. Null: the provider does not count them.
     """
 
     idle: int
     running: int
-    starting: int
-    throttled: int  #: wanted, and no GPU is free for them
-    unhealthy: int
+    starting: int | None
+    throttled: int | None  #: wanted, and no GPU is free for them
+    unhealthy: int | None
 
 
-class Provider(Wire):
-    """The GPU provider's report about its queue; other brokers' jobs on the same endpoint count
+class Place(Wire):
+    """A provider's report about one of its endpoints or functions; other brokers' jobs there count
     too.
     """
 
-    queued: int
-    running: int
-    workers: Workers
+    provider: str
+    target: str
+    #: Null while the provider does not answer; `error` has the reason.
+    queued: int | None = None
+    running: int | None = None
+    workers: Workers | None = None
+    error: str | None = None
 
 
 class Tally(Wire):
@@ -61,7 +65,9 @@ class Orphan(Wire):
 
     job_id: str
     attempt: int
+    provider: str
     runpod_job_id: str | None
+    modal_call_id: str | None
     given_up_at: str | None
     why: str
     seconds_at_most: int
@@ -77,9 +83,10 @@ class Fleet(Wire):
     open_jobs: dict[Phase, int]
     #: How long the job that has waited longest for a worker has done so.
     oldest_wait_seconds: float | None
-    provider: Provider | None  #: null while it does not answer; `provider_error` has the reason
-    provider_error: str | None
+    places: list[Place]  #: where new jobs go, the preferred one first
     today: Tally  #: since 00:00 UTC
+    #: The same by the provider of each job's newest attempt.
+    today_by_provider: dict[str, Tally]
     hours: list[Hour]  #: the last 24, the oldest first; the last one is not over
     error_codes: dict[ErrorCode, int]  #: of the jobs that failed within these hours
     stalled: list[StalledJob]

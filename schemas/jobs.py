@@ -239,7 +239,10 @@ class JobView(Wire):
     stalled: bool
     attempt: int
     max_attempts: int
+    provider: str | None  #: of the newest attempt
+    #: The provider's id of the newest attempt: one of these, or neither while there is none.
     runpod_job_id: str | None
+    modal_call_id: str | None
     project_id: int | None
     game_id: int | None
     metadata: dict[str, str]
@@ -281,7 +284,9 @@ class JobChanges(Wire):
     retryable: bool | None = None
     stalled: bool | None = None
     attempt: int | None = None
+    provider: str | None = None
     runpod_job_id: str | None = None
+    modal_call_id: str | None = None
     started_at: str | None = None
     completed_at: str | None = None
     cancel_requested_at: str | None = None

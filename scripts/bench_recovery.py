@@ -29,7 +29,7 @@ from broker.engine.core import make_core
 from broker.engine.observe import document_key
 from broker.engine.scheduler import Scheduler
 from broker.jobs.model import Attempt, AttemptState, EventKind, Job, JobChange
-from broker.providers.registry import open_providers
+from broker.providers.registry import make_providers
 from broker.settings import Settings
 from broker.store.engine import open_engine, reading
 from broker.store.jobs import JobStore
@@ -158,7 +158,7 @@ async def recover(settings: Settings, store: JobStore, provider: Provider) -> fl
         return origin + int((time.monotonic() - began) * 1000 * FASTER)
 
     async with httpx.AsyncClient(transport=provider) as http:
-        providers = open_providers(settings, http)
+        providers = make_providers(settings, http)
         loop = Scheduler(
             store,
             make_core(

@@ -42,8 +42,8 @@ async def scrape(request: Request) -> Response:
         # The metrics of this process do not need the database.
         log.error("backlog_unknown", error=str(error))
         backlog = None
-    provider, _ = await overview.provider()
-    text = metrics.exposition(requests.service(request).draining, backlog, provider)
+    places = await overview.places()
+    text = metrics.exposition(requests.service(request).draining, backlog, places)
     return Response(text, media_type=CONTENT_TYPE)
 
 

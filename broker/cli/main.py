@@ -46,7 +46,7 @@ from broker.ops.doctor import examine
 from broker.ops.overview import orphans
 from broker.ops.retention import Retention
 from broker.plain import plain_event
-from broker.settings import Settings
+from broker.settings import Settings, variable
 from broker.store.backup import copy_database, restore_database
 from broker.store.engine import open_engine, reading
 from broker.store.jobs import JobStore
@@ -335,7 +335,10 @@ def _settings() -> Settings:
     try:
         return Settings()
     except ValidationError as error:
-        lines = [(".".join(map(str, one["loc"])), one["msg"]) for one in error.errors()]
+        lines = [
+            (".".join(variable(str(word)) for word in one["loc"]), one["msg"])
+            for one in error.errors()
+        ]
         exit_with("\n".join(f"{name}: {text}".removeprefix(": ") for name, text in lines))
 
 

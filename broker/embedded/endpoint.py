@@ -32,6 +32,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Mount, Route
 
 from broker.connection import Connection
+from broker.embedded.changes import Changes
 from broker.embedded.queue import JobQueue, Limits, QueuedJob, State
 
 RUN_LIMIT_BYTES, RESULT_LIMIT_BYTES = 10 << 20, 20 << 20
@@ -76,7 +77,7 @@ class Endpoint:
     def __init__(self, config: EndpointConfig) -> None:
         self._config = config
         self._queue = JobQueue(config.database, config.limits, time.time())
-        self._changed = asyncio.Event()
+        self._changes = Changes()
         self._http = httpx.AsyncClient(timeout=10)
         self._webhooks: set[asyncio.Task[None]] = set()
 
@@ -125,7 +126,7 @@ class Endpoint:
             webhook=body.webhook,
         )
         self._queue.add(job)
-        self._notify()
+        self._changes.notify()
         return JSONResponse({"id": job.id, "status": job.state})
 
     async def status(self, request: Request) -> Response:
@@ -164,7 +165,7 @@ class Endpoint:
             return Response(status_code=204)
         if await request.is_disconnected():
             self._queue.give_back(job)
-            self._notify()
+            self._changes.notify()
             return Response(status_code=204)
         webhook = {"webhook": job.webhook} if job.webhook else {}
         return JSONResponse({"id": job.id, "input": job.input} | webhook)
@@ -195,7 +196,7 @@ class Endpoint:
         is_healthy = request.query_params.get("status") != "unhealthy"
         worker_id = request.path_params["worker_id"]
         self._queue.ping(worker_id, jobs, time.time(), is_healthy=is_healthy)
-        self._notify()
+        self._changes.notify()
         return JSONResponse({})
 
     # ── small steps ─────────────────────────────────────────────────────────────────────────────
@@ -207,35 +208,20 @@ class Endpoint:
         return job
 
     async def _long_poll(self, poll: Callable[[], T], request: Request) -> T | None:
-        """Calls `poll` after every change and returns its first result that is not empty.
-
-        Returns None after a while, or when the caller disconnects.
-        """
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(self._config.long_poll_seconds):
-                while not await request.is_disconnected():
-                    changed = self._changed
-                    if found := poll():
-                        return found
-                    with contextlib.suppress(TimeoutError):
-                        await asyncio.wait_for(changed.wait(), 1.0)
-        return None
-
-    def _notify(self) -> None:
-        """Wakes every call that waits for a change."""
-        self._changed.set()
-        self._changed = asyncio.Event()
+        """Waits for the first result that is not empty, for a while, while the caller is there."""
+        seconds = self._config.long_poll_seconds
+        return await self._changes.first(poll, seconds, request.is_disconnected)
 
     async def _expire(self) -> None:
         while True:
             for job in self._queue.expire(time.time()):
                 self._announce(job)
-            self._notify()
+            self._changes.notify()
             await asyncio.sleep(EXPIRE_SECONDS)
 
     def _announce(self, job: QueuedJob) -> None:
         """Wakes waiting calls and sends the webhook of a job that has ended."""
-        self._notify()
+        self._changes.notify()
         if job.webhook is not None:
             body = job.status() | {"input": job.input, "webhook": job.webhook}
             task = asyncio.create_task(self._call_webhook(job.webhook, body))

@@ -1,9 +1,9 @@
-"""The queue behind the embedded endpoint: RunPod's job states and lifetimes.
+"""The queue behind the embedded providers: job states and lifetimes.
 
-The queue does no HTTP and reads no clock: each method takes the current time. A worker holds a job
-under a lease. Pings that name the job, and progress, renew the lease. When the lease runs out, the
-queue returns the job to its front once, as RunPod does. The second time, the job fails. SQLite
-keeps every job: a kill -9 of the endpoint loses none, a power cut may.
+The queue does no network calls and reads no clock: each method takes the current time. A worker
+holds a job under a lease. Pings that name the job, and progress, renew the lease. When the lease
+runs out, the queue returns the job to its front: once for RunPod, then the job fails; without end
+for Modal. SQLite keeps every job: a kill -9 of the server loses none, a power cut may.
 """
 
 import json
@@ -37,10 +37,15 @@ LOST = "job timed out after 1 retries"
 
 @dataclass(frozen=True)
 class Limits:
-    """Lifetimes in seconds. RunPod keeps results as long; the lease is this queue's own."""
+    """Lifetimes in seconds, RunPod's by default; the lease is this queue's own.
+
+    Attributes:
+        retries: how often a job goes to another worker after its own died; None: without end.
+    """
 
     lease: float = 10.0
     retention: float = 1800.0
+    retries: int | None = 1
 
 
 @dataclass
@@ -143,6 +148,21 @@ class JobQueue:
         if job.state is State.IN_PROGRESS:
             self._requeue(job)
 
+    def held(self, worker_id: str) -> list[QueuedJob]:
+        """Returns the jobs that a worker holds."""
+        return [job for job in self._jobs.values() if self._holds(worker_id, job)]
+
+    def replace(self, worker_id: str, now: float) -> None:
+        """Records a worker `SLOT.N`; the jobs of an earlier worker of its slot are lost."""
+        slot = worker_id.rpartition(".")[0]
+        for earlier in [known for known in self.workers if known.rpartition(".")[0] == slot]:
+            del self.workers[earlier]
+        for job in list(self._jobs.values()):
+            is_earlier = (job.worker_id or "").rpartition(".")[0] == slot
+            if job.state is State.IN_PROGRESS and is_earlier:
+                self._lose(job, now)
+        self.mark_seen(worker_id, now)
+
     def mark_seen(self, worker_id: str, now: float) -> None:
         """Records that a worker is alive."""
         self.workers.setdefault(worker_id, KnownWorker(now)).seen_at = now
@@ -232,12 +252,12 @@ class JobQueue:
         return False
 
     def _lose(self, job: QueuedJob, now: float) -> bool:
-        """Requeues a job whose lease has run out, or fails the job the second time."""
-        if job.retries:
+        """Requeues a job whose worker died; fails a job that has no retry left."""
+        if self._limits.retries is not None and job.retries >= self._limits.retries:
             job.error = LOST
             self._end(job, State.FAILED, now)
             return True
-        job.retries = 1
+        job.retries += 1
         self._stop(job)
         # Workers take the oldest job first, so this one is next.
         self._requeue(job)

@@ -108,15 +108,20 @@ class Applier:
     # ── submit ──────────────────────────────────────────────────────────────────────────────────
 
     async def _begin(self, job: Job, attempts: list[Attempt]) -> None:
-        attempt = self.dispatch.attempt(job)
+        attempt = self.dispatch.attempt(job, attempts)
         change = JobChange(
-            attempt=attempt.number, phase=Phase.SUBMITTING, provider_job_id=None, progress=0
+            attempt=attempt.number,
+            phase=Phase.SUBMITTING,
+            provider=attempt.provider,
+            provider_job_id=None,
+            progress=0,
         )
         begun = await self._change(job, attempts, Change(EventKind.ATTEMPT_BEGUN, change, attempt))
         if begun is not None:
             await self._submit(begun, [*attempts, attempt], attempt)
 
-    async def _submit(self, job: Job, attempts: list[Attempt], attempt: Attempt) -> None:
+    async def _submit(self, job: Job, attempts: list[Attempt], ready: Attempt) -> None:
+        attempt = self.dispatch.placed(ready, [one for one in attempts if one.token != ready.token])
         prepared = await self.dispatch.prepare(job, attempt)
         if isinstance(prepared, End):
             await self._end(job, attempts, prepared)
@@ -155,6 +160,7 @@ class Applier:
             message="Done",
             output_key=result.output_key,
             result=result.facts.model_dump_json(),
+            provider=attempt.provider,
             provider_job_id=result.provider_job_id,
             media_seconds=result.facts.duration_seconds,
         )
@@ -189,8 +195,10 @@ class Applier:
         worked = took.fetch_seconds + took.edit_seconds + took.upload_seconds
         billed = attempt.gpu_seconds
         try:
+            provider = self.providers.of(attempt)
             since_end = seconds_since(attempt.submitted_at, self.clock()) - worked
-            if billed is None and since_end < self.providers.of(attempt).keeps_results_seconds:
+            is_kept = since_end < provider.keeps_results_seconds
+            if billed is None and provider.bills_seconds and is_kept:
                 async with asyncio.timeout(BILL_SECONDS):
                     remote = await self.observer.remote(attempt)
                 billed = remote.execution_seconds if remote.state is RemoteState.FINISHED else None

@@ -5,8 +5,8 @@ nothing accepted, or unknown; jobs/decide.py decides what follows.
 """
 
 import secrets
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 
 import structlog
 
@@ -14,6 +14,7 @@ from broker.engine.sources import Sources
 from broker.errors import ProviderError
 from broker.jobs.decide import Decision, End, decide_sent
 from broker.jobs.model import Attempt, AttemptState, Job
+from broker.jobs.place import Place, choose_place
 from broker.jobs.policy import MOST_DELIVERIES, Deadlines, deadlines
 from broker.providers.registry import Providers
 from broker.settings import Settings
@@ -40,18 +41,24 @@ class Dispatch:
     providers: Providers
     clock: Callable[[], int]
 
-    def attempt(self, job: Job) -> Attempt:
+    def attempt(self, job: Job, earlier: Sequence[Attempt]) -> Attempt:
         """Returns the job's next attempt, with a token that cannot be guessed."""
-        place = self.providers.places[0]
         return Attempt(
             token=secrets.token_hex(16),
             job_id=job.id,
             number=job.attempt + 1,
             state=AttemptState.READY,
-            provider=place.provider,
-            target=place.target,
             created_at=self.clock(),
+            **asdict(self._place(earlier)),
         )
+
+    def placed(self, ready: Attempt, earlier: Sequence[Attempt]) -> Attempt:
+        """Returns an attempt that no provider has, for the place that is best by now."""
+        return ready.evolve(**asdict(self._place(earlier)))
+
+    def _place(self, earlier: Sequence[Attempt]) -> Place:
+        failed = earlier[-1] if earlier else None
+        return choose_place(self.providers.places, failed, self.providers.holds)
 
     async def prepare(self, job: Job, attempt: Attempt) -> Prepared | End:
         """Returns what to commit and submit, or the job's end where a source cannot be used."""

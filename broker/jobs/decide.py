@@ -17,7 +17,14 @@ publish one job.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from broker.errors import ProviderError, ProviderPaced, ProviderRefused, ProviderUncertain
+from broker.errors import (
+    ProviderError,
+    ProviderHeld,
+    ProviderNotReady,
+    ProviderPaced,
+    ProviderRefused,
+    ProviderUncertain,
+)
 from broker.jobs.model import Attempt, AttemptState, EventKind, EvidenceSource, Job, JobChange
 from broker.jobs.observation import Health, Observation, RemoteJob, RemoteState, parsed
 from broker.jobs.policy import TRIES, backoff_seconds, timeout_code, tries_again
@@ -51,6 +58,7 @@ TIMED_OUT = {
     ),
 }
 _AWAY = "The GPU provider cannot be reached; the job goes as soon as it is back"
+_NOT_READY = "The job waits until an operator acts"
 _PACED = "The GPU provider takes no more jobs for the moment; the job goes in its turn"
 _DRAINING = "The broker sends no jobs for the moment; the job waits"
 _IDLE = "GPU workers are idle, but none takes the job: see their logs"
@@ -215,6 +223,9 @@ def decide_sent(
             message = "Checking whether the GPU provider has the job"
             change = JobChange(status=JobStatus.PROCESSING, message=message)
             return Change(EventKind.SUBMIT_UNKNOWN, change)
+        case ProviderNotReady() | ProviderHeld(cause=ProviderNotReady()):
+            cause = outcome.cause if isinstance(outcome, ProviderHeld) else outcome
+            return _held(job, f"{_NOT_READY}: {cause}", None, ready)
         case _:
             sentence = _PACED if isinstance(outcome, ProviderPaced) else _AWAY
             return _held(job, sentence, None, ready)
@@ -231,6 +242,7 @@ def adopt(attempt: Attempt, provider_job_id: str, evidence: EvidenceSource, now:
     )
     change = JobChange(
         status=JobStatus.PROCESSING,
+        provider=attempt.provider,
         provider_job_id=provider_job_id,
         progressed_at=now,
         phase=Phase.QUEUED,
@@ -357,6 +369,9 @@ def _waiting(health: Health, is_late: bool) -> tuple[str, bool]:
         return _STARTING, False
     if health.workers_throttled:
         return _THROTTLED, False
+    if health.workers_starting is None:
+        # The provider may be starting one.
+        return MESSAGES[Phase.QUEUED], False
     return (_UNHEALTHY if health.workers_unhealthy else _NO_WORKER), True
 
 

@@ -57,6 +57,11 @@ class EvidenceSource(StrEnum):
     BROKER = "broker"
 
 
+#: What the table and the API call a provider's id of a job, by provider. The source documents fixed
+#: these names.
+PROVIDER_IDS = {"runpod": "runpod_job_id", "modal": "modal_call_id"}
+
+
 class Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -79,7 +84,9 @@ class Job(Frozen):
     error_code: ErrorCode | None = None
     attempt: int = 0  #: attempts begun so far
     max_attempts: int
-    #: Of the newest attempt; `runpod_job_id` in the table and the API.
+    #: Of the newest attempt: its provider, and the provider's id, which each provider's clients
+    #: know under a name of their own (PROVIDER_IDS).
+    provider: str | None = None
     provider_job_id: str | None = None
     result: str | None = None  #: JSON of OutputFacts
     gpu_seconds: float | None = None
@@ -116,6 +123,7 @@ class JobChange(Frozen):
     error: str | None = None
     error_code: ErrorCode | None = None
     attempt: int | None = None
+    provider: str | None = None
     provider_job_id: str | None = None
     result: str | None = None
     gpu_seconds: float | None = None
@@ -176,3 +184,9 @@ class Event(Frozen):
     at: int
     kind: EventKind
     data: str = "{}"  #: JSON of what changed
+
+
+def provider_ids(provider: str | None, provider_job_id: str | None) -> dict[str, str | None]:
+    """Returns a provider's id of a job under the name that the provider's clients know."""
+    own = PROVIDER_IDS.get(provider or "runpod", "")
+    return {name: provider_job_id if name == own else None for name in PROVIDER_IDS.values()}

@@ -45,16 +45,19 @@ class RemoteJob:
 
 @dataclass(frozen=True)
 class Health:
-    """An endpoint's queue and workers; a worker that is up is idle or running."""
+    """An endpoint's queue and workers; a worker that is up is idle or running.
+
+    None: the provider does not report workers in that state.
+    """
 
     jobs_queued: int
     jobs_running: int
     workers_idle: int
     workers_running: int
     workers_ready: int = 0  #: idle or running, where the provider counts them together
-    workers_starting: int = 0
-    workers_throttled: int = 0
-    workers_unhealthy: int = 0
+    workers_starting: int | None = None
+    workers_throttled: int | None = None
+    workers_unhealthy: int | None = None
 
     @property
     def workers_up(self) -> int:

@@ -8,9 +8,15 @@ from broker.jobs.model import Attempt, JobChange
 ANY = "*"
 
 
-def cost(prices: Mapping[str, float], gpu: str | None, seconds: float | None) -> float | None:
-    """Returns the USD for so many seconds of a GPU; None where the table has no price."""
-    price = prices.get(gpu or ANY, prices.get(ANY))
+def cost(
+    prices: Mapping[str, float], gpu: str | None, seconds: float | None, provider: str = ""
+) -> float | None:
+    """Returns the USD for so many seconds of a GPU; None where the table has no price.
+
+    A provider's own price goes before the price for all, and a GPU's before that of any other.
+    """
+    names = f"{provider}:{gpu or ANY}", gpu or ANY, f"{provider}:{ANY}", ANY
+    price = next((prices[name] for name in names if name in prices), None)
     return None if price is None or seconds is None else round(price * seconds, 6)
 
 
@@ -23,9 +29,21 @@ def spent(
         last: the attempt that the job ends with, in its newest form.
         gpu: the name of the GPU that made the result.
     """
-    known = [one.gpu_seconds for one in attempts if last is None or one.token != last.token]
-    known += [last.gpu_seconds] if last is not None else []
-    if not any(known):
+    all_of_them = [one for one in attempts if last is None or one.token != last.token]
+    all_of_them += [last] if last is not None else []
+    seconds: dict[str, float] = {}
+    for one in all_of_them:
+        if one.gpu_seconds:
+            seconds[one.provider] = seconds.get(one.provider, 0.0) + one.gpu_seconds
+    if not seconds:
         return JobChange()
-    seconds = round(sum(one for one in known if one is not None), 3)
-    return JobChange(gpu_seconds=seconds, cost_usd=cost(prices, gpu, seconds))
+    # An attempt of another provider ran on a GPU that nobody named.
+    made_by = last.provider if last is not None else None
+    costs = [
+        cost(prices, gpu if name == made_by else None, each, name) for name, each in seconds.items()
+    ]
+    known = [one for one in costs if one is not None]
+    return JobChange(
+        gpu_seconds=round(sum(seconds.values()), 3),
+        cost_usd=round(sum(known), 6) if len(known) == len(costs) else None,
+    )

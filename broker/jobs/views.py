@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 from broker.clock import iso
-from broker.jobs.model import Event, Job
+from broker.jobs.model import Event, Job, provider_ids
 from schemas.jobs import (
     ErrorCode,
     EventView,
@@ -41,7 +41,7 @@ def view(job: Job, root_path: str) -> JobView:
         **job.model_dump(include=_AS_THEY_ARE),
         **_converted(job.model_dump(include={*_MOMENTS, "result"})),
         job_id=job.id,
-        runpod_job_id=job.provider_job_id,
+        **provider_ids(job.provider, job.provider_job_id),
         retryable=job.error_code is not None and job.error_code.retryable,
         stalled=job.stalled_since is not None,
         metadata=json.loads(job.meta),
@@ -57,9 +57,9 @@ def event_view(event: Event) -> EventView:
     """Returns the view of an event; fields that did not change are unset."""
     data = json.loads(event.data)
     changes = {name: value for name, value in data.items() if name in _CHANGED} | _converted(data)
-    # Events of older brokers have the API's name already.
+    # Events of older brokers name no provider, and those before them have the API's name already.
     if "provider_job_id" in data:
-        changes["runpod_job_id"] = data["provider_job_id"]
+        changes |= provider_ids(data.get("provider"), data["provider_job_id"])
     if "stalled_since" in data:
         changes["stalled"] = data["stalled_since"] is not None
     if "error_code" in data:

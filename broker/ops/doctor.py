@@ -19,10 +19,12 @@ from dotenv import dotenv_values
 from broker.bucket import Bucket, open_bucket
 from broker.errors import ProviderError, StorageError
 from broker.jobs.observation import Health
-from broker.providers.registry import open_providers
+from broker.jobs.place import Place
+from broker.providers.registry import Providers, open_providers
 from broker.settings import Settings
 from broker.store.engine import reading, sqlite_path
 from broker.store.jobs import JobStore
+from broker.store.reports import Reports
 from schemas.keys import object_key
 
 #: A worker loads torch and warms its model.
@@ -41,6 +43,7 @@ _NO_WORKER = (
     "jobs wait and no worker comes: is the endpoint's max workers 0? Idle ones are scaled down to "
     "that"
 )
+_NO_KEY = "set the provider's keys again until these attempts have ended"
 _NOT_POLLED = "REELBROKER_PUBLIC_URL is not set: jobs are polled, results come a little later"
 _NOT_REACHED = "start the broker, or let the provider reach REELBROKER_PUBLIC_URL"
 _FITNESS = "see docs/models.md for model files, .env.example for the worker's settings"
@@ -60,7 +63,7 @@ def examine(settings: Settings) -> Iterator[Finding]:
     """Runs one check after the other."""
     yield _database(settings)
     yield from _bucket(settings)
-    yield _endpoint(settings)
+    yield from asyncio.run(_places(settings))
     yield _webhook(settings.public_url)
     yield _worker("worker on this machine")
 
@@ -109,32 +112,60 @@ def _probe(bucket: Bucket, key: str) -> Iterator[Finding]:
     yield Finding("presigned URL", signed, "read by its URL", "is this machine's clock right?")
 
 
-def _endpoint(settings: Settings) -> Finding:
-    what, health, remedy = "endpoint", asyncio.run(_health(settings)), ""
-    if isinstance(health, Finding):
-        return health
-    report = (
-        f"{health.workers_up} workers up, {health.workers_starting} starting, "
-        f"{health.jobs_queued} jobs queued"
-    )
+async def _places(settings: Settings) -> list[Finding]:
+    """Checks each place of the settings, and each one that only open attempts still need."""
+    async with (
+        httpx.AsyncClient(timeout=15) as http,
+        open_providers(settings, http) as providers,
+    ):
+        needed = await asyncio.to_thread(_needed, settings)
+        others = [place for place in needed if place not in providers.places]
+        findings = [await _place(providers, place) for place in providers.places]
+        for place in others:
+            found = await _place(providers, place)
+            report = f"{needed[place]} open attempts at {place.target}: {found.report}"
+            findings.append(Finding(f"former {found.what}", found.ok, report, found.remedy))
+        return findings
+
+
+async def _place(providers: Providers, place: Place) -> Finding:
+    alike = [other for other in providers.places if other.provider == place.provider]
+    what = f"{place.provider} {place.target}" if len(alike) > 1 else place.provider
+    remedy = _NO_KEY
+    try:
+        provider = providers.named(place.provider)
+        remedy = provider.remedy
+        health = await provider.health(place.target)
+    except ProviderError as error:
+        return Finding(what, False, str(error), remedy)
+    return _healthy(what, health)
+
+
+def _healthy(what: str, health: Health) -> Finding:
+    report, remedy = f"{health.workers_up} workers up", ""
+    if health.workers_starting is not None:
+        report += f", {health.workers_starting} starting"
+    report += f", {health.jobs_queued} jobs queued"
     if health.workers_unhealthy:
         report, remedy = f"{report}, {health.workers_unhealthy} unhealthy", _UNHEALTHY
     elif health.jobs_queued and not any(
         (health.workers_up, health.workers_starting, health.workers_throttled)
     ):
-        remedy = _NO_WORKER
+        remedy = "" if health.workers_starting is None else _NO_WORKER
     return Finding(what, not remedy, report, remedy)
 
 
-async def _health(settings: Settings) -> Health | Finding:
-    async with httpx.AsyncClient(timeout=15) as http:
-        providers = open_providers(settings, http)
-        place = providers.places[0]
-        provider = providers.named(place.provider)
-        try:
-            return await provider.health(place.target)
-        except ProviderError as error:
-            return Finding("endpoint", False, str(error), provider.remedy)
+def _needed(settings: Settings) -> dict[Place, int]:
+    """Returns how many attempts each place still has, as far as the database can be read."""
+    path = sqlite_path(settings.database_url)
+    if path is not None and not path.exists():
+        return {}
+    try:
+        with reading(settings.database_url) as engine:
+            return Reports(engine).places()
+    # Drivers raise errors of many kinds, and the check of the database reports them.
+    except Exception:  # noqa: BLE001
+        return {}
 
 
 def _webhook(url: str | None) -> Finding:

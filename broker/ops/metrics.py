@@ -26,7 +26,7 @@ from prometheus_client import (
 
 from broker.jobs.model import Job
 from broker.store.reports import Backlog
-from schemas.fleet import Provider, Workers
+from schemas.fleet import Place, Workers
 from schemas.jobs import ErrorCode, JobStatus, JobType, Phase
 
 Made = TypeVar("Made", Counter, Gauge, Histogram)
@@ -119,10 +119,10 @@ class Metrics:
         about = "Given-up runs that may still be paid for at the provider."
         self._orphans = gauge("orphaned_runs", about)
         self._draining = gauge("draining", "1: no new jobs are taken or sent.")
-        about = "Whether the GPU provider has reported its workers lately."
+        about = "Whether every GPU provider has reported its workers lately."
         self._provider_up = gauge("provider_up", about)
-        self._queued = gauge("provider_queued_jobs", "Jobs in the provider's queue.")
-        self._workers = gauge("provider_workers", "The provider's workers.", "state")
+        self._queued = gauge("provider_queued_jobs", "Jobs in the providers' queues.")
+        self._workers = gauge("provider_workers", "The providers' workers.", "state")
 
     # ── called by the broker's components ───────────────────────────────────────────────────────
 
@@ -175,13 +175,11 @@ class Metrics:
 
     # ── read by Prometheus ──────────────────────────────────────────────────────────────────────
 
-    def exposition(
-        self, draining: bool, backlog: Backlog | None, provider: Provider | None
-    ) -> bytes:
+    def exposition(self, draining: bool, backlog: Backlog | None, places: Sequence[Place]) -> bytes:
         """Returns all metrics as text; what is unknown at the moment (None) is NaN."""
         self._draining.set(draining)
         self._database_up.set(backlog is not None)
-        self._provider_up.set(provider is not None)
+        self._provider_up.set(all(place.error is None for place in places))
         for phase in _OPEN:
             self._open.labels(phase.value).set(
                 math.nan if backlog is None else backlog.open_jobs.get(phase, 0)
@@ -190,11 +188,10 @@ class Metrics:
         self._overdue.set(math.nan if backlog is None else backlog.overdue_seconds)
         self._stalled.set(math.nan if backlog is None else backlog.stalled)
         self._orphans.set(math.nan if backlog is None else backlog.orphans)
-        self._queued.set(math.nan if provider is None else provider.queued)
+        self._queued.set(_sum(place.queued for place in places))
         for state in Workers.model_fields:
-            self._workers.labels(state).set(
-                math.nan if provider is None else getattr(provider.workers, state)
-            )
+            counts = (getattr(place.workers, state) for place in places if place.workers)
+            self._workers.labels(state).set(_sum(counts))
         return generate_latest(self.registry)
 
     def _job_seconds(self, name: str, about: str) -> Histogram:
@@ -221,6 +218,12 @@ def _with(made: Made, known: Known) -> Made:
     for values in known:
         made.labels(*values)
     return made
+
+
+def _sum(counts: Iterable[int | None]) -> float:
+    """Returns the sum of the counts that are known; NaN where none is."""
+    known = [count for count in counts if count is not None]
+    return sum(known) if known else math.nan
 
 
 def _each(words: Iterable[str]) -> list[tuple[str, ...]]:

@@ -8,14 +8,15 @@ from starlette.concurrency import run_in_threadpool
 
 from broker.clock import DAY_MS, HOUR_MS, iso, now_ms
 from broker.errors import ProviderError
-from broker.jobs.model import Job
+from broker.jobs.model import Job, provider_ids
 from broker.jobs.observation import Health
+from broker.jobs.place import Place as Where
 from broker.jobs.pricing import cost
 from broker.providers.registry import Providers
 from broker.settings import Settings
 from broker.store.jobs import JobStore
 from broker.store.reports import Backlog, Ended, Reports
-from schemas.fleet import Fleet, Hour, Orphan, Provider, StalledJob, Tally, Workers
+from schemas.fleet import Fleet, Hour, Orphan, Place, StalledJob, Tally, Workers
 from schemas.jobs import ErrorCode, JobStatus
 
 HOURS = 24
@@ -42,41 +43,43 @@ class Overview:
         self._clock = clock
         self._lock = asyncio.Lock()
         self._reported_at = 0
-        self._report: tuple[Provider | None, str | None] = (None, None)
+        self._places: list[Place] = []
 
     async def fleet(self, draining: bool) -> Fleet:
         """Returns the overview; a provider that does not answer is reported in it."""
-        provider, error = await self.provider()
-        return await run_in_threadpool(self._count, draining, provider, error)
+        places = await self.places()
+        return await run_in_threadpool(self._count, draining, places)
 
     def backlog(self) -> Backlog:
         """Returns the open jobs' figures; blocks."""
         return self._reports.backlog(self._clock())
 
-    async def provider(self) -> tuple[Provider | None, str | None]:
-        """Returns the provider's report, a few seconds old; or None, and the reason."""
+    async def places(self) -> list[Place]:
+        """Returns the providers' reports, a few seconds old."""
         async with self._lock:
             if self._clock() - self._reported_at >= HEALTH_SECONDS * 1000:
-                self._report = await self._request()
+                self._places = list(
+                    await asyncio.gather(*map(self._report, self._providers.places))
+                )
                 self._reported_at = self._clock()
-            return self._report
+            return self._places
 
-    async def _request(self) -> tuple[Provider | None, str | None]:
+    async def _report(self, place: Where) -> Place:
         try:
             async with asyncio.timeout(HEALTH_SECONDS):
-                place = self._providers.places[0]
-                return _shown(
-                    await self._providers.named(place.provider).health(place.target)
-                ), None
+                health = await self._providers.named(place.provider).health(place.target)
+                return _shown(place, health)
         except ProviderError as error:
-            return None, str(error)
+            return Place(provider=place.provider, target=place.target, error=str(error))
         except TimeoutError:
-            return None, f"The GPU provider did not answer within {HEALTH_SECONDS:g} s."
+            sentence = f"The GPU provider did not answer within {HEALTH_SECONDS:g} s."
+            return Place(provider=place.provider, target=place.target, error=sentence)
 
-    def _count(self, draining: bool, provider: Provider | None, error: str | None) -> Fleet:
+    def _count(self, draining: bool, places: list[Place]) -> Fleet:
         now = self._clock()
         first = (now // HOUR_MS - HOURS + 1) * HOUR_MS
         backlog, ended = self._reports.backlog(now), self._reports.ended_since(first)
+        today = [row for row in ended if row.hour * HOUR_MS >= now - now % DAY_MS]
         codes = Counter[ErrorCode]()
         for row in ended:
             if row.error_code is not None:
@@ -86,9 +89,12 @@ class Overview:
             draining=draining,
             open_jobs=backlog.open_jobs,
             oldest_wait_seconds=backlog.oldest_wait_seconds,
-            provider=provider,
-            provider_error=error,
-            today=_tally(row for row in ended if row.hour * HOUR_MS >= now - now % DAY_MS),
+            places=places,
+            today=_tally(today),
+            today_by_provider={
+                name: _tally(row for row in today if row.provider == name)
+                for name in sorted({row.provider for row in today if row.provider is not None})
+            },
             hours=[
                 _hour(ended, hour) for hour in range(first // HOUR_MS, first // HOUR_MS + HOURS)
             ],
@@ -107,11 +113,12 @@ def orphans(store: JobStore, prices: Mapping[str, float], now: int) -> list[Orph
             Orphan(
                 job_id=job.id,
                 attempt=attempt.number,
-                runpod_job_id=attempt.provider_job_id,
+                provider=attempt.provider,
+                **provider_ids(attempt.provider, attempt.provider_job_id),
                 given_up_at=None if attempt.ended_at is None else iso(attempt.ended_at),
                 why=attempt.error_code or job.status,
                 seconds_at_most=round(seconds),
-                usd_at_most=cost(prices, None, seconds),
+                usd_at_most=cost(prices, None, seconds, attempt.provider),
             )
         )
     return found
@@ -142,7 +149,7 @@ def _stalled(job: Job) -> StalledJob:
     return StalledJob(job_id=job.id, since=iso(job.stalled_since or 0), **fields)
 
 
-def _shown(health: Health) -> Provider:
+def _shown(place: Where, health: Health) -> Place:
     workers = Workers(
         idle=health.workers_idle,
         running=health.workers_running,
@@ -150,4 +157,10 @@ def _shown(health: Health) -> Provider:
         throttled=health.workers_throttled,
         unhealthy=health.workers_unhealthy,
     )
-    return Provider(queued=health.jobs_queued, running=health.jobs_running, workers=workers)
+    return Place(
+        provider=place.provider,
+        target=place.target,
+        queued=health.jobs_queued,
+        running=health.jobs_running,
+        workers=workers,
+    )

@@ -26,7 +26,7 @@ from broker.jobs.decide import (
     StopAttempt,
     Submit,
 )
-from broker.jobs.model import Attempt, AttemptState, Job
+from broker.jobs.model import Attempt, AttemptState, Job, provider_ids
 from broker.providers.registry import open_providers
 from broker.settings import Settings
 from broker.store.jobs import JobStore
@@ -54,10 +54,11 @@ async def reconcile(
         dry_run: return the decisions; write, submit and stop nothing.
     """
     store = JobStore(engine)
-    async with httpx.AsyncClient(timeout=30) as http:
-        core = make_core(
-            settings, store, UploadStore(engine), bucket, open_providers(settings, http)
-        )
+    async with (
+        httpx.AsyncClient(timeout=30) as http,
+        open_providers(settings, http) as providers,
+    ):
+        core = make_core(settings, store, UploadStore(engine), bucket, providers)
         run = partial(_foresee if dry_run else _reconcile, store, bucket, core.reconciler)
         return [await run(job_id) for job_id in await run_in_threadpool(store.open_jobs)]
 
@@ -157,7 +158,9 @@ def story(store: JobStore, job_id: str) -> dict[str, Any]:
             {
                 "number": attempt.number,
                 "state": attempt.state,
-                "runpod_job_id": attempt.provider_job_id,
+                "provider": attempt.provider,
+                "target": attempt.target,
+                **provider_ids(attempt.provider, attempt.provider_job_id),
                 "submitted": _time(attempt.submitted_at),
                 "ended": _time(attempt.ended_at),
                 "error_code": attempt.error_code,

@@ -28,10 +28,15 @@ class Provider(Protocol):
     remedy: ClassVar[str]
     #: Whether the provider calls a URL when a job is over.
     calls_back: ClassVar[bool]
+    #: Whether a status reports the seconds that the provider bills.
+    bills_seconds: ClassVar[bool]
 
     @property
     def breaker_open(self) -> bool:
         """Whether calls are held back, because the last ones failed."""
+
+    def holds(self, target: str) -> bool:
+        """Whether a call to the target would be held back now."""
 
     async def submit(
         self, target: str, job: WorkerInput, deadlines: Deadlines, hook_url: str | None = None
@@ -46,3 +51,6 @@ class Provider(Protocol):
 
     async def health(self, target: str) -> Health:
         """Returns the target's queue and workers."""
+
+    async def close(self) -> None:
+        """Closes what the provider opened."""

@@ -9,7 +9,7 @@ import asyncio
 import time
 from collections.abc import Callable
 
-from broker.errors import ProviderHeld, ProviderPaced
+from broker.errors import ProviderError, ProviderHeld, ProviderNotReady, ProviderPaced
 
 #: So many failures in a row open the breaker. Then one call passes after 2, 4, 8 … 60 seconds.
 FAILURES, FIRST_PAUSE, LONGEST_PAUSE = 5, 2.0, 60.0
@@ -71,11 +71,17 @@ class Breaker:
         self._clock = clock
         self._failures = 0
         self._closed_at = 0.0
+        self._cause: ProviderError | None = None
 
     @property
     def is_open(self) -> bool:
         """Whether the last calls all failed."""
         return self._failures >= FAILURES
+
+    @property
+    def holds(self) -> bool:
+        """Whether a call would be held back now."""
+        return self.is_open and self._clock() < self._closed_at
 
     def check(self) -> None:
         """Raises ProviderHeld where the call must not be sent."""
@@ -83,9 +89,8 @@ class Breaker:
             return
         now = self._clock()
         if now < self._closed_at:
-            raise ProviderHeld(
-                f"the provider is down; trying again in {self._closed_at - now:.0f} s"
-            )
+            wait = f"trying again in {self._closed_at - now:.0f} s"
+            raise ProviderHeld(f"the provider is down; {wait}", self._cause)
         # For all calls but this one.
         self._pause()
 
@@ -93,9 +98,15 @@ class Breaker:
         """The provider answered."""
         self._failures = 0
 
-    def failed(self) -> None:
-        """The provider did not answer, or cannot take the call."""
+    def failed(self, cause: ProviderError) -> None:
+        """The provider did not answer, or cannot take the call.
+
+        A wrong account or key opens the breaker at once: all other calls would fail alike.
+        """
+        self._cause = cause
         self._failures += 1
+        if isinstance(cause, ProviderNotReady):
+            self._failures = max(self._failures, FAILURES)
         if self.is_open:
             self._pause()
 

@@ -7,18 +7,15 @@ report back, or exceeded the limit (guide "Job states"). A worker that counts as
 down, with jobs in the queue beside it ("Troubleshooting").
 """
 
-import time
 from collections import defaultdict
-from collections.abc import Callable, Coroutine
-from functools import wraps
-from typing import Any, ClassVar, Concatenate, ParamSpec, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import httpx
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from broker.errors import (
     ProviderError,
-    ProviderHeld,
+    ProviderNotReady,
     ProviderPaced,
     ProviderRefused,
     ProviderUncertain,
@@ -27,6 +24,7 @@ from broker.errors import (
 from broker.jobs.observation import Health, RemoteJob, RemoteState
 from broker.jobs.policy import Deadlines
 from broker.providers.base import ProviderJobId
+from broker.providers.measured import OnCall, measured, unmeasured
 from broker.providers.pacing import Breaker, Pace
 from schemas.worker import WorkerInput
 
@@ -42,11 +40,13 @@ _STATES = {
 
 
 Model = TypeVar("Model", bound=BaseModel)
-T = TypeVar("T")
-P = ParamSpec("P")
 WEEK_SECONDS = 604_800
 #: No key, no funds, no permission: RunPod processed nothing, and other requests fail alike.
-_AWAY = {401, 402, 403}
+_NOT_READY = {
+    401: "RunPod refuses the API key (401)",
+    402: "the RunPod account has no funds (402)",
+    403: "the RunPod API key may not use the endpoint (403)",
+}
 TOO_MANY = 429
 #: The pace of each verb, as a share of the pace in the settings. Of RunPod's base limits (run 100 a
 #: second, status 200, cancel 10), the default pace of 50 uses half, a quarter and nine tenths. The
@@ -75,37 +75,6 @@ class _HealthReply(_Reply):
     workers: dict[str, int] = {}
 
 
-def _measured(
-    call: Callable[Concatenate["RunPod", P], Coroutine[Any, Any, T]],
-) -> Callable[Concatenate["RunPod", P], Coroutine[Any, Any, T]]:
-    """Reports each call of a method to `on_call`: its name, outcome and seconds."""
-
-    @wraps(call)
-    async def made(self: "RunPod", /, *args: P.args, **kwargs: P.kwargs) -> T:
-        began, outcome = time.monotonic(), "given_up"
-        try:
-            answer = await call(self, *args, **kwargs)
-            outcome = "ok"
-            return answer
-        except ProviderError as error:
-            outcome = next(word for kind, word in _OUTCOMES.items() if isinstance(error, kind))
-            raise
-        finally:
-            self._on_call(self.name, call.__name__, outcome, time.monotonic() - began)
-
-    return made
-
-
-#: The outcome that each error counts as, the narrower errors first.
-_OUTCOMES: dict[type[ProviderError], str] = {
-    ProviderHeld: "held",
-    ProviderPaced: "paced",
-    ProviderUnreachable: "unreachable",
-    ProviderUncertain: "uncertain",
-    ProviderRefused: "refused",
-}
-
-
 class RunPod:
     """Calls the endpoints of one account.
 
@@ -120,6 +89,7 @@ class RunPod:
     name: ClassVar = "runpod"
     keeps_results_seconds: ClassVar = 1800.0
     calls_back: ClassVar = True
+    bills_seconds: ClassVar = True
     remedy: ClassVar = "check RUNPOD_API_KEY, and RUNPOD_ENDPOINT_URL (without /run)"
 
     def __init__(
@@ -127,11 +97,9 @@ class RunPod:
         http: httpx.AsyncClient,
         api_key: str,
         calls_per_second: float = 50.0,
-        on_call: Callable[
-            [str, str, str, float], None
-        ] = lambda provider, action, outcome, seconds: None,
+        on_call: OnCall = unmeasured,
     ) -> None:
-        self._on_call = on_call
+        self.on_call = on_call
         self._http = http
         self._headers = {"Authorization": f"Bearer {api_key}"}
         self._calls_per_second = calls_per_second
@@ -143,7 +111,11 @@ class RunPod:
         """Whether calls to any endpoint are held back."""
         return any(breaker.is_open for breaker in list(self._breakers.values()))
 
-    @_measured
+    def holds(self, target: str) -> bool:
+        """Whether a call to the endpoint would be held back now."""
+        return self._breakers[target].holds
+
+    @measured
     async def submit(
         self, target: str, job: WorkerInput, deadlines: Deadlines, hook_url: str | None = None
     ) -> str:
@@ -163,7 +135,7 @@ class RunPod:
             body["webhook"] = hook_url
         return _parsed(_RunReply, await self._send("POST", target, "/run", json=body)).id
 
-    @_measured
+    @measured
     async def status(self, target: str, provider_job_id: str) -> RemoteJob:
         """Returns RunPod's report about a job."""
         try:
@@ -178,7 +150,7 @@ class RunPod:
         error = None if job.error is None else str(job.error)
         return RemoteJob(state, job.output, error, seconds)
 
-    @_measured
+    @measured
     async def cancel(self, target: str, provider_job_id: str) -> None:
         """Asks RunPod to stop a job; an unknown job counts as stopped."""
         try:
@@ -186,7 +158,7 @@ class RunPod:
         except _NotFound:
             return
 
-    @_measured
+    @measured
     async def health(self, target: str) -> Health:
         """Returns the endpoint's queue and workers."""
         reply = _parsed(_HealthReply, await self._send("GET", target, "/health"))
@@ -202,6 +174,9 @@ class RunPod:
             workers_unhealthy=workers.get("unhealthy", 0),
         )
 
+    async def close(self) -> None:
+        """Does nothing: the HTTP client belongs to the caller."""
+
     async def _send(self, method: str, target: str, path: str, json: Any = None) -> httpx.Response:
         breaker, pace = self._breakers[target], self._pace(target, path.split("/")[1])
         breaker.check()
@@ -211,20 +186,34 @@ class RunPod:
                 method, target + path, json=json, headers=self._headers
             )
         except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as error:
-            breaker.failed()
-            raise ProviderUnreachable(f"RunPod cannot be reached: {_words(error)}") from error
+            away = ProviderUnreachable(f"RunPod cannot be reached: {_words(error)}")
+            breaker.failed(away)
+            raise away from error
         except httpx.HTTPError as error:
-            breaker.failed()
-            raise ProviderUncertain(f"RunPod did not answer: {_words(error)}") from error
-        if reply.status_code in _AWAY or reply.status_code >= 500:
-            breaker.failed()
-        else:
-            breaker.succeeded()
+            silent = ProviderUncertain(f"RunPod did not answer: {_words(error)}")
+            breaker.failed(silent)
+            raise silent from error
         if reply.status_code == TOO_MANY:
             pace.refused(_seconds(reply.headers.get("retry-after")))
         else:
             pace.accepted()
-        return _checked(reply)
+        try:
+            checked = _checked(reply)
+        except ProviderUncertain as error:
+            breaker.failed(error)
+            raise
+        except ProviderNotReady as error:
+            # For a submit, 404 means the endpoint; otherwise the job.
+            if isinstance(error, _NotFound) and path != "/run":
+                breaker.succeeded()
+            else:
+                breaker.failed(error)
+            raise
+        except ProviderError:
+            breaker.succeeded()
+            raise
+        breaker.succeeded()
+        return checked
 
     def _pace(self, target: str, verb: str) -> Pace:
         known = self._paces.get((target, verb))
@@ -233,7 +222,7 @@ class RunPod:
         return known
 
 
-class _NotFound(ProviderUnreachable):
+class _NotFound(ProviderNotReady):
     """404: no such job, or, for a submit, no such endpoint."""
 
 
@@ -243,9 +232,9 @@ def _checked(reply: httpx.Response) -> httpx.Response:
         case 200 | 201 | 202:
             return reply
         case 404:
-            raise _NotFound(message)
-        case code if code in _AWAY:
-            raise ProviderUnreachable(message)
+            raise _NotFound("RunPod has no such endpoint (404)")
+        case code if code in _NOT_READY:
+            raise ProviderNotReady(_NOT_READY[code])
         case code if code == TOO_MANY:
             raise ProviderPaced(message)
         case code if 400 <= code < 500:

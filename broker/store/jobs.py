@@ -37,14 +37,16 @@ from broker.clock import now_ms
 from broker.errors import IdTaken, IllegalTransition, QuotaExceeded
 from broker.jobs.model import (
     LEGAL_TRANSITIONS,
+    PROVIDER_IDS,
     Attempt,
     Event,
     EventKind,
     EvidenceSource,
     Job,
     JobChange,
+    provider_ids,
 )
-from broker.store.tables import JOB_FIELDS, table
+from broker.store.tables import table
 from broker.store.webhooks import enqueue
 from schemas.jobs import JobStatus, JobType
 
@@ -72,6 +74,8 @@ _UNCHANGED = update(JOBS).where(
 )
 _UNTOUCHED = _UNCHANGED.where(JOBS.c.due_at == bindparam("_due_at"))
 _KNOWN = update(ATTEMPTS).where(ATTEMPTS.c.token == bindparam("_token"))
+#: The columns of `provider_job_id`.
+_IDS = set(PROVIDER_IDS.values())
 #: What no watcher of a job needs in its events.
 _UNWATCHED = {"version", "due_at", "evidence_source", "evidence_at"}
 
@@ -151,7 +155,7 @@ class JobStore:
                 counted = job.media_seconds
                 if quota is not None:
                     counted = _check_quota(connection, job, quota)
-                row = job.model_dump(mode="json") | {"media_seconds": counted}
+                row = _job_row(job) | {"media_seconds": counted}
                 connection.execute(insert(JOBS).values(row))
                 first = {"status": job.status, "phase": job.phase}
                 event = _add_event(connection, job, EventKind.ACCEPTED, first)
@@ -181,9 +185,10 @@ class JobStore:
         if after.status not in LEGAL_TRANSITIONS[job.status]:
             raise IllegalTransition(f"job {job.id} cannot go from {job.status} to {after.status}")
         values = after.model_dump(mode="json", include={*changed, "version"})
+        row = _job_row(after, {*changed, "version"})
         with self._engine.begin() as connection:
             seen = {"_id": job.id, "_version": job.version}
-            if connection.execute(_UNCHANGED, seen | values).rowcount == 0:
+            if connection.execute(_UNCHANGED, seen | row).rowcount == 0:
                 return None
             if attempt is not None:
                 _write_attempt(connection, attempt)
@@ -380,7 +385,17 @@ class JobStore:
 
 def as_job(row: RowMapping) -> Job:
     """Returns the job of a row of `export_jobs`."""
-    return Job.model_validate({JOB_FIELDS.get(name, name): row[name] for name in row})
+    fields = {name: row[name] for name in row if name not in _IDS}
+    own = PROVIDER_IDS.get(fields["provider"] or "runpod", "")
+    return Job.model_validate({**fields, "provider_job_id": row.get(own)})
+
+
+def _job_row(job: Job, names: Collection[str] = tuple(Job.model_fields)) -> dict[str, Any]:
+    """Returns the columns of these fields of a job."""
+    row = job.model_dump(mode="json", include=set(names) - {"provider_job_id"})
+    if not {"provider", "provider_job_id"}.isdisjoint(names):
+        row |= provider_ids(job.provider, job.provider_job_id)
+    return row
 
 
 def _attempt(row: RowMapping) -> Attempt:

@@ -2,10 +2,11 @@
 
 from dataclasses import dataclass
 
-from sqlalchemy import Engine, func, select
+from sqlalchemy import Engine, func, or_, select
 
 from broker.clock import HOUR_MS
-from broker.jobs.model import Job
+from broker.jobs.model import AttemptState, Job
+from broker.jobs.place import Place
 from broker.store.jobs import ATTEMPTS, JOBS, OPEN, as_job
 from schemas.jobs import ErrorCode, JobStatus, Phase
 
@@ -25,9 +26,10 @@ class Backlog:
 
 @dataclass(frozen=True)
 class Ended:
-    """The jobs that ended in one hour with one status and error code."""
+    """The jobs that ended in one hour with one provider, status and error code."""
 
     hour: int  #: hours since the epoch
+    provider: str | None  #: of the newest attempt
     status: JobStatus
     error_code: ErrorCode | None
     jobs: int
@@ -69,14 +71,24 @@ class Reports:
     def ended_since(self, moment: int) -> list[Ended]:
         """Returns the jobs that have ended since a moment, counted by hour."""
         hour = (JOBS.c.completed_at // HOUR_MS).label("hour")
-        kind = JOBS.c.status, JOBS.c.error_code
+        kind = JOBS.c.provider, JOBS.c.status, JOBS.c.error_code
         sums = func.coalesce(func.sum(JOBS.c.gpu_seconds), 0.0), func.sum(JOBS.c.cost_usd)
         query = select(hour, *kind, func.count(), *sums).where(JOBS.c.completed_at >= moment)
         with self._engine.begin() as connection:
             rows = connection.execute(query.group_by("hour", *kind)).all()
         return [
-            Ended(row[0], JobStatus(row[1]), row[2] and ErrorCode(row[2]), *row[3:]) for row in rows
+            Ended(row[0], row[1], JobStatus(row[2]), row[3] and ErrorCode(row[3]), *row[4:])
+            for row in rows
         ]
+
+    def places(self) -> dict[Place, int]:
+        """Returns the places that have attempts of open jobs, or orphans, and how many each."""
+        is_open = ATTEMPTS.c.state.in_([AttemptState.SUBMITTING, AttemptState.SUBMITTED])
+        there = or_(is_open, ATTEMPTS.c.orphan_due_at.is_not(None))
+        query = select(ATTEMPTS.c.provider, ATTEMPTS.c.target, func.count()).where(there)
+        with self._engine.begin() as connection:
+            rows = connection.execute(query.group_by(ATTEMPTS.c.provider, ATTEMPTS.c.target)).all()
+        return {Place(provider, target): count for provider, target, count in rows}
 
     def stalled(self, limit: int) -> list[Job]:
         """Returns the open jobs that seem stuck, the longest first."""

@@ -1,5 +1,7 @@
 """The tables. Those of jobs, attempts and events have the fields of the values in jobs/model.py.
 
+A job's `provider_job_id` has a column for each provider, under the name that its clients know.
+
 On SQLite the tables are STRICT: a value of a wrong type is refused, which SQLite would otherwise
 store.
 """
@@ -24,7 +26,7 @@ from sqlalchemy import (
 from sqlalchemy.types import TypeEngine
 from sqlmodel import Field, Index, SQLModel
 
-from broker.jobs.model import Attempt, Event, Job
+from broker.jobs.model import PROVIDER_IDS, Attempt, Event, Job
 from schemas.jobs import JobStatus
 
 SQLModel.metadata.naming_convention = {
@@ -41,24 +43,22 @@ Float64: TypeEngine[float] = Double().with_variant(REAL(), "sqlite")
 #: Numbers that never need 64 bits.
 _SMALL = {"progress", "attempt", "max_attempts", "version", "number", "seq", "part"}
 _SMALL |= {"timeout_seconds", "ttl_seconds"}
-#: Fields whose columns have another name: the source documents fixed this one.
-_COLUMNS: dict[tuple[type[BaseModel], str], str] = {(Job, "provider_job_id"): "runpod_job_id"}
-#: The fields of a job whose columns have another name, by column.
-JOB_FIELDS = {column: field for (model, field), column in _COLUMNS.items() if model is Job}
 
 
 def _columns(model: type[BaseModel], primary_key: set[str]) -> Iterator[Column[Any]]:
     """Yields a column for each field of a frozen value."""
     for name, field in model.model_fields.items():
+        if model is Job and name == "provider_job_id":
+            yield from (Column(column, Text(), nullable=True) for column in PROVIDER_IDS.values())
+            continue
         kinds = get_args(field.annotation) or (field.annotation,)
         foreign = [ForeignKey("export_jobs.id")] if name == "job_id" else []
         yield Column(
-            _COLUMNS.get((model, name), name),
+            name,
             _kind(name, kinds[0]),
             *foreign,
             primary_key=name in primary_key,
             nullable=types.NoneType in kinds,
-            key=name,
         )
 
 

@@ -278,6 +278,7 @@ export class JobScreen {
         h("a", { href: `#/jobs/${job.retry_of}` }, job.retry_of.slice(0, 8)),
       ],
       job.runpod_job_id && ["At RunPod", h("code", {}, job.runpod_job_id)],
+      job.modal_call_id && ["At Modal", h("code", {}, job.modal_call_id)],
     ];
     const open = this.facts.querySelector("details")?.open;
     fill(

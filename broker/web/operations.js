@@ -76,13 +76,16 @@ export async function operationsPage(main, { me, signal, fail }) {
 
 /** @returns {Child[]} */
 function shown(/** @type {Fleet} */ fleet, /** @type {Me} */ me) {
-  const { provider, today, hours } = fleet;
+  const { places, today, hours } = fleet;
   const open = Object.values(fleet.open_jobs).reduce((sum, count) => sum + count, 0);
   const waiting = ["accepted", "submitting", "queued"].reduce(
     (sum, phase) => sum + (fleet.open_jobs[phase] ?? 0),
     0,
   );
-  const up = provider && provider.workers.running + provider.workers.idle;
+  const known = places.map((place) => place.workers).filter((workers) => workers !== null);
+  const workersIn = (/** @type {Workers[]} */ all, /** @type {keyof Workers} */ state) =>
+    all.reduce((sum, workers) => sum + (workers[state] ?? 0), 0);
+  const queued = places.reduce((sum, place) => sum + (place.queued ?? 0), 0);
   const failed = Object.values(fleet.error_codes).reduce((sum, count) => sum + count, 0);
   const hour = (/** @type {Hour} */ each) =>
     new Date(each.at).toLocaleTimeString([], {
@@ -93,8 +96,11 @@ function shown(/** @type {Fleet} */ fleet, /** @type {Me} */ me) {
   return [
     fleet.draining &&
       h("p", { class: "note wide" }, "The broker is being drained: no new jobs are taken or sent."),
-    !provider &&
-      h("p", { class: "alert wide" }, `The GPU provider does not answer: ${fleet.provider_error}`),
+    ...places
+      .filter((place) => place.error !== null)
+      .map((place) =>
+        h("p", { class: "alert wide" }, `${place.provider} does not answer: ${place.error}`),
+      ),
     h(
       "dl",
       { class: "tiles wide" },
@@ -108,8 +114,8 @@ function shown(/** @type {Fleet} */ fleet, /** @type {Me} */ me) {
       ),
       tile(
         "Workers up",
-        up ?? "?",
-        provider ? `${provider.queued} queued at the provider` : "not known",
+        known.length ? workersIn(known, "running") + workersIn(known, "idle") : "?",
+        known.length ? `${queued} queued at the provider` : "not known",
       ),
       tile("GPU today", lasting(today.gpu_seconds), `${today.complete} complete, since 00:00 UTC`),
       tile(
@@ -140,14 +146,31 @@ function shown(/** @type {Fleet} */ fleet, /** @type {Me} */ me) {
       [{ name: "GPU seconds", className: "processing" }],
       " s",
     ),
-    provider &&
-      ranks(
-        "Workers by state",
-        WORKERS.map(([state, name, className]) => ({
+    ...places
+      .filter((place) => place.workers !== null)
+      .map((place) =>
+        ranks(
+          places.length > 1 ? `Workers by state, ${place.provider}` : "Workers by state",
+          WORKERS.map(([state, name, className]) => ({
+            name,
+            value: place.workers?.[state] ?? null,
+            className,
+          })).filter((row) => row.value !== null),
+        ),
+      ),
+    Object.keys(fleet.today_by_provider).length > 1 &&
+      list(
+        "Today, by provider",
+        Object.entries(fleet.today_by_provider),
+        ["Provider", "Complete", "Failed", "GPU", "Cost"],
+        "No job has ended.",
+        ([name, tally]) => [
           name,
-          value: provider.workers[state],
-          className,
-        })),
+          String(tally.complete),
+          String(tally.error),
+          lasting(tally.gpu_seconds),
+          dollars(tally.cost_usd),
+        ],
       ),
     ranks(
       "Why jobs failed, in 24 hours",
@@ -179,7 +202,7 @@ function shown(/** @type {Fleet} */ fleet, /** @type {Me} */ me) {
       "No run is left over.",
       (orphan) => [
         h("code", {}, `${orphan.job_id.slice(0, 8)} / ${orphan.attempt}`),
-        h("code", {}, orphan.runpod_job_id ?? "not known"),
+        h("code", {}, orphan.runpod_job_id ?? orphan.modal_call_id ?? "not known"),
         orphan.why,
         `${lasting(orphan.seconds_at_most)}, ${dollars(orphan.usd_at_most)}`,
       ],

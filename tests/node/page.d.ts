@@ -140,6 +140,7 @@ interface Job {
   cost_usd: number | null;
   retry_of: string | null;
   runpod_job_id: string | null;
+  modal_call_id: string | null;
   last_evidence: { source: string; at: string } | null;
   project_id: unknown;
   game_id: unknown;
@@ -173,21 +174,38 @@ interface Hour {
 
 type WorkerState = "running" | "idle" | "starting" | "throttled" | "unhealthy";
 
+type Workers = Record<WorkerState, number | null>;
+
+interface Tally {
+  complete: number;
+  error: number;
+  cancelled: number;
+  gpu_seconds: number;
+  cost_usd: number | null;
+}
+
 interface Fleet {
   at: string;
   draining: boolean;
-  provider: { queued: number; workers: Record<WorkerState, number> } | null;
-  provider_error: string | null;
+  places: {
+    provider: string;
+    target: string;
+    queued: number | null;
+    workers: Workers | null;
+    error: string | null;
+  }[];
+  today_by_provider: Record<string, Tally>;
   open_jobs: Record<string, number>;
   oldest_wait_seconds: number | null;
   error_codes: Record<string, number>;
-  today: { complete: number; gpu_seconds: number; cost_usd: number | null };
+  today: Tally;
   hours: Hour[];
   stalled: { job_id: string; user_id: string; phase: string; progress: number; since: string }[];
   orphans: {
     job_id: string;
     attempt: number;
     runpod_job_id: string | null;
+    modal_call_id: string | null;
     why: string;
     seconds_at_most: number;
     usd_at_most: number | null;

@@ -12,7 +12,7 @@ from broker.clock import now_ms
 from broker.engine import listing
 from broker.engine.core import make_core
 from broker.errors import StorageError
-from broker.providers.registry import open_providers
+from broker.providers.registry import make_providers
 from broker.store.jobs import JobFilter
 from broker.store.uploads import UploadStore
 from schemas.jobs import JobStatus
@@ -40,7 +40,7 @@ class Scene:
     def __init__(self, settings, store, http, provider):
         self.settings, self.store, self.provider = settings, store, provider
         self.bucket, self.now = Counted(open_bucket(settings)), now_ms()
-        providers = open_providers(settings, http)
+        providers = make_providers(settings, http)
         self.core = make_core(
             settings, store, UploadStore(store._engine), self.bucket, providers, lambda: self.now
         )

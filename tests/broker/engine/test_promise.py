@@ -39,7 +39,7 @@ from broker.errors import (
 )
 from broker.jobs.model import LEGAL_TRANSITIONS, AttemptState
 from broker.jobs.policy import TRIES
-from broker.providers.registry import open_providers
+from broker.providers.registry import make_providers
 from broker.settings import Settings
 from broker.store.engine import open_engine
 from broker.store.jobs import JobStore
@@ -177,7 +177,7 @@ class Promise(RuleBasedStateMachine):
         store = Bounded(self.store, self.boundaries, names)
         bucket = Bounded(self.bucket, self.boundaries, ("write",))
         self.http = httpx.AsyncClient(transport=self.provider)
-        providers = open_providers(SETTINGS, self.http)
+        providers = make_providers(SETTINGS, self.http)
         core = make_core(
             SETTINGS, store, UploadStore(self.store._engine), bucket, providers, lambda: self.now
         )

@@ -13,7 +13,8 @@ from broker.engine.core import make_core
 from broker.errors import ProviderError, StorageError
 from broker.jobs.model import Attempt, AttemptState, EventKind, JobChange
 from broker.jobs.observation import RemoteState
-from broker.providers.registry import Place, Providers, open_providers
+from broker.jobs.place import Place
+from broker.providers.registry import Providers, make_providers
 from broker.providers.runpod import RunPod
 from broker.store.uploads import UploadStore
 from schemas.jobs import ErrorCode, JobStatus, Phase
@@ -37,7 +38,7 @@ class Scene:
         """One look at the job, as by a broker that has just been started."""
         self.now += int(seconds_later * 1000)
         async with httpx.AsyncClient(transport=self.provider) as http:
-            providers = open_providers(self.settings, http)
+            providers = make_providers(self.settings, http)
             core = make_core(
                 self.settings,
                 self.store,
@@ -689,7 +690,7 @@ async def test_a_draining_broker_sends_nothing_and_follows_what_runs(scene, subm
     """Held where it is, said once; sent when the drain is over."""
     other = scene.store.add(make_job(user_id=scene.settings.user_id))
     async with httpx.AsyncClient(transport=scene.provider) as http:
-        providers = open_providers(scene.settings, http)
+        providers = make_providers(scene.settings, http)
         core = make_core(
             scene.settings,
             scene.store,
@@ -755,7 +756,7 @@ class TestOrphans:
     async def release(self, scene, seconds_later=0.0):
         scene.now += int(seconds_later * 1000)
         async with httpx.AsyncClient(transport=scene.provider) as http:
-            providers = open_providers(scene.settings, http)
+            providers = make_providers(scene.settings, http)
             core = make_core(
                 scene.settings,
                 scene.store,

@@ -11,7 +11,7 @@ from broker.clock import now_ms
 from broker.engine.core import make_core
 from broker.engine.scheduler import Scheduler
 from broker.jobs.model import AttemptState, EventKind, JobChange
-from broker.providers.registry import open_providers
+from broker.providers.registry import make_providers
 from broker.store.uploads import UploadStore
 from schemas.jobs import JobStatus
 from schemas.keys import object_key
@@ -55,13 +55,13 @@ async def test_many_cancels_hold_no_submit_up(settings, store, make_job):
         for _ in range(CANCELS + SUBMITS)
     ]
     async with httpx.AsyncClient(transport=provider) as http:
-        providers = open_providers(known, http)
+        providers = make_providers(known, http)
         fast = make_core(
             known,
             store,
             UploadStore(store._engine),
             bucket,
-            open_providers(settings(REELBROKER_RUNPOD_CALLS_PER_SECOND=1000), http),
+            make_providers(settings(REELBROKER_RUNPOD_CALLS_PER_SECOND=1000), http),
         ).reconciler
         for job in jobs[:CANCELS]:
             await fast.reconcile(job.id)

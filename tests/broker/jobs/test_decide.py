@@ -337,8 +337,9 @@ def test_progress_is_shown_and_never_falls(told, fields, shown):
 @pytest.mark.parametrize(
     ("health", "waited", "message", "stalled"),
     [
-        (Health(1, 0, 0, 0), 60, "There is no GPU worker", True),
-        (Health(1, 0, 0, 0, workers_unhealthy=2), 60, "unhealthy", True),
+        (Health(1, 0, 0, 0, workers_starting=0), 60, "There is no GPU worker", True),
+        (Health(1, 0, 0, 0), 60, "Waiting for a GPU worker", False),
+        (Health(1, 0, 0, 0, workers_starting=0, workers_unhealthy=2), 60, "unhealthy", True),
         (Health(1, 0, 0, 0, workers_throttled=2), 60, "no GPU free", False),
         (Health(1, 0, 0, 0, workers_starting=1), 60, "starting", False),
         (Health(1, 3, 0, 3), 999, "Waiting for a GPU worker", False),

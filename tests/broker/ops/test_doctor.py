@@ -84,11 +84,11 @@ def test_all_is_well(asks):
         "bucket",
         "bucket is private",
         "presigned URL",
-        "endpoint",
+        "runpod",
         "webhook",
         "worker on this machine",
     ]
-    assert "1 workers up" in found["endpoint"]["report"]
+    assert "1 workers up" in found["runpod"]["report"]
     assert "ffmpeg" in found["worker on this machine"]["report"]
 
 
@@ -98,7 +98,7 @@ def test_all_is_well(asks):
         ("R2_SECRET_ACCESS_KEY", "wrong", "bucket", "R2_SECRET_ACCESS_KEY"),
         ("R2_BUCKET_NAME", "nothing", "bucket", "R2_BUCKET_NAME"),
         ("R2_ENDPOINT", "http://127.0.0.1:9", "bucket", "R2_ENDPOINT"),
-        ("RUNPOD_ENDPOINT_URL", "http://127.0.0.1:9/v2/e", "endpoint", "RUNPOD_ENDPOINT_URL"),
+        ("RUNPOD_ENDPOINT_URL", "http://127.0.0.1:9/v2/e", "runpod", "RUNPOD_ENDPOINT_URL"),
         (
             "REELBROKER_DATABASE_URL",
             "sqlite:////nowhere/x.db",
@@ -134,7 +134,7 @@ def test_what_is_wrong_is_said_with_how_to_mend_it(
 def test_an_endpoint_without_workers_is_ill(asks, no_worker, endpoint, health, remedy):
     """Scaled to zero while jobs wait, or with workers that cannot start."""
     endpoint.health = health
-    assert remedy in asks(code=1)["endpoint"]["remedy"]
+    assert remedy in asks(code=1)["runpod"]["remedy"]
 
 
 def test_the_worker_is_asked_with_the_settings_of_the_file(asks, monkeypatch, tmp_path):

@@ -10,7 +10,7 @@ import pytest
 from broker.clock import DAY_MS, HOUR_MS
 from broker.jobs.model import Attempt, AttemptState
 from broker.ops.overview import HEALTH_SECONDS, Overview
-from broker.providers.registry import open_providers
+from broker.providers.registry import make_providers
 from broker.providers.runpod import RunPod
 from broker.store.engine import open_engine
 from broker.store.jobs import JobStore
@@ -29,7 +29,7 @@ class Board:
         self.engine, self.provider = open_engine(settings.database_url), Provider()
         self.store = JobStore(self.engine)
         self.http = httpx.AsyncClient(transport=self.provider)
-        providers = open_providers(settings, self.http)
+        providers = make_providers(settings, self.http)
         self.service = Overview(
             settings, Reports(self.engine), self.store, providers, lambda: self.now
         )
@@ -89,6 +89,20 @@ async def test_what_ended_is_counted_by_the_hour(board):
     assert fleet.error_codes == {"invalid_media": 2, "worker_lost": 1}
 
 
+async def test_what_ended_today_is_counted_by_provider(board):
+    """By the provider of each job's newest attempt; a job that was never sent counts for none."""
+    board.ended(0.1, provider="runpod", gpu_seconds=3.5, cost_usd=0.25)
+    board.ended(0.2, provider="modal", gpu_seconds=1.5, cost_usd=0.5)
+    board.ended(0.3, provider="modal", status="error", output_key=None, error_code="internal")
+    board.ended(0.4, status="cancelled", output_key=None)
+    fleet = await board.look()
+    told = {
+        name: (tally.complete, tally.error, tally.gpu_seconds, tally.cost_usd)
+        for name, tally in fleet.today_by_provider.items()
+    }
+    assert told == {"modal": (1, 1, 1.5, 0.5), "runpod": (1, 0, 3.5, 0.25)}
+
+
 async def test_open_jobs_by_phase_and_who_waits_longest(board):
     """Of all users together."""
     board.store.add(board.make_job(created_at=NOW - 90_000))
@@ -115,7 +129,7 @@ async def test_what_needs_a_look(board):
         job_id=stuck.id,
         number=1,
         state=AttemptState.SUPERSEDED,
-        provider="p",
+        provider="runpod",
         target="",
         provider_job_id="rp-1",
         created_at=NOW,
@@ -149,7 +163,7 @@ async def test_the_provider_is_asked_once_for_many_who_look(board):
     }
     seen = await asyncio.gather(*(board.look() for _ in range(20)))
     assert len(board.provider.calls) == 1
-    workers = seen[0].provider.workers
+    workers = seen[0].places[0].workers
     assert (
         workers.idle,
         workers.running,
@@ -166,8 +180,8 @@ async def test_the_provider_is_asked_once_for_many_who_look(board):
     board.provider.fault = lambda request: httpx.Response(500)
     board.now += int(HEALTH_SECONDS * 1000)
     fleet = await board.look()
-    assert fleet.provider is None
-    assert "500" in fleet.provider_error
+    assert fleet.places[0].workers is None
+    assert "500" in fleet.places[0].error
 
 
 async def test_a_provider_that_hangs_holds_up_nobody(board, monkeypatch):
@@ -179,7 +193,7 @@ async def test_a_provider_that_hangs_holds_up_nobody(board, monkeypatch):
 
     monkeypatch.setattr(RunPod, "health", hang)
     fleet = await asyncio.wait_for(board.look(), 10)
-    assert "did not answer" in fleet.provider_error
+    assert "did not answer" in fleet.places[0].error
 
 
 async def test_the_backlog_is_what_is_under_way(board):

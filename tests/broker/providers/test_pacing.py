@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from broker.errors import ProviderHeld, ProviderPaced
+from broker.errors import ProviderHeld, ProviderNotReady, ProviderPaced, ProviderUncertain
 from broker.providers import pacing
 from broker.providers.pacing import (
     FAILURES,
@@ -102,12 +102,15 @@ async def test_calls_that_are_refused_together_count_once(clock):
     assert await until_taken(pace, clock) <= LONGEST_REST + 0.06
 
 
+DOWN = ProviderUncertain("500")
+
+
 def test_a_provider_that_is_down_is_left_alone_and_tried_now_and_then(clock):
     """Open after some failures; one call a pause; longer pauses; one success closes it."""
     breaker = Breaker(clock)
     for _ in range(FAILURES):
         breaker.check()
-        breaker.failed()
+        breaker.failed(DOWN)
     pauses = []
     for _ in range(8):
         with pytest.raises(ProviderHeld):
@@ -124,7 +127,7 @@ def test_a_provider_that_is_down_is_left_alone_and_tried_now_and_then(clock):
         # Only one tries.
         with pytest.raises(ProviderHeld):
             breaker.check()
-        breaker.failed()
+        breaker.failed(DOWN)
     assert pauses[0] == pytest.approx(FIRST_PAUSE, abs=0.6)
     assert pauses[-1] == pytest.approx(LONGEST_PAUSE, abs=0.6)
     breaker.succeeded()
@@ -137,6 +140,18 @@ def test_a_failure_now_and_then_opens_nothing(clock):
     for _ in range(10):
         for _ in range(FAILURES - 1):
             breaker.check()
-            breaker.failed()
+            breaker.failed(DOWN)
         breaker.succeeded()
     breaker.check()
+
+
+def test_a_wrong_key_opens_the_breaker_at_once(clock):
+    """All other calls would fail alike; those held back report the same cause."""
+    breaker, wrong = Breaker(clock), ProviderNotReady("the key is wrong")
+    breaker.failed(wrong)
+    assert breaker.holds
+    with pytest.raises(ProviderHeld) as held:
+        breaker.check()
+    assert held.value.cause is wrong
+    clock.now += FIRST_PAUSE
+    assert (breaker.is_open, breaker.holds) == (True, False)

@@ -5,13 +5,13 @@ import pytest
 
 from broker.errors import ProviderUnreachable
 from broker.jobs.model import Attempt
-from broker.providers.registry import NAMES, open_providers
+from broker.providers.registry import NAMES, make_providers
 
 
 @pytest.fixture
 async def providers(settings_without_database):
     async with httpx.AsyncClient() as http:
-        yield open_providers(
+        yield make_providers(
             settings_without_database(REELBROKER_DATABASE_URL="sqlite:///x.db"), http
         )
 

@@ -1,0 +1,23 @@
+"""Jobs name their newest attempt's provider, and Modal's id of it."""
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0008"
+down_revision = "0007"
+branch_labels = None
+depends_on = None
+
+_NEW = ("provider", "modal_call_id")
+
+
+def upgrade() -> None:
+    for name in _NEW:
+        op.add_column("export_jobs", sa.Column(name, sa.Text(), nullable=True))
+    # Until now there was one provider.
+    op.execute("UPDATE export_jobs SET provider = 'runpod' WHERE runpod_job_id IS NOT NULL")
+
+
+def downgrade() -> None:
+    for name in reversed(_NEW):
+        op.drop_column("export_jobs", name)
