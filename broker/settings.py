@@ -201,6 +201,8 @@ class Settings(BaseSettings):
     submit_grace_seconds: float = Field(600, gt=0)
     #: How long the provider must answer "no such job" before the attempt counts as lost.
     lost_after_seconds: float = Field(30, gt=0)
+    #: How long a provider may be out of reach before its jobs go to the next one of `providers`.
+    unreachable_after_seconds: float = Field(300, gt=0)
     #: How long a cancel waits for the provider's answer. Then the job ends on `stop.json` alone.
     cancel_grace_seconds: float = Field(60, gt=0)
     #: After this time without progress a job is marked as stalled. The job goes on.

@@ -35,9 +35,11 @@ def main() -> int:
     """
     parser = argparse.ArgumentParser(prog="scripts/demo", description=__doc__)
     parser.add_argument("--quality", action="store_true", help="one second, through Real-ESRGAN")
+    parser.add_argument(
+        "--provider", choices=("runpod", "modal"), default="runpod", help="whose protocol to use"
+    )
     parser.add_argument("video", nargs="?", type=Path, help="yours; without it, a sample clip")
     chosen = parser.parse_args()
-    quality = chosen.quality
     video = _from_where_it_was_called(chosen.video) if chosen.video else sample_clip()
     try:
         source = probe(video)
@@ -47,7 +49,7 @@ def main() -> int:
     outcome: list[int] = []
     log_to_stderr("WARNING")
     try:
-        asyncio.run(run_until_signalled(_demo(video, source, quality, outcome)))
+        asyncio.run(run_until_signalled(_demo(video, source, chosen, outcome)))
     except StackError as error:
         console.print(f"[red]The stack could not start:[/red] {error}")
         return 1
@@ -62,17 +64,23 @@ def _from_where_it_was_called(video: Path) -> Path:
     return (Path(os.environ.get("CALLED_FROM", ".")) / video).resolve()
 
 
-async def _demo(video: Path, source: SourceFacts, quality: bool, outcome: list[int]) -> None:
+async def _demo(
+    video: Path, source: SourceFacts, chosen: argparse.Namespace, outcome: list[int]
+) -> None:
     console.print(
         f"Source  {video.name}: {source.width}x{source.height}, {source.duration_seconds:.2f} s"
     )
-    console.print("Starting object store, endpoint, worker and broker ...")
-    async with Stack(STACK_FOLDER) as stack, AsyncClient(stack.broker_url, stack.api_key) as broker:
+    server = "endpoint" if chosen.provider == "runpod" else "Modal server"
+    console.print(f"Starting object store, {server}, worker and broker ...")
+    async with (
+        Stack(STACK_FOLDER, providers=[chosen.provider]) as stack,
+        AsyncClient(stack.broker_url, stack.api_key) as broker,
+    ):
         key = await broker.upload(video)
         request = {
             "type": "framing",
             "input_key": key,
-            "params": _sweep(source) | (_through_a_model(source) if quality else {}),
+            "params": _sweep(source) | (_through_a_model(source) if chosen.quality else {}),
         }
         job = await _watch(broker, await broker.submit(request))
         if job.status is JobStatus.COMPLETE:

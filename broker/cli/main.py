@@ -14,6 +14,7 @@ import socket
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -75,6 +76,13 @@ Origins = Annotated[
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Change nothing; list the changes.")]
 
 
+class ProviderName(StrEnum):
+    """The providers that run on one machine."""
+
+    RUNPOD = "runpod"
+    MODAL = "modal"
+
+
 @cli.command()
 def serve() -> None:
     """Run the broker; settings come from the environment (see .env.example).
@@ -132,11 +140,17 @@ def up(
     workers: Annotated[int, typer.Option(min=1, max=16)] = 1,
     port: Annotated[int | None, typer.Option(help="The broker's port; free by default.")] = None,
     origin: Origins = None,
+    provider: Annotated[
+        list[ProviderName] | None,
+        typer.Option(help="Run this provider, or several; RunPod's by default."),
+    ] = None,
 ) -> None:
-    """Run store, endpoint, workers and broker on this machine until Ctrl-C."""
+    """Run store, provider, workers and broker on this machine until Ctrl-C."""
     log_to_stderr()
+    chosen = [one.value for one in provider or [ProviderName.RUNPOD]]
     with exit_on_error("The stack could not start:"):
-        asyncio.run(run_until_signalled(_up(Stack(folder, workers, port, origin or ()))))
+        stack = Stack(folder, workers, port, origin or (), chosen)
+        asyncio.run(run_until_signalled(_up(stack)))
 
 
 async def _up(stack: Stack) -> None:

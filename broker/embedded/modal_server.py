@@ -30,19 +30,23 @@ from grpclib.server import Server, Stream
 from modal_proto import api_grpc, api_pb2
 
 from broker.embedded.changes import Changes
+from broker.embedded.modal_environment import (
+    CONTAINER_HEADER,
+    HEARTBEAT_SECONDS,
+    client_environment,
+    container_arguments,
+)
 from broker.embedded.queue import JobQueue, Limits, QueuedJob, State
 
 log = structlog.get_logger(__name__)
 
 EXPIRE_SECONDS = 0.25
 POLL_SECONDS = 20.0
-#: How often a container's heartbeat comes, and how long the server holds each one.
-HEARTBEAT_SECONDS, HELD_SECONDS = 5, 4.0
+#: How long the server holds a heartbeat: less than the time between two.
+HELD_SECONDS = HEARTBEAT_SECONDS - 1.0
 WEEK_SECONDS = 604_800.0
 #: Modal keeps a waiting input as long as the app is deployed; the queue needs a number.
 WAIT_SECONDS = 10 * 365 * 86_400.0
-#: The header by which a container names itself: `KEY/SLOT.N`. Real containers need none.
-CONTAINER_HEADER = "x-reelbroker-container"
 #: In a result, before the platform's own failures.
 RESULT_STATUS = {
     State.COMPLETED: api_pb2.GenericResult.GENERIC_STATUS_SUCCESS,
@@ -240,6 +244,8 @@ class ModalServer:
 
     async def _container_hello(self, _: Any, container: str) -> None:
         self._queue.replace(container, time.time())
+        # The supervisor waits for this line.
+        log.info("hello", container=container)
         self._changes.notify()
 
     async def _container_heartbeat(self, _: Any, container: str) -> Any:
@@ -409,34 +415,6 @@ def _input_id(job: QueuedJob) -> str:
     return f"in-{job.id}"
 
 
-def container_arguments(folder: Path) -> Path:
-    """Returns the file of the arguments that a container needs; it exists once deployed."""
-    return folder / "container.bin"
-
-
-def client_environment(port: int, token: tuple[str, str]) -> dict[str, str]:
-    """Returns what the client reads: broker and deploy."""
-    return {
-        "MODAL_SERVER_URL": f"http://127.0.0.1:{port}",
-        "MODAL_TOKEN_ID": token[0],
-        "MODAL_TOKEN_SECRET": token[1],
-    }
-
-
-def container_environment(
-    port: int, token: tuple[str, str], folder: Path, container: str
-) -> dict[str, str]:
-    """Returns what a container reads; `container` is its slot and a number, `SLOT.N`."""
-    return {
-        "MODAL_SERVER_URL": f"http://127.0.0.1:{port}",
-        "MODAL_CONTAINER_ARGUMENTS_PATH": str(container_arguments(folder)),
-        "MODAL_HEARTBEAT_INTERVAL": str(HEARTBEAT_SECONDS),
-        "MODAL_IS_REMOTE": "1",
-        "MODAL_OVERRIDE_HEADERS": f"{CONTAINER_HEADER}:{token[1]}/{container}",
-        "MODAL_TASK_ID": container,
-    }
-
-
 async def serve(config: ModalConfig, port: int, deploy: bool) -> None:
     """Serves until it is cancelled; deploys the worker's app first."""
     container_arguments(config.folder).unlink(missing_ok=True)
@@ -461,6 +439,10 @@ def main() -> None:
     token = os.environ.get("MODAL_TOKEN_ID", ""), os.environ.get("MODAL_TOKEN_SECRET", "")
     if not all(token):
         parser.error("MODAL_TOKEN_ID and MODAL_TOKEN_SECRET are not set")
+    structlog.configure(
+        processors=[structlog.processors.LogfmtRenderer(key_order=["event"])],
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )
     with contextlib.suppress(KeyboardInterrupt):
         asyncio.run(serve(ModalConfig(token, options.folder), options.port, deploy=True))
 

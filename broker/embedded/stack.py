@@ -1,4 +1,4 @@
-"""The supervisor of the embedded stack: object store, endpoint, workers and broker.
+"""The supervisor of the embedded stack: object store, providers, workers and broker.
 
 The supervisor starts the parts in this order and stops the parts in the opposite order. Each part
 is a process in a session of its own, so Ctrl-C reaches only the supervisor. The supervisor restarts
@@ -30,6 +30,12 @@ import httpx
 import structlog
 
 from broker.embedded.endpoint import worker_environment
+from broker.embedded.modal_environment import (
+    DEPLOYMENT,
+    client_environment,
+    container_arguments,
+    container_environment,
+)
 from broker.embedded.object_store import PORT_NAMES, ObjectStore
 from broker.embedded.ports import free_ports, is_free
 from broker.errors import StackError
@@ -59,8 +65,12 @@ class Identity:
     """The ports and keys that stay the same from one start to the next."""
 
     ports: dict[str, int]
+    #: Those that the last start chose.
+    providers: Sequence[str] = ("runpod",)
     api_key: str = field(default_factory=lambda: "rb_" + secrets.token_urlsafe(24))
     runpod_api_key: str = field(default_factory=lambda: "rp_" + secrets.token_urlsafe(24))
+    modal_token_id: str = field(default_factory=lambda: "ak-" + secrets.token_urlsafe(12))
+    modal_token_secret: str = field(default_factory=lambda: "as-" + secrets.token_urlsafe(24))
     s3_access_key: str = field(default_factory=lambda: secrets.token_hex(10))
     s3_secret_key: str = field(default_factory=lambda: secrets.token_urlsafe(30))
 
@@ -84,14 +94,21 @@ class Stack:
         workers: the number of GPU workers.
         port: the broker's port; None for a free one.
         origins: origins of web pages, beside the broker's own, that may call the broker.
+        providers: which ones to run, `runpod` or `modal`; the broker prefers the first.
 
     Raises:
         StackError: a part cannot start. The text names the part, the reason and the end of its log.
     """
 
     def __init__(
-        self, folder: Path, workers: int = 1, port: int | None = None, origins: Sequence[str] = ()
+        self,
+        folder: Path,
+        workers: int = 1,
+        port: int | None = None,
+        origins: Sequence[str] = (),
+        providers: Sequence[str] = ("runpod",),
     ) -> None:
+        self._providers = providers
         self.folder = folder.resolve()
         self._workers = workers
         self._port = port
@@ -144,7 +161,7 @@ class Stack:
             # mode, since another program may own the parent.
             (self.folder / name).chmod(0o700)
         self._lock = _lock_file(self.folder / "lock")
-        return _load_identity(self.folder / "stack.json", self._port)
+        return _load_identity(self.folder / "stack.json", self._port, self._providers)
 
     async def _stop(self) -> None:
         for running in reversed(self._running):
@@ -157,16 +174,19 @@ class Stack:
     # ── the parts ───────────────────────────────────────────────────────────────────────────────
 
     def _parts(self) -> list[Part]:
-        workers = [
-            self._worker(f"worker-{number}", partial(self._has_workers, number))
-            for number in range(1, self._workers + 1)
-        ]
-        return [
-            Part("store", lambda: (self._store.command(), {}), self._store_ready),
-            Part("endpoint", self._endpoint_command, partial(self._has_workers, 0)),
-            *workers,
-            Part("broker", self._broker_command, self._broker_ready),
-        ]
+        parts = [Part("store", lambda: (self._store.command(), {}), self._store_ready)]
+        numbers = range(1, self._workers + 1)
+        if "runpod" in self._providers:
+            parts += [
+                Part("endpoint", self._endpoint_command, partial(self._has_workers, 0)),
+                *(self._worker(f"worker-{n}", partial(self._has_workers, n)) for n in numbers),
+            ]
+        if "modal" in self._providers:
+            parts += [
+                Part("modal", self._modal_command, self._is_deployed),
+                *(self._container(f"container-{number}") for number in numbers),
+            ]
+        return [*parts, Part("broker", self._broker_command, self._broker_ready)]
 
     async def _store_ready(self) -> bool:
         return await asyncio.to_thread(self._store.prepare)
@@ -188,31 +208,70 @@ class Stack:
         workers = await self._endpoint_workers()
         return workers is not None and workers >= count
 
-    def _worker(self, name: str, is_ready: Callable[[], Awaitable[bool]]) -> Part:
-        work = self.folder / "work" / name
+    def _modal_command(self) -> tuple[list[str], dict[str, str]]:
+        folder = self.folder / "modal"
+        folder.mkdir(mode=0o700, exist_ok=True)
+        options = ("--port", self._identity.ports["modal"], "--folder", folder)
+        environment = {**self._modal_environment(), **DEPLOYMENT}
+        return _python("broker.embedded.modal_server", *options), environment
+
+    async def _is_deployed(self) -> bool:
+        return container_arguments(self.folder / "modal").exists()
+
+    def _container(self, name: str) -> Part:
+        """Returns a container of Modal: the unmodified runtime with the deployed function."""
+        log_of_server = self.folder / "logs" / "modal.log"
+        current = ""
 
         def command() -> tuple[list[str], dict[str, str]]:
-            # A killed worker leaves files behind.
-            shutil.rmtree(work, ignore_errors=True)
-            work.mkdir(parents=True)
+            nonlocal current
+            current = f"{name}.{secrets.token_hex(3)}"
+            port, folder = self._identity.ports["modal"], self.folder / "modal"
+            environment = {
+                **container_environment(port, self._modal_token, folder, current),
+                **DEPLOYMENT,
+                **self._worker_environment(name),
+            }
+            return _python("modal._container_entrypoint"), environment
+
+        async def is_ready() -> bool:
+            return f"container={current}".encode() in log_of_server.read_bytes()
+
+        return Part(name, command, is_ready, stop_seconds=1.0)
+
+    def _worker_environment(self, name: str) -> dict[str, str]:
+        """Empties a worker's folder; returns the settings of every worker."""
+        work = self.folder / "work" / name
+        # A killed worker leaves files behind.
+        shutil.rmtree(work, ignore_errors=True)
+        work.mkdir(parents=True)
+        environment = {**self._r2_environment(), "REELBROKER_WORK_DIR": str(work)}
+        if all(importlib.util.find_spec(package) for package in _MODEL_PACKAGES):
+            environment["REELBROKER_QUALITY_MODEL"] = QUALITY_MODEL
+        return environment
+
+    def _worker(self, name: str, is_ready: Callable[[], Awaitable[bool]]) -> Part:
+        def command() -> tuple[list[str], dict[str, str]]:
             # Each process has its own id, so that the pings of a killed worker's pinger do not
             # count for the next process.
             worker_id = f"{name}-{secrets.token_hex(3)}"
             key = self._identity.runpod_api_key
             protocol = worker_environment(self._url("endpoint"), ENDPOINT_ID, key, worker_id)
-            environment = {**protocol, **self._r2_environment(), "REELBROKER_WORK_DIR": str(work)}
-            if all(importlib.util.find_spec(package) for package in _MODEL_PACKAGES):
-                environment["REELBROKER_QUALITY_MODEL"] = QUALITY_MODEL
-            return _python("gpu_worker.handler"), environment
+            return _python("gpu_worker.handler"), {**protocol, **self._worker_environment(name)}
 
         # A worker without a job ends at once. A worker with a job tries to finish the job, which
         # takes too long; the queue gives the job to the next worker.
         return Part(name, command, is_ready, stop_seconds=1.0)
 
     def _broker_command(self) -> tuple[list[str], dict[str, str]]:
+        keys = {
+            "runpod": self._runpod_environment,
+            "modal": self._modal_environment,
+        }
         environment = {
-            **self._runpod_environment(),
+            **{name: value for each in self._providers for name, value in keys[each]().items()},
             **self._r2_environment(),
+            "REELBROKER_PROVIDERS": ",".join(self._providers),
             "REELBROKER_API_KEY": self._identity.api_key,
             "REELBROKER_DATABASE_URL": f"sqlite:///{self.folder}/reelbroker.db",
             "REELBROKER_PORT": str(self._identity.ports["broker"]),
@@ -222,6 +281,7 @@ class Stack:
             "REELBROKER_SUBMIT_GRACE_SECONDS": "15",
             "REELBROKER_LOST_AFTER_SECONDS": "10",
             "REELBROKER_CANCEL_GRACE_SECONDS": "15",
+            "REELBROKER_UNREACHABLE_AFTER_SECONDS": "15",
         }
         return _python("broker.cli.main", "serve"), environment
 
@@ -234,6 +294,13 @@ class Stack:
     def _runpod_environment(self) -> dict[str, str]:
         url = f"{self._url('endpoint')}/v2/{ENDPOINT_ID}"
         return {"RUNPOD_API_KEY": self._identity.runpod_api_key, "RUNPOD_ENDPOINT_URL": url}
+
+    @property
+    def _modal_token(self) -> tuple[str, str]:
+        return self._identity.modal_token_id, self._identity.modal_token_secret
+
+    def _modal_environment(self) -> dict[str, str]:
+        return client_environment(self._identity.ports["modal"], self._modal_token)
 
     def _r2_environment(self) -> dict[str, str]:
         return {
@@ -259,14 +326,16 @@ class Guest(Stack):
     async def until_over(self) -> None:
         """Waits for the end of the stack. The supervisor restarts a killed endpoint: no end."""
         # Another process runs the endpoint, so there is no event to wait for.
-        while await self._endpoint_workers() is not None or self._is_held():  # noqa: ASYNC110
+        while self._is_held() or await self._endpoint_workers() is not None:  # noqa: ASYNC110
             await asyncio.sleep(1)
 
     def _open_folder(self) -> Identity:
         path = self.folder / "stack.json"
         if not path.exists() or not self._is_held():
             raise StackError(f"no stack is running in {self.folder}; `reelbroker up` runs one")
-        return Identity(**json.loads(path.read_text()))
+        identity = Identity(**json.loads(path.read_text()))
+        self._providers = identity.providers
+        return identity
 
     def _is_held(self) -> bool:
         try:
@@ -276,7 +345,9 @@ class Guest(Stack):
         return False
 
     def _parts(self) -> list[Part]:
-        return [self._worker(self.name, self._is_fit)]
+        if "runpod" in self._providers:
+            return [self._worker(self.name, self._is_fit)]
+        return [self._container(self.name)]
 
     async def _is_fit(self) -> bool:
         """Reads the log: the count of the endpoint includes workers that have just ended."""
@@ -439,10 +510,10 @@ def _lock_file(path: Path) -> IO[str]:
     return lock
 
 
-def _load_identity(path: Path, broker_port: int | None) -> Identity:
+def _load_identity(path: Path, broker_port: int | None, providers: Sequence[str]) -> Identity:
     """Reads the stack's ports and keys, and chooses missing ones and ports that are taken now."""
     known = Identity(**json.loads(path.read_text())) if path.exists() else Identity(ports={})
-    names = (*PORT_NAMES, "endpoint", "broker")
+    names = (*PORT_NAMES, "endpoint", "modal", "broker")
     ports = {name: port for name, port in known.ports.items() if name in names and is_free(port)}
     if broker_port is not None:
         if not is_free(broker_port):
@@ -452,6 +523,7 @@ def _load_identity(path: Path, broker_port: int | None) -> Identity:
     identity = Identity(
         **asdict(known)
         | {"ports": ports | dict(zip(missing, free_ports(len(missing)), strict=True))}
+        | {"providers": list(providers)}
     )
     path.touch(mode=0o600)
     path.write_text(json.dumps(asdict(identity), indent=2))

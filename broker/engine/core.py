@@ -50,6 +50,7 @@ def make_core(
         lost_after=settings.lost_after_seconds,
         cancel_grace=settings.cancel_grace_seconds,
         stalled_after=settings.stalled_after_seconds,
+        unreachable_after=settings.unreachable_after_seconds,
     )
     drain = DrainSwitch(store)
     listings = Listings(store, bucket, clock)

@@ -10,9 +10,11 @@ from starlette.concurrency import run_in_threadpool
 
 from broker.bucket import Bucket
 from broker.engine.listing import Listings
+from broker.errors import ProviderError, ProviderPaced
 from broker.jobs.decide import PATIENCE_SECONDS, Rules, seconds_since
 from broker.jobs.model import Attempt, AttemptState, Job
 from broker.jobs.observation import Committed, Health, Observation, RemoteJob, RemoteState, parsed
+from broker.jobs.place import Place
 from broker.providers.registry import Providers
 from schemas.keys import object_key
 from schemas.worker import Failure, Progress, Result, Started, attempt_folder
@@ -108,7 +110,17 @@ class Observer:
 
     async def _run(self, job: Job, attempt: Attempt) -> Observation:
         """Observes a run that the provider has, or had."""
-        remote, started = await self.remote(attempt), None
+        try:
+            remote, started = await self.remote(attempt), None
+        except ProviderPaced:
+            raise
+        except ProviderError:
+            if not self._others_take(attempt):
+                raise
+            started = None
+            if attempt.started_at is None:
+                started = await self.started(job, attempt)
+            return Observation(started=started, out_of_reach=True)
         if remote.state is RemoteState.OPEN:
             remote, started = await self._resolved(job, attempt, remote)
         if remote.state is RemoteState.QUEUED:
@@ -140,6 +152,12 @@ class Observer:
         progress = await self._document(job, attempt, "progress.json", Progress)
         output = None if progress is None else progress.model_dump()
         return replace(remote, state=RemoteState.RUNNING, output=output), started
+
+    def _others_take(self, attempt: Attempt) -> bool:
+        """Whether a place other than the attempt's would take a job now."""
+        own = Place(attempt.provider, attempt.target)
+        places = self._providers.places
+        return any(place != own and not self._providers.holds(place) for place in places)
 
     def _age(self, attempt: Attempt) -> float:
         return seconds_since(attempt.submitted_at, self._clock())

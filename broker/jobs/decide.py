@@ -41,6 +41,8 @@ DOUBT_SECONDS = 2.0
 #: provider's pace put off. The fence works meanwhile.
 CANCEL_SECONDS, PACED_SECONDS = 2.0, 5.0
 DRAIN_SECONDS = 5.0
+#: How much longer than its limit a run may take to end.
+OVERTIME_SECONDS = 30.0
 
 MESSAGES = {
     Phase.QUEUED: "Waiting for a GPU worker",
@@ -78,6 +80,8 @@ class Rules:
     lost_after: float
     cancel_grace: float
     stalled_after: float
+    #: How long a provider may be out of reach before a job that it has not begun goes elsewhere.
+    unreachable_after: float = 300.0
 
 
 @dataclass(frozen=True)
@@ -286,6 +290,8 @@ def _held(job: Job, sentence: str, wait: float | None, attempt: Attempt | None =
 
 
 def _follow(case: _Case) -> Decision:
+    if case.seen.out_of_reach:
+        return _out_of_reach(case)
     remote = case.seen.remote or RemoteJob(RemoteState.ABSENT)
     if not remote.state.is_over:
         return _goes_on(case, remote)
@@ -299,9 +305,26 @@ def _follow(case: _Case) -> Decision:
     return _give_up(case, billed, code, sentence)
 
 
+def _out_of_reach(case: _Case) -> Decision:
+    """The provider does not answer: a run that may still go on is left alone.
+
+    A job that no worker has begun goes elsewhere; the fence stops a worker that takes it later. A
+    job that a worker has begun goes elsewhere once its time limit is over: the worker keeps it.
+    """
+    since = case.attempt.unreachable_since or case.now
+    known, began = case.attempt.evolve(unreachable_since=since), _began(case)
+    if began is not None:
+        known = known.evolve(started_at=began)
+    ended = began is None or case.since(began) > (known.timeout_seconds or 0) + OVERTIME_SECONDS
+    if not ended or case.since(since) < case.rules.unreachable_after:
+        return Reschedule(None, known)
+    code = ErrorCode.PROVIDER_UNAVAILABLE
+    return _give_up(case, known, code, "The GPU provider cannot be reached.", gone=False)
+
+
 def _goes_on(case: _Case, remote: RemoteJob) -> Decision:
     """Shows what the provider reports of a run that goes on."""
-    job, known = case.job, case.attempt.evolve(absent_since=None)
+    job, known = case.job, case.attempt.evolve(absent_since=None, unreachable_since=None)
     if remote.state is RemoteState.QUEUED and _waited_too_long(case):
         # Not every provider drops a job that nobody takes.
         code = ErrorCode.QUEUE_TIMEOUT

@@ -164,6 +164,8 @@ class Attempt(Frozen):
     #: Since when the provider's queue has been empty, while the submit's outcome is unknown.
     queue_empty_since: int | None = None
     absent_since: int | None = None  #: the first "no such job"
+    #: Since when the provider has not answered, while another one would take the job.
+    unreachable_since: int | None = None
     started_at: int | None = None  #: when a worker took it, as far as the broker saw
     timeout_seconds: int | None = None  #: how long it may run once a worker has it
     ttl_seconds: int | None = None  #: how long the provider keeps it, run or not

@@ -82,6 +82,8 @@ class Observation:
     started: Started | None = None
     remote: RemoteJob | None = None
     health: Health | None = None
+    #: The attempt's provider does not answer, and another place would take the job.
+    out_of_reach: bool = False
 
     @property
     def is_done(self) -> bool:

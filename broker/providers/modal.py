@@ -13,6 +13,7 @@ settings name Modal: the client costs a quarter of a second and 30 MB.
 import asyncio
 import os
 import sys
+from collections import defaultdict
 from collections.abc import Awaitable
 from contextlib import suppress
 from contextvars import ContextVar
@@ -43,6 +44,8 @@ WEEK_SECONDS = 604_800.0
 LOOK_UP_SECONDS, STEP_SECONDS = 15.0, 20.0
 #: The pace of each verb. Modal documents no rate for a call; 2,000 calls may wait for a container.
 CALLS_PER_SECOND = 50.0
+#: How Modal's ids of function calls begin; the client refuses others with an error of its own.
+_CALL = "fc-"
 #: The client reads these at each call. A worker's answer in CBOR cannot name code. Where Modal
 #: names a delay, the client must not sleep in our place.
 os.environ.update({"MODAL_PAYLOAD_FORMAT": "cbor", "MODAL_MAX_THROTTLE_WAIT": "0"})
@@ -94,17 +97,17 @@ class Modal:
         self._client: modal.Client | None = None
         self._connecting = asyncio.Lock()
         self._functions: dict[str, Function] = {}
-        self._breaker = Breaker()
+        self._breakers: dict[str, Breaker] = defaultdict(Breaker)
         self._paces = {verb: Pace(CALLS_PER_SECOND) for verb in ("submit", "status", "cancel")}
 
     @property
     def breaker_open(self) -> bool:
-        """Whether calls are held back."""
-        return self._breaker.is_open
+        """Whether calls to any function are held back."""
+        return any(breaker.is_open for breaker in list(self._breakers.values()))
 
     def holds(self, target: str) -> bool:
-        """Whether a call would be held back now."""
-        return self._breaker.holds
+        """Whether a call to the function would be held back now."""
+        return self._breakers[target].holds
 
     async def close(self) -> None:
         """Closes the connection, if there is one."""
@@ -123,27 +126,29 @@ class Modal:
         Modal takes no deadlines: the worker keeps the one in the input, and the broker's clock
         bounds the wait for a worker.
         """
-        await self._turn("submit")
+        await self._turn(target, "submit")
         function = await self._function(target)
         call = function.spawn.aio(job.model_dump(mode="json", exclude_none=True))
         try:
             spawned = await self._within(self._step_seconds, call)
         except Exception as error:
             self._functions.pop(target, None)
-            raise self._reported(_spawn_error(error, target), "submit") from error
-        self._answered("submit")
+            raise self._reported(target, _spawn_error(error, target), "submit") from error
+        self._answered(target, "submit")
         return spawned.object_id
 
     @measured
     async def status(self, target: str, provider_job_id: str) -> RemoteJob:
         """Returns Modal's report about a function call."""
-        await self._turn("status")
-        call = modal.FunctionCall.from_id(provider_job_id, client=await self._connected())
+        if not provider_job_id.startswith(_CALL):
+            return RemoteJob(RemoteState.ABSENT)
+        await self._turn(target, "status")
+        call = modal.FunctionCall.from_id(provider_job_id, client=await self._connected(target))
         try:
             remote = await self._got(call)
         except ProviderError as error:
-            raise self._reported(error, "status") from error
-        self._answered("status")
+            raise self._reported(target, error, "status") from error
+        self._answered(target, "status")
         return remote
 
     async def _got(self, call: Call) -> RemoteJob:
@@ -173,27 +178,29 @@ class Modal:
     @measured
     async def cancel(self, target: str, provider_job_id: str) -> None:
         """Asks Modal to stop a function call; an unknown one counts as stopped."""
-        await self._turn("cancel")
-        call = modal.FunctionCall.from_id(provider_job_id, client=await self._connected())
+        if not provider_job_id.startswith(_CALL):
+            return
+        await self._turn(target, "cancel")
+        call = modal.FunctionCall.from_id(provider_job_id, client=await self._connected(target))
         try:
             await self._within(self._step_seconds, call.cancel.aio())
         except exception.NotFoundError:
             pass
         except Exception as error:
-            raise self._reported(_read_error(error), "cancel") from error
-        self._answered("cancel")
+            raise self._reported(target, _read_error(error), "cancel") from error
+        self._answered(target, "cancel")
 
     @measured
     async def health(self, target: str) -> Health:
         """Returns the function's queue and containers; those that start are not counted."""
-        self._breaker.check()
+        self._breakers[target].check()
         function = await self._function(target)
         try:
             stats = await self._within(self._step_seconds, function.get_current_stats.aio())
         except Exception as error:
             self._functions.pop(target, None)
-            raise self._reported(_read_error(error)) from error
-        self._answered()
+            raise self._reported(target, _read_error(error)) from error
+        self._answered(target)
         running = min(stats.num_running_inputs, stats.num_total_runners)
         return Health(
             jobs_queued=stats.backlog,
@@ -204,22 +211,23 @@ class Modal:
 
     # ── connection ──────────────────────────────────────────────────────────────────────────────
 
-    async def _connected(self) -> modal.Client:
+    async def _connected(self, target: str) -> modal.Client:
         async with self._connecting:
             # Those that waited for a failed attempt must not each repeat it.
-            self._breaker.check()
+            if self._breakers[target].holds:
+                self._breakers[target].check()
             if self._client is None or self._client.is_closed():
                 self._functions.clear()
                 connecting = modal.Client.from_credentials.aio(*self._credentials)
                 try:
                     self._client = await self._within(self._look_up_seconds, connecting)
                 except Exception as error:
-                    raise self._reported(_look_up_error(error, "")) from error
+                    raise self._reported(target, _look_up_error(error, "")) from error
             return self._client
 
     async def _function(self, target: str) -> Function:
         """Looks a deployed function up, once."""
-        client, known = await self._connected(), self._functions.get(target)
+        client, known = await self._connected(target), self._functions.get(target)
         if known is not None:
             return known
         environment, app, name = target.removeprefix("modal:").split("/")
@@ -227,7 +235,7 @@ class Modal:
         try:
             await self._within(self._look_up_seconds, function.hydrate.aio())
         except Exception as error:
-            raise self._reported(_look_up_error(error, target)) from error
+            raise self._reported(target, _look_up_error(error, target)) from error
         self._functions[target] = function
         return function
 
@@ -251,25 +259,25 @@ class Modal:
 
     # ── bounds ──────────────────────────────────────────────────────────────────────────────────
 
-    async def _turn(self, verb: str) -> None:
-        self._breaker.check()
+    async def _turn(self, target: str, verb: str) -> None:
+        self._breakers[target].check()
         await self._paces[verb].turn()
 
-    def _answered(self, verb: str | None = None) -> None:
-        self._breaker.succeeded()
+    def _answered(self, target: str, verb: str | None = None) -> None:
+        self._breakers[target].succeeded()
         if verb is not None:
             self._paces[verb].accepted()
 
-    def _reported(self, error: ProviderError, verb: str | None = None) -> ProviderError:
+    def _reported(
+        self, target: str, error: ProviderError, verb: str | None = None
+    ) -> ProviderError:
         """Counts an error for the breaker and the pace; returns the error."""
-        if isinstance(error, ProviderPaced):
-            self._breaker.succeeded()
-            if verb is not None:
-                self._paces[verb].refused()
-        elif isinstance(error, ProviderRefused):
-            self._breaker.succeeded()
+        if isinstance(error, ProviderPaced | ProviderRefused):
+            self._breakers[target].succeeded()
         else:
-            self._breaker.failed(error)
+            self._breakers[target].failed(error)
+        if isinstance(error, ProviderPaced) and verb is not None:
+            self._paces[verb].refused()
         return error
 
 

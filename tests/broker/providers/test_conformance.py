@@ -9,12 +9,13 @@ import httpx
 import pytest
 
 from broker.embedded.endpoint import EndpointConfig, create_endpoint
-from broker.errors import ProviderUnreachable
+from broker.errors import ProviderHeld, ProviderNotReady
 from broker.jobs.observation import RemoteState
 from broker.jobs.policy import Deadlines
 from broker.providers.base import Provider
 from broker.providers.runpod import RunPod
 from schemas.worker import WorkerInput
+from tests.broker.modal_side import TARGET, modal_server
 from tests.broker.provider import Provider as SteerableRunPod
 
 JOB = WorkerInput(
@@ -30,6 +31,7 @@ class Side:
     provider: Provider
     target: str
     elsewhere: str
+    wrong_credentials: tuple[object, ...] = ("ak-wrong", "as-wrong")
 
 
 @contextlib.asynccontextmanager
@@ -57,10 +59,20 @@ async def runpod_fake(_):
 
 
 def _runpod(http):
-    return Side(RunPod(http, "runpod-key"), "http://runpod/v2/embedded", "http://runpod/v2/other")
+    urls = "http://runpod/v2/embedded", "http://runpod/v2/other"
+    return Side(RunPod(http, "runpod-key"), *urls, wrong_credentials=(http, "wrong"))
 
 
-@pytest.fixture(params=[runpod_fake, runpod_embedded], ids=lambda side: side.__name__)
+@contextlib.asynccontextmanager
+async def modal_embedded(tmp_path):
+    """Modal's unmodified client against the embedded server."""
+    async with modal_server(tmp_path) as served:
+        yield Side(served.provider, TARGET, TARGET.replace("export", "other"))
+
+
+@pytest.fixture(
+    params=[runpod_fake, runpod_embedded, modal_embedded], ids=lambda side: side.__name__
+)
 async def side(request, tmp_path):
     """Each provider in turn."""
     async with request.param(tmp_path) as side:
@@ -70,7 +82,8 @@ async def side(request, tmp_path):
 async def test_a_submitted_job_waits_in_the_queue(side):
     """Submit gives an id that status knows, and health counts it."""
     job_id = await side.provider.submit(side.target, JOB, DEADLINES)
-    assert (await side.provider.status(side.target, job_id)).state is RemoteState.QUEUED
+    waiting = (RemoteState.QUEUED, RemoteState.OPEN)
+    assert (await side.provider.status(side.target, job_id)).state in waiting
     assert (await side.provider.health(side.target)).jobs_queued == 1
 
 
@@ -98,9 +111,22 @@ async def test_an_unknown_job_is_absent_not_failed(side):
 
 
 async def test_a_wrong_place_accepts_nothing(side):
-    """The job may be sent again once the operator has set it right."""
-    with pytest.raises(ProviderUnreachable):
+    """The job may be sent again once the operator has set it right; calls are held until then."""
+    assert not side.provider.holds(side.elsewhere)
+    with pytest.raises(ProviderNotReady, match=r"has no (such endpoint|function other)"):
         await side.provider.submit(side.elsewhere, JOB, DEADLINES)
+    assert side.provider.holds(side.elsewhere)
+
+
+async def test_a_wrong_key_accepts_nothing(side):
+    """The sentence names the key, and no word of the provider's own answer."""
+    stranger = type(side.provider)(*side.wrong_credentials)
+    with pytest.raises(ProviderNotReady, match=r"refuses the (API key|token)"):
+        await stranger.submit(side.target, JOB, DEADLINES)
+    with pytest.raises(ProviderHeld) as held:
+        await stranger.submit(side.target, JOB, DEADLINES)
+    assert isinstance(held.value.cause, ProviderNotReady)
+    await stranger.close()
 
 
 async def test_the_facts_of_a_provider_are_stated(side):
@@ -108,4 +134,6 @@ async def test_the_facts_of_a_provider_are_stated(side):
     assert side.provider.name.isidentifier()
     assert side.provider.keeps_results_seconds > 0
     assert isinstance(side.provider.calls_back, bool)
+    assert isinstance(side.provider.bills_seconds, bool)
+    assert side.provider.remedy
     assert side.provider.breaker_open is False

@@ -1,4 +1,6 @@
-"""Jobs name their newest attempt's provider, and Modal's id of it."""
+"""Jobs name their newest attempt's provider, and Modal's id of it; attempts, since when their
+provider has not answered.
+"""
 
 import sqlalchemy as sa
 from alembic import op
@@ -14,10 +16,12 @@ _NEW = ("provider", "modal_call_id")
 def upgrade() -> None:
     for name in _NEW:
         op.add_column("export_jobs", sa.Column(name, sa.Text(), nullable=True))
+    op.add_column("job_attempts", sa.Column("unreachable_since", sa.BigInteger(), nullable=True))
     # Until now there was one provider.
     op.execute("UPDATE export_jobs SET provider = 'runpod' WHERE runpod_job_id IS NOT NULL")
 
 
 def downgrade() -> None:
+    op.drop_column("job_attempts", "unreachable_since")
     for name in reversed(_NEW):
         op.drop_column("export_jobs", name)
