@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -33,6 +33,14 @@ AT_ONCE = 4
 PARAMS = {"output_width": 64, "output_height": 96, "end_time": 0.4}
 JOB_SECONDS = 240.0
 HERE = Path(__file__).parent
+#: The part that is the provider, and how its workers are called.
+SERVERS = {"runpod": "endpoint", "modal": "modal"}
+_WORKERS = {"runpod": "worker", "modal": "container"}
+
+
+def worker_names(providers: Sequence[str]) -> list[str]:
+    """Returns the names of all workers of these providers."""
+    return [f"{_WORKERS[name]}-{n}" for name in providers for n in range(1, WORKERS + 1)]
 
 
 class ChaosStack(Stack):
@@ -44,13 +52,28 @@ class ChaosStack(Stack):
 
     def _broker_command(self) -> tuple[list[str], dict[str, str]]:
         _, environment = super()._broker_command()
-        return self._with_boundaries("broker", "broker", environment)
+        # A provider that is gone for good keeps its jobs until their limits are over.
+        limits = {"REELBROKER_EXECUTION_TIMEOUT_SECONDS": "60"}
+        return self._with_boundaries("broker", "broker", environment | limits)
 
     def _worker(self, name: str, is_ready: Callable[[], Awaitable[bool]]) -> Part:
         part = super()._worker(name, is_ready)
         return replace(
             part, command=lambda: self._with_boundaries(part.name, "worker", part.command()[1])
         )
+
+    def _container(self, name: str) -> Part:
+        part = super()._container(name)
+        return replace(
+            part, command=lambda: self._with_boundaries(part.name, "container", part.command()[1])
+        )
+
+    async def lose(self, provider: str) -> None:
+        """Stops a provider and its workers for good."""
+        gone = [SERVERS[provider], *worker_names([provider])]
+        for running in [one for one in self._running if one.part.name in gone]:
+            self._running.remove(running)
+            await running.stop()
 
     def _with_boundaries(
         self, name: str, kind: str, environment: dict[str, str]
@@ -134,33 +157,43 @@ class Client:
             return None
 
 
-async def chaos(folder: Path, kills: int, dice: random.Random) -> dict[str, object]:
+async def chaos(
+    folder: Path, kills: int, dice: random.Random, providers: list[str]
+) -> dict[str, object]:
     """Runs it all; returns the figures."""
     tally = Tally()
     # Dying is nothing unusual here.
     stack_module.BACKOFF_SECONDS = (0.2,) * 6
-    async with ChaosStack(folder, WORKERS) as stack:
+    async with ChaosStack(folder, WORKERS, providers=providers) as stack:
         client = Client(stack)
         await client.upload(sample_clip())
         await client.until_over([await client.submit()], JOB_SECONDS)
         targets = [
             (part, number)
-            for part in ("broker", "worker-1")
-            for number in range(1, _boundaries(stack, part) + 1)
+            for part in ("broker", "worker")
+            for number in range(1, _boundaries(stack, part, providers) + 1)
         ]
         print(f"one job passes {len(targets)} boundaries in broker and worker", flush=True)
         chosen = targets if len(targets) <= kills // 2 else sorted(dice.sample(targets, kills // 2))
         for part, number in chosen:
-            tally.kills += await _kill_at(stack, client, part, number)
+            tally.kills += await _kill_at(stack, client, part, number, providers)
         print(f"{tally.kills} kills at boundaries", flush=True)
-        await _kill_at_random(stack, client, max(0, kills - tally.kills), dice, tally)
+        left = max(0, kills - tally.kills)
+        if len(providers) > 1:
+            # The preferred one, so that most jobs are there.
+            await _kill_at_random(stack, client, left // 2, dice, tally, providers)
+            left -= left // 2
+            await stack.lose(providers[0])
+            print(f"{providers[0]} is gone for good, {tally.kills} kills so far", flush=True)
+            providers = providers[1:]
+        await _kill_at_random(stack, client, left, dice, tally, providers)
         print(f"{tally.kills} kills in all; waiting for what is open", flush=True)
-        left = await client.until_over(client.accepted, JOB_SECONDS)
-        await _count(client, left, tally)
+        open_jobs = await client.until_over(client.accepted, JOB_SECONDS)
+        await _count(client, open_jobs, tally)
         await client.close()
     integrity = _integrity(folder / "reelbroker.db")
     tally.published_twice = _published_twice(folder / "reelbroker.db")
-    runs = _gpu_runs(folder / "endpoint.db")
+    runs = sum(map(_gpu_runs, (folder / "endpoint.db", folder / "modal" / "modal.db")))
     return {
         "kills": tally.kills,
         "accepted": len(client.accepted),
@@ -173,15 +206,17 @@ async def chaos(folder: Path, kills: int, dice: random.Random) -> dict[str, obje
     }
 
 
-def _boundaries(stack: ChaosStack, part: str) -> int:
-    names = [part] if part == "broker" else [f"worker-{n}" for n in range(1, WORKERS + 1)]
+def _boundaries(stack: ChaosStack, part: str, providers: list[str]) -> int:
+    names = [part] if part == "broker" else worker_names(providers)
     traces = [stack.armed(name).with_name(f"{stack.armed(name).name}.trace") for name in names]
     return sum(len(trace.read_text().splitlines()) for trace in traces if trace.exists())
 
 
-async def _kill_at(stack: ChaosStack, client: Client, part: str, number: int) -> int:
+async def _kill_at(
+    stack: ChaosStack, client: Client, part: str, number: int, providers: list[str]
+) -> int:
     """Has a part die at a boundary of the next job; returns whether it did."""
-    names = [part] if part == "broker" else [f"worker-{n}" for n in range(1, WORKERS + 1)]
+    names = [part] if part == "broker" else worker_names(providers)
     # Whichever worker takes it.
     for name in names:
         stack.armed(name).write_text(str(number))
@@ -199,9 +234,15 @@ async def _kill_at(stack: ChaosStack, client: Client, part: str, number: int) ->
 
 
 async def _kill_at_random(
-    stack: ChaosStack, client: Client, kills: int, dice: random.Random, tally: Tally
+    stack: ChaosStack,
+    client: Client,
+    kills: int,
+    dice: random.Random,
+    tally: Tally,
+    providers: list[str],
 ) -> None:
-    parts = ["broker", "endpoint", "store", *(f"worker-{n}" for n in range(1, WORKERS + 1))]
+    servers = [SERVERS[name] for name in providers]
+    parts = ["broker", "store", *servers, *worker_names(providers)]
     open_jobs: list[str] = []
     wanted = tally.kills + kills
     while tally.kills < wanted:
@@ -252,7 +293,9 @@ def _published_twice(database: Path) -> int:
 
 
 def _gpu_runs(database: Path) -> int:
-    """Counts what the provider was asked to run, and what it ran again by itself."""
+    """Counts what a provider was asked to run, and what it ran again by itself."""
+    if not database.exists():
+        return 0
     with sqlite3.connect(database) as connection:
         jobs = [json.loads(row[0]) for row in connection.execute("SELECT job FROM queue")]
     return len(jobs) + sum(int(job["retries"]) for job in jobs)
@@ -265,6 +308,11 @@ def main() -> None:
     parser.add_argument(
         "--seed", type=int, default=None, help="of the random kills; chosen and printed by default"
     )
+    parser.add_argument(
+        "--provider",
+        default="runpod",
+        help="runpod, modal, or both with a comma: then the first one is lost half way",
+    )
     chosen = parser.parse_args()
     # What the supervisor reports about dead parts is no news here.
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger("CRITICAL"))
@@ -273,7 +321,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory(
         prefix="reelbroker-chaos-", ignore_cleanup_errors=True
     ) as folder:
-        counts = asyncio.run(chaos(Path(folder), chosen.kills, random.Random(seed)))  # noqa: S311
+        dice, providers = random.Random(seed), chosen.provider.split(",")  # noqa: S311
+        counts = asyncio.run(chaos(Path(folder), chosen.kills, dice, providers))
     print(json.dumps(counts))
     enough = int(str(counts["complete"])) >= 0.8 * int(str(counts["accepted"]))
     well = (counts["lost"], counts["published_twice"], counts["integrity"]) == (0, 0, "ok")

@@ -8,6 +8,7 @@ it is empty, or not there, nothing happens. Each boundary's name is appended to 
 import functools
 import inspect
 import os
+import runpy
 import signal
 import sys
 import threading
@@ -77,15 +78,24 @@ def main(part: str) -> None:
         bound(store.JobStore, ("add", "transition", "touch", "note", "hint"))
         bound(storage.Bucket, ("size", "read", "write"))
         bound(runpod.RunPod, ("_send",))
+        if "MODAL_TOKEN_ID" in os.environ:
+            from broker.providers import modal
+
+            bound(modal.Modal, ("_within",))
         sys.argv = ["reelbroker", "serve"]
         cli.main()
-    else:
-        from gpu_worker import bucket as worker_storage, handler
+        return
+    from gpu_worker import bucket as worker_storage
 
-        bound(worker_storage.Bucket, ("read", "write", "write_once", "fetch", "upload", "delete"))
+    bound(worker_storage.Bucket, ("read", "write", "write_once", "fetch", "upload", "delete"))
+    if part == "worker":
+        from gpu_worker import handler
+
         bound(handler, ("send_result",))
         sys.argv = ["handler"]
         handler.main()
+    else:
+        runpy.run_module("modal._container_entrypoint", run_name="__main__")
 
 
 if __name__ == "__main__":

@@ -112,23 +112,17 @@ class Observer:
         """Observes a run that the provider has, or had."""
         try:
             remote, started = await self.remote(attempt), None
-        except ProviderPaced:
-            raise
-        except ProviderError:
-            if not self._others_take(attempt):
+        except ProviderError as error:
+            if isinstance(error, ProviderPaced) or not self._others_take(attempt):
                 raise
-            started = None
-            if attempt.started_at is None:
-                started = await self.started(job, attempt)
-            return Observation(started=started, out_of_reach=True)
+            return Observation(started=await self.started(job, attempt), out_of_reach=True)
         if remote.state is RemoteState.OPEN:
             remote, started = await self._resolved(job, attempt, remote)
-        if remote.state is RemoteState.QUEUED:
-            is_late = self._age(attempt) > PATIENCE_SECONDS
-            health = await self._endpoint(attempt) if is_late else None
-            return Observation(remote=remote, health=health)
         if not remote.state.is_over:
-            return Observation(remote=remote, started=started)
+            is_late = self._age(attempt) > PATIENCE_SECONDS
+            is_stuck = remote.state is RemoteState.QUEUED and is_late
+            health = await self._endpoint(attempt) if is_stuck else None
+            return Observation(remote=remote, started=started, health=health)
         # A first "no such job" decides nothing yet.
         is_lasting = remote.state is RemoteState.ABSENT and attempt.absent_since is not None
         if attempt.started_at is None and (is_lasting or remote.state is RemoteState.TIMED_OUT):

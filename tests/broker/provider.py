@@ -1,14 +1,18 @@
 """A provider that tests steer: RunPod's public API in memory, with faults, and a worker's hand in
 the bucket.
 
-It obeys the contract that test_runpod.py checks on it and on the embedded endpoint alike.
+It obeys the contract that test_conformance.py checks on it and on the embedded servers alike. Each
+host is a place of its own, so that one of these serves as several providers.
 """
 
 import hashlib
 import json
+from dataclasses import replace
 
 import httpx
 
+from broker.jobs.observation import RemoteJob, RemoteState
+from broker.providers.runpod import RunPod
 from schemas.keys import object_key
 from schemas.worker import attempt_folder
 
@@ -25,6 +29,7 @@ class Provider(httpx.MockTransport):
         self.calls = []
         self.fault = None
         self.workers = {"idle": 1}
+        self.away = set()  #: hosts where nobody listens
 
     @property
     def submits(self):
@@ -37,6 +42,8 @@ class Provider(httpx.MockTransport):
 
     def _answer(self, request):
         self.calls.append(request.url.path)
+        if request.url.host in self.away:
+            refuse(request)
         if self.fault is not None and (reply := self.fault(request)) is not None:
             return reply
         if request.headers.get("authorization") != "Bearer runpod-key":
@@ -45,6 +52,7 @@ class Provider(httpx.MockTransport):
 
     def carry_out(self, request):
         """Does what RunPod would do without a fault."""
+        host = request.url.host
         action, _, job_id = request.url.path.removeprefix("/v2/embedded/").partition("/")
         if action == "run":
             body = json.loads(request.content)
@@ -53,23 +61,43 @@ class Provider(httpx.MockTransport):
                 "id": job_id,
                 "status": "IN_QUEUE",
                 "sent": body,
+                "host": host,
             }
             return httpx.Response(200, json={"id": job_id, "status": "IN_QUEUE"})
         if action == "health":
-            queued = sum(job["status"] == "IN_QUEUE" for job in self.jobs.values())
-            running = sum(job["status"] == "IN_PROGRESS" for job in self.jobs.values())
+            here = [job for job in self.jobs.values() if job["host"] == host]
+            queued = sum(job["status"] == "IN_QUEUE" for job in here)
+            running = sum(job["status"] == "IN_PROGRESS" for job in here)
             jobs = {"inQueue": queued, "inProgress": running}
             return httpx.Response(200, json={"jobs": jobs, "workers": self.workers})
-        if job_id not in self.jobs:
+        if job_id not in self.jobs or self.jobs[job_id]["host"] != host:
             return httpx.Response(404)
         if action == "cancel" and self.jobs[job_id]["status"] in ("IN_QUEUE", "IN_PROGRESS"):
             self.jobs[job_id]["status"] = "CANCELLED"
-        return httpx.Response(200, json={k: v for k, v in self.jobs[job_id].items() if k != "sent"})
+        shown = {k: v for k, v in self.jobs[job_id].items() if k not in ("sent", "host")}
+        return httpx.Response(200, json=shown)
 
 
 def refuse(request):
     """A fault: nobody listens."""
     raise httpx.ConnectError("connection refused", request=request)
+
+
+class Vague(RunPod):
+    """A provider that behaves at the seam as Modal does, over the same API in memory: it does not
+    tell a queued job from a running one, calls nobody back and bills no seconds.
+    """
+
+    name = "modal"
+    calls_back = False
+    bills_seconds = False
+    keeps_results_seconds = 604_800.0
+
+    async def status(self, target, provider_job_id):
+        remote = await super().status(target, provider_job_id)
+        if remote.state.is_over:
+            return replace(remote, execution_seconds=None)
+        return RemoteJob(RemoteState.OPEN)
 
 
 class Worker:

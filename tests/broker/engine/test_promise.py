@@ -1,11 +1,12 @@
 """The promise: no accepted job is lost, paid twice blindly or published twice; on random histories,
 with an oracle.
 
-The provider executes and times out, loses jobs, forgets them, completes without output, shows
-progress after the end, calls late and twice, answers 429 and 5xx, scales to zero. Workers are
-killed, delivered twice, and go on after they were given up. The bucket is away. The broker crashes
-before and after every commit and every call. A run in which something of all this was never seen
-fails.
+There are two providers, as RunPod and as Modal behave, and the settings change in mid-history. A
+provider executes and times out, loses jobs, forgets them, completes without output, shows progress
+after the end, calls late and twice, answers 429 and 5xx, scales to zero, and goes away for good.
+Workers are killed, delivered twice, and go on after they were given up. The bucket is away. The
+broker crashes before and after every commit and every call. A run in which something of all this
+was never seen fails.
 """
 
 import asyncio
@@ -38,8 +39,10 @@ from broker.errors import (
     Unavailable,
 )
 from broker.jobs.model import LEGAL_TRANSITIONS, AttemptState
+from broker.jobs.place import Place
 from broker.jobs.policy import TRIES
-from broker.providers.registry import make_providers
+from broker.providers.registry import Providers
+from broker.providers.runpod import RunPod
 from broker.settings import Settings
 from broker.store.engine import open_engine
 from broker.store.jobs import JobStore
@@ -47,7 +50,7 @@ from broker.store.uploads import UploadStore
 from schemas.jobs import ErrorCode, JobRequest, JobStatus
 from schemas.keys import object_key
 from tests.broker.memory_bucket import MemoryBucket
-from tests.broker.provider import Provider, Worker
+from tests.broker.provider import Provider, Vague, Worker
 
 USER = "u"
 REQUEST = JobRequest.model_validate({"type": "framing", "input_key": "a.mp4"})
@@ -65,6 +68,9 @@ SETTINGS = Settings(
     REELBROKER_PUBLIC_URL="http://broker",
     REELBROKER_RUNPOD_CALLS_PER_SECOND=1000,
 )
+BOTH = Place("runpod", "http://runpod/v2/embedded"), Place("modal", "http://modal/v2/embedded")
+#: What the settings may name.
+PLACES = (BOTH, BOTH[::-1], BOTH[:1], BOTH[1:])
 #: What the provider may do with one call; None: what it should.
 FAULTS = (None, "refuse", "429", "500", "execute-and-500", "execute-and-time-out", "cut-off", "400")
 WORKER_CODES = [code for code in ErrorCode if code is not ErrorCode.PROVIDER_REFUSED]
@@ -143,6 +149,7 @@ class Coverage:
         self.edges, self.codes, self.ends = set(), set(), collections.Counter()
         self.crashes = self.late_commits = self.second_deliveries = self.orphans = 0
         self.replays = self.retries = self.listings = 0
+        self.moved = self.out_of_reach = self.changes = 0
 
 
 class Promise(RuleBasedStateMachine):
@@ -163,7 +170,7 @@ class Promise(RuleBasedStateMachine):
         self.keys = {}
         # Histories share a database.
         self.name = uuid.uuid4().hex
-        self.draining = False
+        self.draining, self.places = False, PLACES[0]
         self.runner = asyncio.Runner()
         self.restart()
         self.submit(None, REQUEST, None)
@@ -177,7 +184,11 @@ class Promise(RuleBasedStateMachine):
         store = Bounded(self.store, self.boundaries, names)
         bucket = Bounded(self.bucket, self.boundaries, ("write",))
         self.http = httpx.AsyncClient(transport=self.provider)
-        providers = make_providers(SETTINGS, self.http)
+        known = {
+            "runpod": RunPod(self.http, "runpod-key", 1000),
+            "modal": Vague(self.http, "runpod-key", 1000),
+        }
+        providers = Providers(known, self.places)
         core = make_core(
             SETTINGS, store, UploadStore(self.store._engine), bucket, providers, lambda: self.now
         )
@@ -343,11 +354,25 @@ class Promise(RuleBasedStateMachine):
         self.draining = draining
         self.restart()
 
+    @rule(places=st.sampled_from(range(4)))
+    def settings_change(self, places):
+        """Attempts stay with the provider that has them."""
+        self.places = PLACES[places]
+        self.coverage.changes += 1
+        self.restart()
+
     # ── what the provider does ────────────────────────────────────────────────────────────────────
 
     @rule(faults=st.lists(st.sampled_from(FAULTS), min_size=1, max_size=4))
     def provider_is_in_trouble(self, faults):
         self.faults = faults
+
+    @rule(host=st.sampled_from(["runpod", "modal"]), after=st.sampled_from([0, 40, 700]))
+    def provider_is_away(self, host, after):
+        """For a while, or until the end of the history: the other one takes what it can."""
+        away = self.provider.away
+        self.provider.away = away - {host} if host in away else away | {host}
+        self.look(after, None, 1)
 
     @rule(
         workers=st.sampled_from(
@@ -563,6 +588,10 @@ class Promise(RuleBasedStateMachine):
         """
         self.bucket.away, self.faults, self.provider.workers = False, [], {"idle": 1}
         self.draining = False
+        if len(self.provider.away) > 1:
+            self.provider.away = set()
+        # One that is away stays so; the settings name the other one, too.
+        self.places = PLACES[0] if len(self.places) == 1 else self.places
         self.restart()
         for _ in range(80):
             self.look(120, None, 1)
@@ -601,6 +630,8 @@ class Promise(RuleBasedStateMachine):
                 self.bucket.size(object_key(USER, job.output_key))
                 == json.loads(job.result)["bytes"]
             )
+        self.coverage.moved += len({attempt.provider for attempt in attempts}) > 1
+        self.coverage.out_of_reach += any(attempt.unreachable_since for attempt in attempts)
         self.coverage.ends[job.status] += 1
         self.coverage.codes |= failures.keys() | ({job.error_code} if job.error_code else set())
 
@@ -621,7 +652,12 @@ class Promise(RuleBasedStateMachine):
     # ── small steps ───────────────────────────────────────────────────────────────────────────────
 
     def waiting(self, *more):
-        return [job for job in self.provider.jobs.values() if job["status"] in ("IN_QUEUE", *more)]
+        """The jobs that a worker could take; a provider that is away gives out none."""
+        return [
+            job
+            for job in self.provider.jobs.values()
+            if job["status"] in ("IN_QUEUE", *more) and job["host"] not in self.provider.away
+        ]
 
     def alive(self, looked=False):
         return [one for one in self.executions if not one.over and one.looked >= looked]
@@ -711,6 +747,23 @@ def known_troubles():
     machine.provider_starts_a_worker(0)
     machine.provider_delivers_again(0)
     yield machine
+    # A provider goes away for good: with a job that waits there, and with one that runs.
+    for is_running in (False, True):
+        machine = Promise()
+        machine.begin()
+        if is_running:
+            machine.provider_starts_a_worker(0)
+            machine.executions[0].over = True
+        machine.provider_is_away("runpod", 0)
+        yield machine
+    # The other provider takes what was tried in vain, whatever the settings become.
+    machine = Promise()
+    machine.begin()
+    machine.a_worker_fails_at_once(0, ErrorCode.WORKER_LOST)
+    machine.look(40, None, 1)
+    machine.settings_change(2)
+    machine.look(40, None, 1)
+    yield machine
     # A cancel that the provider does not hear.
     machine = Promise()
     machine.begin()
@@ -754,11 +807,13 @@ def test_the_promise_holds_on_random_histories(database_url, measured):
         f"twice ({told}); {seen.crashes} crashes, "
         f"{seen.second_deliveries} second deliveries, {seen.late_commits} late commits, "
         f"{seen.orphans} looks at orphans, {seen.replays} replays, "
-        f"{seen.retries} retries"
+        f"{seen.retries} retries; {seen.changes} changes of the settings, {seen.moved} jobs tried "
+        f"at both providers, {seen.out_of_reach} out of reach"
     )
     edges = {(before, after) for before, legal in LEGAL_TRANSITIONS.items() for after in legal}
     assert edges - seen.edges == set()
     assert set(ErrorCode) - {ErrorCode.CANCELLED} - seen.codes == set()
     assert min(seen.crashes, seen.second_deliveries, seen.late_commits, seen.orphans) > 0
     assert min(seen.replays, seen.retries, seen.listings) > 0
+    assert min(seen.changes, seen.moved, seen.out_of_reach) > 0
     assert seen.ends[JobStatus.COMPLETE] > 20

@@ -2,8 +2,6 @@
 clock is ours.
 """
 
-from dataclasses import replace
-
 import httpx
 import pytest
 
@@ -12,14 +10,13 @@ from broker.clock import now_ms
 from broker.engine.core import make_core
 from broker.errors import ProviderError, StorageError
 from broker.jobs.model import Attempt, AttemptState, EventKind, JobChange
-from broker.jobs.observation import RemoteState
 from broker.jobs.place import Place
 from broker.providers.registry import Providers, make_providers
 from broker.providers.runpod import RunPod
 from broker.store.uploads import UploadStore
 from schemas.jobs import ErrorCode, JobStatus, Phase
 from schemas.keys import object_key
-from tests.broker.provider import Provider, Worker, refuse
+from tests.broker.provider import Provider, Vague, Worker, refuse
 
 
 class Scene:
@@ -713,16 +710,8 @@ async def test_a_draining_broker_sends_nothing_and_follows_what_runs(scene, subm
     assert len(scene.provider.submits) == 2
 
 
-class Vague(RunPod):
-    """A provider that does not tell a queued job from a running one."""
-
-    async def status(self, target, provider_job_id):
-        remote = await super().status(target, provider_job_id)
-        return remote if remote.state.is_over else replace(remote, state=RemoteState.OPEN)
-
-
-async def test_a_provider_that_does_not_tell_queued_from_running_is_helped_by_the_worker(submitted):
-    """The job is queued until the worker has written `started.json`; `progress.json` has the rest."""
+async def test_started_json_tells_a_running_job_from_a_queued_one(submitted):
+    """The job is queued until the worker has written `started.json`; then `progress.json` counts."""
     scene = submitted
     async with httpx.AsyncClient(transport=scene.provider) as http:
         place = Place(RunPod.name, scene.settings.runpod_endpoint_url)

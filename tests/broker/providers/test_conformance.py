@@ -16,7 +16,7 @@ from broker.providers.base import Provider
 from broker.providers.runpod import RunPod
 from schemas.worker import WorkerInput
 from tests.broker.modal_side import TARGET, modal_server
-from tests.broker.provider import Provider as SteerableRunPod
+from tests.broker.provider import Provider as SteerableRunPod, Vague
 
 JOB = WorkerInput(
     job_id="j1", user_id="u1", type="framing", input_key="a.mp4", attempt_token="0" * 32
@@ -58,9 +58,16 @@ async def runpod_fake(_):
         yield _runpod(http)
 
 
-def _runpod(http):
+@contextlib.asynccontextmanager
+async def modal_fake(_):
+    """The fake that stands for Modal in the engine's tests."""
+    async with httpx.AsyncClient(transport=SteerableRunPod()) as http:
+        yield _runpod(http, Vague)
+
+
+def _runpod(http, kind=RunPod):
     urls = "http://runpod/v2/embedded", "http://runpod/v2/other"
-    return Side(RunPod(http, "runpod-key"), *urls, wrong_credentials=(http, "wrong"))
+    return Side(kind(http, "runpod-key"), *urls, wrong_credentials=(http, "wrong"))
 
 
 @contextlib.asynccontextmanager
@@ -71,7 +78,8 @@ async def modal_embedded(tmp_path):
 
 
 @pytest.fixture(
-    params=[runpod_fake, runpod_embedded, modal_embedded], ids=lambda side: side.__name__
+    params=[runpod_fake, runpod_embedded, modal_fake, modal_embedded],
+    ids=lambda side: side.__name__,
 )
 async def side(request, tmp_path):
     """Each provider in turn."""

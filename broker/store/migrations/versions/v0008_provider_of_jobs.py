@@ -16,7 +16,8 @@ _NEW = ("provider", "modal_call_id")
 def upgrade() -> None:
     for name in _NEW:
         op.add_column("export_jobs", sa.Column(name, sa.Text(), nullable=True))
-    op.add_column("job_attempts", sa.Column("unreachable_since", sa.BigInteger(), nullable=True))
+    moment = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
+    op.add_column("job_attempts", sa.Column("unreachable_since", moment, nullable=True))
     # Until now there was one provider.
     op.execute("UPDATE export_jobs SET provider = 'runpod' WHERE runpod_job_id IS NOT NULL")
 
