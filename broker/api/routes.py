@@ -100,7 +100,7 @@ ROUTES = (
     RouteSpec("GET", "/api/exports/active", aliases.active, {200: ExportList}, "older clients"),
     RouteSpec("GET", f"{EXPORT}/remote-status", aliases.remote_status, {200: RemoteStatus},
         "older clients", problems=(404,)),
-    RouteSpec("GET", f"{EXPORT}/modal-status", aliases.remote_status, {200: RemoteStatus},
+    RouteSpec("GET", f"{EXPORT}/modal-status", aliases.modal_status, {200: RemoteStatus},
         "older clients", problems=(404,)),
     RouteSpec("DELETE", EXPORT, aliases.cancel, {200: ExportCancelled}, "older clients",
         problems=(400, 404)),

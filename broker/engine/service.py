@@ -37,7 +37,7 @@ from broker.errors import (
     StorageError,
     Unavailable,
 )
-from broker.jobs.model import Event, EventKind, Job, JobChange
+from broker.jobs.model import Attempt, Event, EventKind, Job, JobChange
 from broker.jobs.policy import longest_output, output_seconds
 from broker.jobs.views import ends
 from broker.settings import Settings
@@ -49,6 +49,8 @@ log = structlog.get_logger(__name__)
 
 #: How long a submit may wait for the sizes of its sources.
 SIZES_SECONDS = 2.0
+#: How long a caller who wants the newest state waits for a change.
+RECONCILE_SECONDS = 1.0
 #: What a retry keeps of the failed job.
 _KEPT = {"user_id", "project_id", "game_id", "type", "input_key", "params", "meta", "fingerprint"}
 
@@ -296,6 +298,20 @@ class JobService:
         if not await self.reconciler.hint(job_id, token, provider_job_id):
             raise NotFound("There is no such attempt.")
         self.wake()
+
+    async def reconciled(self, user_id: str, job_id: str) -> tuple[Job, Attempt | None]:
+        """Reconciles an open job now; returns the job and its newest attempt a moment later.
+
+        Raises:
+            NotFound: no such job.
+        """
+        job = await self.job(user_id, job_id)
+        if not job.status.is_terminal:
+            await run_in_threadpool(self.store.make_due, job_id, self.clock())
+            self.wake()
+            await self.wait(user_id, job_id, job.version, RECONCILE_SECONDS)
+        job, attempts = await run_in_threadpool(self.store.load, job_id)
+        return job, attempts[-1] if attempts else None
 
     async def drain(self, on: bool) -> None:
         """Stops or resumes accepting and submitting jobs; jobs that run go on."""

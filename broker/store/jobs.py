@@ -231,16 +231,17 @@ class JobStore:
     def hint(self, job_id: str, token: str, now: int) -> Attempt | None:
         """Makes an open job due now; returns the attempt with that token, or None."""
         named = select(ATTEMPTS).where(ATTEMPTS.c.token == token, ATTEMPTS.c.job_id == job_id)
-        # A job that is due changes too: a reconcile under way may have observed less than the hint
-        # is about, and must not put the next one off.
-        sooner = case((JOBS.c.due_at > now, now), else_=JOBS.c.due_at - 1)
-        still = update(JOBS).where(JOBS.c.id == job_id, JOBS.c.status.in_(OPEN))
         with self._engine.begin() as connection:
             row = connection.execute(named).mappings().first()
             if row is None:
                 return None
-            connection.execute(still.values(due_at=sooner))
+            connection.execute(_due_now(job_id, now))
         return _attempt(row)
+
+    def make_due(self, job_id: str, now: int) -> None:
+        """Makes an open job due now."""
+        with self._engine.begin() as connection:
+            connection.execute(_due_now(job_id, now))
 
     def forget_keys(self, before: int) -> None:
         """Deletes the idempotency keys of before a moment."""
@@ -381,6 +382,14 @@ class JobStore:
                 for row in connection.execute(_ATTEMPTS, {"job_ids": list(attempts)}).mappings():
                     attempts[row["job_id"]].append(_attempt(row))
         return [(as_job(row), attempts[row["id"]]) for row in rows]
+
+
+def _due_now(job_id: str, now: int) -> Executable:
+    # A job that is due changes too: a reconcile under way may have observed less than the caller
+    # knows, and must not put the next one off.
+    sooner = case((JOBS.c.due_at > now, now), else_=JOBS.c.due_at - 1)
+    still = update(JOBS).where(JOBS.c.id == job_id, JOBS.c.status.in_(OPEN))
+    return still.values(due_at=sooner)
 
 
 def as_job(row: RowMapping) -> Job:

@@ -2,6 +2,7 @@
 the export editor's socket.
 """
 
+from enum import StrEnum
 from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, Json, StringConstraints, model_validator
@@ -155,10 +156,21 @@ class ExportList(Wire):
     exports: list[ExportSummary]
 
 
+class RemoteWord(StrEnum):
+    """What a provider's status route reports of an export."""
+
+    RUNNING = "running"
+    COMPLETE = "complete"
+    ERROR = "error"
+    EXPIRED = "expired"  #: Modal has no such call any more; the export may be tried again
+    NOT_MODAL = "not_modal"  #: another provider has the export
+
+
 class RemoteStatus(Wire):
     """`running` until there is an end; then `complete` or `error`."""
 
-    status: str
+    status: RemoteWord
+    modal_call_id: str | None
     progress: int
     result: OutputFacts | None
     output_key: str | None
@@ -166,9 +178,12 @@ class RemoteStatus(Wire):
     error: str | None
 
     @classmethod
-    def of(cls, job: JobView) -> Self:
+    def of(cls, job: JobView, is_open: RemoteWord = RemoteWord.RUNNING) -> Self:
+        """Returns the status of an export; `is_open` is the word for one that has not ended."""
+        ended = RemoteWord(status_word(job.status)) if job.status.is_terminal else None
         return cls(
-            status=status_word(job.status) if job.status.is_terminal else "running",
+            status=ended or is_open,
+            modal_call_id=job.modal_call_id,
             progress=job.progress,
             result=job.result,
             output_key=job.output_key,

@@ -1,11 +1,13 @@
 """Modal's client against the embedded server, in this process; tests plant faults between them."""
 
+import base64
 import contextlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import cbor2
 from modal_proto import api_pb2
 
 from broker.embedded.modal_server import ModalConfig, ModalServer
@@ -69,3 +71,11 @@ async def modal_server(folder, **deadlines):
             del os.environ["MODAL_SERVER_URL"]
         else:
             os.environ["MODAL_SERVER_URL"] = former
+
+
+def sent(server):
+    """Returns each call's id and the WorkerInput that the broker sent, the oldest first."""
+    return {
+        job.id: cbor2.loads(base64.b64decode(job.input["args"]))[0][0]
+        for job in server._queue._jobs.values()
+    }

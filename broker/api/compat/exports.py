@@ -30,6 +30,7 @@ from schemas.compat.aliases import (
     ExportStatus,
     ExportSummary,
     RemoteStatus,
+    RemoteWord,
     StartRequest,
     UpscaleAccepted,
     UpscaleFields,
@@ -40,6 +41,8 @@ from schemas.uploads import DownloadQuery
 _WORKING = (JobType.FRAMING, JobType.MULTI_CLIP, JobType.UPSCALE)
 _OPEN = JobFilter(status=(JobStatus.PENDING, JobStatus.PROCESSING))
 LISTED = 100
+#: The provider of those clients.
+_MODAL = "modal"
 
 
 async def start(request: Request) -> Response:
@@ -85,6 +88,20 @@ async def active(request: Request) -> Response:
 async def remote_status(request: Request) -> Response:
     """Get whether an export runs, and its outcome."""
     return requests.json(RemoteStatus.of(await _job(request)))
+
+
+async def modal_status(request: Request) -> Response:
+    """Get whether an export runs at Modal, and its outcome, which Modal and the bucket are asked
+    for now.
+    """
+    service = requests.service(request)
+    job, attempt = await service.reconciled(requests.user(request), _job_id(request))
+    word = RemoteWord.RUNNING
+    if attempt is not None and attempt.provider != _MODAL:
+        word = RemoteWord.NOT_MODAL
+    elif attempt is not None and attempt.absent_since is not None:
+        word = RemoteWord.EXPIRED
+    return requests.json(RemoteStatus.of(requests.view(request, job), word))
 
 
 async def cancel(request: Request) -> Response:

@@ -246,13 +246,13 @@ def test_two_apps_in_a_process_count_each_for_itself():
     """A registry for each."""
     one, other = Metrics(["a"]), Metrics(["a"])
     one.storage_failed("GET")
-    values = [parsed(each.exposition(False, None, None).decode()) for each in (one, other)]
+    values = [parsed(each.exposition(False, None, []).decode()) for each in (one, other)]
     assert [told["storage_errors_total", "GET"] for told in values] == [1, 0]
 
 
 def series():
     """All names that are exposed."""
-    text = Metrics(["runpod"]).exposition(False, None, None).decode()
+    text = Metrics(["runpod"]).exposition(False, None, []).decode()
     return {
         sample.name for family in text_string_to_metric_families(text) for sample in family.samples
     }
@@ -272,7 +272,7 @@ def test_dashboard_and_alerts_ask_for_what_is_there():
     """Each metric that they name is exposed, each word of a label is one that it has, and each
     alert is explained.
     """
-    known, text = series(), Metrics(["runpod"]).exposition(False, None, None).decode()
+    known, text = series(), Metrics(["runpod"]).exposition(False, None, []).decode()
     asked = set()
     for where, expression in expressions():
         names = re.findall(r"\b(?:(?:reelbroker|process)_\w+|up\b)", expression)
@@ -303,7 +303,7 @@ def test_prometheus_takes_the_alerts_and_they_come_when_they_should():
     """What Prometheus itself says of the rules, of what we tell, and of days that went wrong
     (tests/broker/alerts.yml).
     """
-    told = Metrics(["runpod"]).exposition(False, None, None)
+    told = Metrics(["runpod"]).exposition(False, None, [])
     days = Path(__file__).parents[1] / "alerts.yml"
     for words, given in (
         (["check", "rules", GUIDE / "alerts.yml"], None),

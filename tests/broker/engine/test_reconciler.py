@@ -711,7 +711,7 @@ async def test_a_draining_broker_sends_nothing_and_follows_what_runs(scene, subm
 
 
 async def test_started_json_tells_a_running_job_from_a_queued_one(submitted):
-    """The job is queued until the worker has written `started.json`; then `progress.json` counts."""
+    """The job is queued until the worker has written it; then `progress.json` counts."""
     scene = submitted
     async with httpx.AsyncClient(transport=scene.provider) as http:
         place = Place(RunPod.name, scene.settings.runpod_endpoint_url)

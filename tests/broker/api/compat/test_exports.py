@@ -177,8 +177,8 @@ async def test_a_page_that_comes_back_finds_its_exports(client, provider, bucket
     job_id = url.rpartition("/")[2]
     (active,) = (await client.get("/api/exports/active")).json()["exports"]
     assert (active["job_id"], active["project_id"]) == (job_id, 9)
-    for word in ("remote-status", "modal-status"):
-        assert (await client.get(f"/api/exports/{job_id}/{word}")).json()["status"] == "running"
+    for word, expected in (("remote-status", "running"), ("modal-status", "not_modal")):
+        assert (await client.get(f"/api/exports/{job_id}/{word}")).json()["status"] == expected
     assert (await client.delete(f"/api/exports/{job_id}")).json() == {
         "message": "Export cancelled",
         "modal_cancelled": True,
