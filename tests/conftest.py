@@ -23,6 +23,7 @@ _LONG = (
     "test_media",
     "test_end_to_end",
     "test_kills",
+    "test_modal",
     "test_openapi",
     "test_promise",
 )

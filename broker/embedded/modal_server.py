@@ -97,7 +97,7 @@ class ModalServer:
         self._config = config
         self._queue = JobQueue(config.folder / "modal.db", config.limits, time.time())
         self._changes = Changes()
-        self._deployed: Deployed | None = None
+        self._deployed = _read_deployed(container_arguments(config.folder))
         self._deploying = Deployed()
         self._rpcs: dict[str, Rpc] = {
             "FunctionGet": self._function_get,
@@ -394,6 +394,17 @@ async def _nothing(_: Any, __: str) -> None:
     """Answers an rpc with an empty message."""
 
 
+def _read_deployed(path: Path) -> Deployed | None:
+    """Returns what an earlier run of the server deployed, so that a restart loses nothing."""
+    if not path.exists():
+        return None
+    arguments = api_pb2.ContainerArguments.FromString(path.read_bytes())
+    function = arguments.function_def
+    return Deployed(
+        arguments.environment_name, function.app_name, function.function_name, function
+    )
+
+
 def _metadata(deployed: Deployed) -> api_pb2.FunctionHandleMetadata:
     return api_pb2.FunctionHandleMetadata(
         function_name=deployed.name,
@@ -417,7 +428,6 @@ def _input_id(job: QueuedJob) -> str:
 
 async def serve(config: ModalConfig, port: int, deploy: bool) -> None:
     """Serves until it is cancelled; deploys the worker's app first."""
-    container_arguments(config.folder).unlink(missing_ok=True)
     async with ModalServer(config).serving(port):
         if deploy:
             process = await asyncio.create_subprocess_exec(

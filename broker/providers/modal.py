@@ -96,6 +96,7 @@ class Modal:
         self._look_up_seconds, self._step_seconds = look_up_seconds, step_seconds
         self._client: modal.Client | None = None
         self._connecting = asyncio.Lock()
+        self._failed_connections = 0
         self._functions: dict[str, Function] = {}
         self._breakers: dict[str, Breaker] = defaultdict(Breaker)
         self._paces = {verb: Pace(CALLS_PER_SECOND) for verb in ("submit", "status", "cancel")}
@@ -212,16 +213,18 @@ class Modal:
     # ── connection ──────────────────────────────────────────────────────────────────────────────
 
     async def _connected(self, target: str) -> modal.Client:
+        tried = self._failed_connections
         async with self._connecting:
-            # Those that waited for a failed attempt must not each repeat it.
-            if self._breakers[target].holds:
-                self._breakers[target].check()
+            if self._failed_connections > tried:
+                # Those that waited for a failed attempt must not each repeat it.
+                raise ProviderUnreachable("Modal cannot be reached: the connection failed")
             if self._client is None or self._client.is_closed():
                 self._functions.clear()
                 connecting = modal.Client.from_credentials.aio(*self._credentials)
                 try:
                     self._client = await self._within(self._look_up_seconds, connecting)
                 except Exception as error:
+                    self._failed_connections += 1
                     raise self._reported(target, _look_up_error(error, "")) from error
             return self._client
 
