@@ -386,6 +386,7 @@ _EMPTY = (
     "AppHeartbeat",
     "ClientHello",
     "ContainerStop",
+    "SecretUpdate",
     "TaskResult",
 )
 

@@ -28,6 +28,7 @@ class SteerableServer(ModalServer):
         super().__init__(config)
         self.fault: Callable[[str, Any, Any], Any] | None = None
         self.calls: list[str] = []
+        self.requests: list[tuple[str, Any]] = []
         self._deploying.app, self._deploying.name = "reelbroker", "export"
         self._deploying.function = api_pb2.Function(
             module_name="gpu_worker.modal_app", function_name="export", timeout_secs=60
@@ -39,6 +40,7 @@ class SteerableServer(ModalServer):
     def _steered(self, name, rpc):
         async def steered(request, caller):
             self.calls.append(name)
+            self.requests.append((name, request))
             if self.fault is None:
                 return await rpc(request, caller)
             return await self.fault(name, request, lambda: rpc(request, caller))
