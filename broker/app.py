@@ -102,7 +102,9 @@ def create_app(
                 yield {
                     "settings": settings,
                     "service": service,
-                    "quotes": QuoteService(store, bucket, settings.gpu_prices),
+                    "quotes": QuoteService(
+                        store, bucket, settings.gpu_prices, settings.provider_entries[0].name
+                    ),
                     "uploads": UploadService(settings, uploads, bucket),
                     "webhooks": webhooks,
                     "credentials": Credentials(engine),

@@ -1,5 +1,4 @@
-"""scripts/try-live on the embedded stack: every fact is as assumed, each planted deviation is found.
-"""
+"""scripts/try-live on the embedded stack: every fact is as assumed, each deviation is found."""
 
 import json
 import sys

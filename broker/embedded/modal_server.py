@@ -401,9 +401,7 @@ def _read_deployed(path: Path) -> Deployed | None:
         return None
     arguments = api_pb2.ContainerArguments.FromString(path.read_bytes())
     function = arguments.function_def
-    return Deployed(
-        arguments.environment_name, function.app_name, function.function_name, function
-    )
+    return Deployed(arguments.environment_name, function.app_name, function.function_name, function)
 
 
 def _metadata(deployed: Deployed) -> api_pb2.FunctionHandleMetadata:

@@ -37,11 +37,13 @@ class QuoteService:
 
     Args:
         prices: USD for a second, by GPU.
+        provider: the one that new jobs go to first.
     """
 
     store: JobStore
     bucket: Bucket
     prices: Mapping[str, float]
+    provider: str = ""
 
     async def quote(self, user_id: str, request: QuoteRequest) -> Quote:
         """Estimates a job; raises StorageError where the bucket fails."""
@@ -54,7 +56,8 @@ class QuoteService:
         done = await run_in_threadpool(self.store.page, user_id, only, ALIKE)
         mode = request.params.export_mode
         alike = [job for job in done if json.loads(job.params).get("export_mode") == mode]
-        return estimate(request.params, request.source_seconds, size, alike, self.prices)
+        known = request.params, request.source_seconds, size, alike
+        return estimate(*known, self.prices, self.provider)
 
 
 def estimate(
@@ -63,6 +66,7 @@ def estimate(
     source_bytes: int,
     alike: Sequence[Job],
     prices: Mapping[str, float],
+    provider: str = "",
 ) -> Quote:
     """Estimates a job.
 
@@ -91,8 +95,8 @@ def estimate(
         source_known=declared is not None or source_seconds is not None,
         gpu_seconds=gpu_seconds,
         gpu_seconds_p90=gpu_seconds_p90,
-        cost_usd=cost(prices, None, gpu_seconds),
-        cost_usd_p90=cost(prices, None, gpu_seconds_p90),
+        cost_usd=cost(prices, None, gpu_seconds, provider),
+        cost_usd_p90=cost(prices, None, gpu_seconds_p90, provider),
         basis=basis,
     )
 

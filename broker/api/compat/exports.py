@@ -107,10 +107,11 @@ async def modal_status(request: Request) -> Response:
 async def cancel(request: Request) -> Response:
     """Cancel an export. 400 where it has ended already."""
     try:
-        await requests.service(request).cancel(requests.user(request), _job_id(request))
+        job = await requests.service(request).cancel(requests.user(request), _job_id(request))
     except AlreadyFinished as error:
         raise InvalidRequest([("", str(error))], status=400) from error
-    return requests.json(ExportCancelled(message="Export cancelled", modal_cancelled=True))
+    at_modal = job.provider == _MODAL and job.provider_job_id is not None
+    return requests.json(ExportCancelled(message="Export cancelled", modal_cancelled=at_modal))
 
 
 async def upscale(request: Request) -> Response:

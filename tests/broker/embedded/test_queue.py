@@ -66,6 +66,35 @@ def test_progress_after_the_end_is_ignored(queue):
     assert not queue.finish("w1", job, None, "late", 3)
 
 
+@pytest.fixture
+def endless(tmp_path):
+    """A queue that restarts jobs without end, as Modal does."""
+    queue = JobQueue(tmp_path / "endless.db", Limits(retries=None), now=0)
+    yield queue
+    queue.close()
+
+
+def test_a_job_is_restarted_without_end_where_there_is_no_limit(endless):
+    """Each worker dies; the job is there for the next one, and counts."""
+    job = add(endless)
+    for death in range(1, 6):
+        endless.take(f"w.{death}", death * 100)
+        endless.expire(death * 100 + 50)
+        assert (job.state, job.retries) == (State.IN_QUEUE, death)
+
+
+def test_a_worker_that_takes_a_slot_ends_the_one_before(endless):
+    """Its jobs go to the next worker at once, and those of other slots stay."""
+    mine, other = add(endless, "mine", 1), add(endless, "other", 2)
+    assert endless.take("slot-1.a", 3) is mine
+    assert endless.take("slot-2.a", 3) is other
+    endless.replace("slot-1.b", 4)
+    assert (mine.state, mine.retries, other.state) == (State.IN_QUEUE, 1, State.IN_PROGRESS)
+    assert set(endless.workers) == {"slot-1.b", "slot-2.a"}
+    assert endless.held("slot-2.a") == [other]
+    assert endless.take("slot-1.b", 5) is mine
+
+
 def test_a_worker_that_names_its_job_keeps_it(queue):
     """A ping without the job's name is no proof of life for the job."""
     job = add(queue)

@@ -4,6 +4,7 @@ import pytest
 
 from broker.errors import (
     ProviderHeld,
+    ProviderNotReady,
     ProviderPaced,
     ProviderRefused,
     ProviderUncertain,
@@ -381,6 +382,7 @@ def test_a_run_without_progress_is_stalled_and_goes_on():
         ("rp-9", EventKind.SUBMITTED),
         (ProviderUnreachable("x"), EventKind.HELD),
         (ProviderHeld("x"), EventKind.HELD),
+        (ProviderNotReady("x"), EventKind.HELD),
         (ProviderPaced("x"), EventKind.HELD),
         (ProviderUncertain("x"), EventKind.SUBMIT_UNKNOWN),
         (ProviderRefused("x"), EventKind.ERROR),
@@ -448,3 +450,64 @@ def test_a_run_begins_by_the_clock_of_its_worker():
     """Where the provider does not say when, `started.json` does."""
     seen = Observation(remote=RemoteJob(RemoteState.RUNNING), started=STARTED)
     assert decided([attempt()], seen).attempt.started_at == STARTED.at_ms
+
+
+@pytest.mark.parametrize(
+    "outcome",
+    [
+        ProviderNotReady("Modal refuses the token"),
+        ProviderHeld("the provider is down", ProviderNotReady("Modal refuses the token")),
+    ],
+    ids=["refused", "held-since"],
+)
+def test_a_job_that_waits_for_the_operator_names_the_reason(outcome):
+    """Also while calls are held back because of it."""
+    ready = attempt(AttemptState.READY, submitted_at=None, provider_job_id=None)
+    decision = decide_sent(job(status="pending"), ready, ready, outcome, NOW)
+    sentence = "The job waits until an operator acts: Modal refuses the token"
+    assert decision.change.message == sentence
+
+
+@pytest.mark.parametrize(
+    ("fields", "started", "expected"),
+    [
+        pytest.param({}, None, "waits", id="just-now"),
+        pytest.param({"unreachable_since": ago(299)}, None, "waits", id="not-for-long"),
+        pytest.param({"unreachable_since": ago(301)}, None, "goes elsewhere", id="nobody-began"),
+        pytest.param(
+            {"unreachable_since": ago(301), "started_at": ago(629)}, None, "waits", id="may-run"
+        ),
+        pytest.param({"unreachable_since": ago(301)}, STARTED, "waits", id="has-just-begun"),
+        pytest.param(
+            {"unreachable_since": ago(301), "started_at": ago(631)},
+            None,
+            "goes elsewhere",
+            id="its-limit-is-over",
+        ),
+        pytest.param(
+            {"unreachable_since": ago(20), "started_at": ago(9_000)}, None, "waits", id="a-moment"
+        ),
+    ],
+)
+def test_a_provider_out_of_reach(fields, started, expected):
+    """A run that may go on is left alone; the rest goes to the next place, fenced, and is cancelled
+    here as soon as the provider is back.
+    """
+    seen = Observation(started=started, out_of_reach=True)
+    decision = decided([attempt(**fields)], seen)
+    match decision:
+        case Reschedule(attempt=known):
+            told = "waits"
+            assert known.unreachable_since == fields.get("unreachable_since", NOW)
+            assert (known.started_at is None) == (started is None and "started_at" not in fields)
+        case Change(kind=EventKind.SUPERSEDED, attempt=given_up, fence=True):
+            told = "goes elsewhere"
+            assert given_up.error_code is ErrorCode.PROVIDER_UNAVAILABLE
+            assert given_up.orphan_due_at == NOW
+    assert told == expected
+
+
+def test_an_answer_ends_the_count_of_silence():
+    """The next silence begins anew."""
+    decision = decided([attempt(unreachable_since=ago(200))], remote("queued"))
+    assert decision.attempt.unreachable_since is None

@@ -181,7 +181,7 @@ async def test_a_page_that_comes_back_finds_its_exports(client, provider, bucket
         assert (await client.get(f"/api/exports/{job_id}/{word}")).json()["status"] == expected
     assert (await client.delete(f"/api/exports/{job_id}")).json() == {
         "message": "Export cancelled",
-        "modal_cancelled": True,
+        "modal_cancelled": False,
     }
     told = await until(
         client, f"/api/exports/{job_id}/remote-status", lambda told: told["status"] == "error"

@@ -75,7 +75,8 @@ async def test_a_call_that_modal_forgot_is_expired(at_modal, modal):
 async def test_a_cancelled_export_is_cancelled_at_modal(at_modal, modal):
     """The word for older clients is `error`, with the sentence that they know."""
     client, url, _ = at_modal
-    assert (await client.delete(f"/api/exports/{url.rpartition('/')[2]}")).status_code == 200
+    reply = await client.delete(f"/api/exports/{url.rpartition('/')[2]}")
+    assert reply.json() == {"message": "Export cancelled", "modal_cancelled": True}
     await until(client, url, lambda job: job["status"] == "cancelled")
     told = await status(client, url)
     assert (told["status"], told["error"]) == ("error", "Cancelled by user")
