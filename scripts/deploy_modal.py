@@ -2,7 +2,7 @@
 
 It writes the secret that the function reads, then runs `modal deploy -m gpu_worker.modal_app`.
 Nothing is made twice: Modal knows app, function and secret by their names. A dry run prints what it
-would send.
+would send; without a token, each run is one.
 """
 
 import argparse
@@ -114,12 +114,15 @@ def main() -> None:
     }
     secret = {name: known.get(name, "") for name in BUCKET} | dict(chosen.env)
     tokens = {name: known.get(name, "") for name in TOKEN}
-    if chosen.dry_run:
+    absent = [name for name, value in tokens.items() if not value]
+    if chosen.dry_run or absent:
         for name, value in settings.items():
             print(f"{name}={value}")
         print(f"secret {chosen.secret}: {', '.join(secret)}")
+        if absent:
+            print(f"A dry run: set {' and '.join(absent)} to deploy.", file=sys.stderr)
         return
-    if missing := [name for name, value in (tokens | secret).items() if not value]:
+    if missing := [name for name, value in secret.items() if not value]:
         _refuse(f"Set {', '.join(missing)} in the environment or in .env.")
     deploy(settings | tokens, secret)
     print("MODAL_ENABLED=true")

@@ -106,10 +106,13 @@ async def test_a_dry_run_sends_nothing(served, tmp_path):
 async def test_what_stands_in_the_way_is_named(served, tmp_path):
     """A missing setting, before anything is sent; a wrong token."""
     served, server = served
-    missing = await deploy(tmp_path, "you/worker:1", **server, **BUCKET)
-    assert (missing.returncode, missing.stderr) == (
-        2,
-        "Set MODAL_TOKEN_ID, MODAL_TOKEN_SECRET in the environment or in .env.\n",
+    missing = await deploy(tmp_path, "you/worker:1", **server, **ACCOUNT)
+    assert missing.returncode == 2
+    assert missing.stderr.startswith("Set R2_ENDPOINT, R2_ACCESS_KEY_ID")
+    tokenless = await deploy(tmp_path, "you/worker:1", **server, **BUCKET)
+    assert (tokenless.returncode, tokenless.stderr) == (
+        0,
+        "A dry run: set MODAL_TOKEN_ID and MODAL_TOKEN_SECRET to deploy.\n",
     )
     wrong = await deploy(
         tmp_path, "you/worker:1", **server, **BUCKET, **(ACCOUNT | {"MODAL_TOKEN_SECRET": "no"})

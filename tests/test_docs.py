@@ -353,7 +353,7 @@ def test_the_runbook_names_what_is_said():
     assert codes <= set(ErrorCode)
     said = (ROOT / "broker" / "jobs" / "decide.py").read_text()
     messages = first_cells("docs/operations.md", "`message`")
-    assert len(messages) == 7
+    assert len(messages) == 8
     for message in messages:
         assert message.removesuffix(" …") in said, message
 
@@ -407,11 +407,16 @@ def test_commands_in_the_text_exist_with_their_options(document):
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=named)
-def test_settings_in_the_text_exist(document):
+def test_settings_in_the_text_exist(document, monkeypatch):
     """Those of the broker and of the worker; a name that ends in _ stands for several."""
-    fields = [*BrokerSettings.model_fields.values(), *WorkerSettings.model_fields.values()]
+    monkeypatch.setenv("REELBROKER_MODAL_IMAGE", "registry/image:1")
+    from gpu_worker.modal_app import Deployment
+
+    models = BrokerSettings, WorkerSettings, Deployment
+    fields = [field for model in models for field in model.model_fields.values()]
+    known = {alias for field in fields if isinstance(alias := field.validation_alias, str)}
     # The client's.
-    known = {field.validation_alias for field in fields} | {"REELBROKER_URL"}
+    known.add("REELBROKER_URL")
     for name in re.findall(r"\bREELBROKER_[A-Z0-9_]+", document.read_text()):
         assert any(
             setting.startswith(name) if name.endswith("_") else setting == name for setting in known
