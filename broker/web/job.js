@@ -277,8 +277,7 @@ export class JobScreen {
         "Retry of",
         h("a", { href: `#/jobs/${job.retry_of}` }, job.retry_of.slice(0, 8)),
       ],
-      job.runpod_job_id && ["At RunPod", h("code", {}, job.runpod_job_id)],
-      job.modal_call_id && ["At Modal", h("code", {}, job.modal_call_id)],
+      ...atProvider(job),
     ];
     const open = this.facts.querySelector("details")?.open;
     fill(
@@ -374,6 +373,12 @@ export const WORDS = {
   cancelled: "Cancelled",
 };
 
+/** @returns {[string, HTMLElement][]} */
+const atProvider = (/** @type {Job} */ job) =>
+  [
+    ["At RunPod", job.runpod_job_id],
+    ["At Modal", job.modal_call_id],
+  ].flatMap(([name, id]) => (name && id ? [[name, h("code", {}, id)]] : []));
 const summary = (/** @type {Result} */ result) =>
   [
     `${result.width} × ${result.height}`,

@@ -146,18 +146,7 @@ function shown(/** @type {Fleet} */ fleet, /** @type {Me} */ me) {
       [{ name: "GPU seconds", className: "processing" }],
       " s",
     ),
-    ...places
-      .filter((place) => place.workers !== null)
-      .map((place) =>
-        ranks(
-          places.length > 1 ? `Workers by state, ${place.provider}` : "Workers by state",
-          WORKERS.map(([state, name, className]) => ({
-            name,
-            value: place.workers?.[state] ?? null,
-            className,
-          })).filter((row) => row.value !== null),
-        ),
-      ),
+    ...places.flatMap((place) => byState(place, places.length > 1)),
     Object.keys(fleet.today_by_provider).length > 1 &&
       list(
         "Today, by provider",
@@ -208,6 +197,17 @@ function shown(/** @type {Fleet} */ fleet, /** @type {Me} */ me) {
       ],
     ),
   ];
+}
+
+/** A place's workers; a state that its provider does not count is left out. */
+function byState(/** @type {Place} */ place, /** @type {boolean} */ named) {
+  const { workers } = place;
+  if (!workers) return [];
+  const rows = WORKERS.flatMap(([state, name, className]) => {
+    const value = workers[state];
+    return value === null ? [] : [{ name, value, className }];
+  });
+  return [ranks(named ? `Workers by state, ${place.provider}` : "Workers by state", rows)];
 }
 
 /** @type {(name: string, value: number | string, told: string, kind?: string) => HTMLElement} */

@@ -184,16 +184,18 @@ interface Tally {
   cost_usd: number | null;
 }
 
+interface Place {
+  provider: string;
+  target: string;
+  queued: number | null;
+  workers: Workers | null;
+  error: string | null;
+}
+
 interface Fleet {
   at: string;
   draining: boolean;
-  places: {
-    provider: string;
-    target: string;
-    queued: number | null;
-    workers: Workers | null;
-    error: string | null;
-  }[];
+  places: Place[];
   today_by_provider: Record<string, Tally>;
   open_jobs: Record<string, number>;
   oldest_wait_seconds: number | null;

@@ -1,5 +1,6 @@
 """The doctor, on a real database and bucket, with an endpoint that is well, ill, or not there."""
 
+import asyncio
 import json
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -9,7 +10,11 @@ import structlog
 from typer.testing import CliRunner
 
 from broker.cli.main import cli
+from broker.jobs.model import Attempt
 from broker.ops import doctor
+from broker.store.engine import open_engine
+from broker.store.jobs import JobStore
+from tests.broker.modal_side import TOKEN, modal_server
 
 
 @pytest.fixture
@@ -72,7 +77,10 @@ def asks(settings, endpoint, monkeypatch):
 @pytest.fixture
 def no_worker(monkeypatch):
     """As on a machine without torch: asking it takes seconds."""
-    monkeypatch.setattr(doctor.importlib.util, "find_spec", lambda name: None)
+    found = doctor.importlib.util.find_spec
+    monkeypatch.setattr(
+        doctor.importlib.util, "find_spec", lambda name: None if name == "torch" else found(name)
+    )
 
 
 def test_all_is_well(asks):
@@ -135,6 +143,88 @@ def test_an_endpoint_without_workers_is_ill(asks, no_worker, endpoint, health, r
     """Scaled to zero while jobs wait, or with workers that cannot start."""
     endpoint.health = health
     assert remedy in asks(code=1)["runpod"]["remedy"]
+
+
+@pytest.fixture
+async def modal(tmp_path, monkeypatch):
+    """Modal's server, and settings that name it beside RunPod."""
+    folder = tmp_path / "modal"
+    folder.mkdir()
+    async with modal_server(folder) as served:
+        monkeypatch.setenv("REELBROKER_PROVIDERS", "runpod,modal")
+        monkeypatch.setenv("MODAL_TOKEN_ID", TOKEN[0])
+        monkeypatch.setenv("MODAL_TOKEN_SECRET", TOKEN[1])
+        yield served.server
+
+
+async def test_each_provider_has_a_line(asks, no_worker, modal):
+    """In the order of the settings."""
+    found = await asyncio.to_thread(asks)
+    assert [what for what in found if what in ("runpod", "modal")] == ["runpod", "modal"]
+    assert found["modal"]["report"] == "0 workers up, 0 jobs queued"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "report"),
+    [
+        ("MODAL_TOKEN_SECRET", "as-wrong", "Modal refuses the token"),
+        ("MODAL_ENVIRONMENT", "dev", "Modal has no function export of the app reelbroker"),
+        ("REELBROKER_MODAL_APP", "other", "Modal has no function export of the app other"),
+        ("REELBROKER_MODAL_FUNCTION", "old", "Modal has no function old of the app reelbroker"),
+    ],
+)
+async def test_what_is_wrong_at_modal_is_named(
+    asks, no_worker, modal, monkeypatch, name, value, report
+):
+    """Wrong token, another environment, an app that is not deployed, a renamed function."""
+    monkeypatch.setenv(name, value)
+    found = (await asyncio.to_thread(asks, 1))["modal"]
+    assert report in found["report"]
+    assert "MODAL_TOKEN_ID" in found["remedy"]
+    assert "scripts/deploy-modal" in found["remedy"]
+
+
+@pytest.mark.parametrize(
+    ("provider", "target", "ok", "report"),
+    [
+        ("runpod", "http://127.0.0.1:9/v2/old", False, "2 open attempts at http://127.0.0.1:9"),
+        ("modal", "modal:main/reelbroker/export", False, "no key for the provider 'modal'"),
+    ],
+)
+def test_a_former_provider_that_still_has_attempts_is_named(
+    asks, no_worker, settings, make_job, provider, target, ok, report
+):
+    """Its keys are needed until they have ended."""
+    engine = open_engine(settings().database_url)
+    store = JobStore(engine)
+    for number in (1, 2):
+        job = store.add(make_job(status="processing"))
+        store.note(
+            Attempt(
+                token=f"{number}" * 32,
+                job_id=job.id,
+                number=1,
+                state="submitted",
+                provider=provider,
+                target=target,
+                created_at=1,
+            )
+        )
+    ended = store.add(make_job(status="cancelled"))
+    store.note(
+        Attempt(
+            token="3" * 32,
+            job_id=ended.id,
+            number=1,
+            state="ended",
+            provider=provider,
+            target=target,
+            created_at=1,
+        )
+    )
+    engine.dispose()
+    found = asks(code=1)[f"former {provider}"]
+    assert (found["ok"], report in found["report"]) == (ok, True), found
 
 
 def test_the_worker_is_asked_with_the_settings_of_the_file(asks, monkeypatch, tmp_path):
