@@ -2,6 +2,7 @@
 the real worker; its containers are killed, preempted and cancelled.
 """
 
+import contextlib
 import json
 import os
 import signal
@@ -126,15 +127,18 @@ def test_a_job_that_kills_its_containers_is_not_restarted_without_end(stack, sou
 
     def is_over(job):
         started = document(stack, job, "started.json")
-        delivery = (job["attempt"], started and started["deliveries"])
+        delivery = started and (started["runpod_job_id"], started["deliveries"])
         if started is not None and delivery not in killed:
-            killed.append(delivery)
-            stack.kill("container-1")
+            # Not while the supervisor starts the next one.
+            with contextlib.suppress(ProcessLookupError):
+                stack.kill("container-1")
+                killed.append(delivery)
         return job["attempt"] > 1
 
     job = stack.until(url, is_over, seconds=120)
     assert job["status"] == "processing"
-    assert killed[:3] == [(1, 1), (1, 2), (1, 3)]
+    calls_killed, deliveries = zip(*killed[:3], strict=True)
+    assert (len(set(calls_killed)), deliveries) == (1, (1, 2, 3))
     stack.client.post(f"{url}/cancel").raise_for_status()
     stack.finished(url, seconds=30)
 

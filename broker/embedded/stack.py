@@ -510,7 +510,9 @@ def _lock_file(path: Path) -> IO[str]:
     return lock
 
 
-def _load_identity(path: Path, broker_port: int | None, providers: Sequence[str]) -> Identity:
+def _load_identity(
+    path: Path, broker_port: int | None, providers: Sequence[str] = ("runpod",)
+) -> Identity:
     """Reads the stack's ports and keys, and chooses missing ones and ports that are taken now."""
     known = Identity(**json.loads(path.read_text())) if path.exists() else Identity(ports={})
     names = (*PORT_NAMES, "endpoint", "modal", "broker")

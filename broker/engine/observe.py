@@ -115,6 +115,7 @@ class Observer:
         except ProviderError as error:
             if isinstance(error, ProviderPaced) or not self._others_take(attempt):
                 raise
+            log.warning("provider_out_of_reach", error=str(error))
             return Observation(started=await self.started(job, attempt), out_of_reach=True)
         if remote.state is RemoteState.OPEN:
             remote, started = await self._resolved(job, attempt, remote)

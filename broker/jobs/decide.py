@@ -61,6 +61,7 @@ TIMED_OUT = {
 }
 _AWAY = "The GPU provider cannot be reached; the job goes as soon as it is back"
 _NOT_READY = "The job waits until an operator acts"
+_OUT_OF_REACH = "The GPU provider does not answer; the job goes to another one soon"
 _PACED = "The GPU provider takes no more jobs for the moment; the job goes in its turn"
 _DRAINING = "The broker sends no jobs for the moment; the job waits"
 _IDLE = "GPU workers are idle, but none takes the job: see their logs"
@@ -316,6 +317,8 @@ def _out_of_reach(case: _Case) -> Decision:
     if began is not None:
         known = known.evolve(started_at=began)
     ended = began is None or case.since(began) > (known.timeout_seconds or 0) + OVERTIME_SECONDS
+    if began is None and case.since(since) < case.rules.unreachable_after:
+        return _held(case.job, _OUT_OF_REACH, None, known)
     if not ended or case.since(since) < case.rules.unreachable_after:
         return Reschedule(None, known)
     code = ErrorCode.PROVIDER_UNAVAILABLE

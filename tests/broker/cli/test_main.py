@@ -65,7 +65,7 @@ def desk(settings, make_job, monkeypatch):
     made = settings()
     for name, field in type(made).model_fields.items():
         value = getattr(made, name)
-        if value is not None:
+        if value not in (None, ()):
             text = value.get_secret_value() if hasattr(value, "get_secret_value") else str(value)
             monkeypatch.setenv(str(field.validation_alias), text)
     desk = Desk(made, make_job)
@@ -106,7 +106,8 @@ def test_reconcile_dry_run_lists_changes_and_makes_none(desk):
     rows = {row["job"]: row for row in json.loads(desk.types("reconcile", "--dry-run", "--json"))}
     assert rows[done.id]["would be"] == "complete, attempt 1"
     assert rows[new.id]["would be"] == "sent, attempt 1"
-    assert rows[unseen.id]["would be"] == "cannot be seen"
+    assert rows[unseen.id]["would be"] == "processing, attempt 1"
+    assert "does not answer" in rows[unseen.id]["message"]
     assert [desk.store.load(job.id) for job in (done, unseen, new)] == before
     assert desk.bucket.size(desk.worker(unseen, "1" * 32).key("stop.json")) is None
 

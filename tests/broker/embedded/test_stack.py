@@ -129,7 +129,7 @@ def test_ports_and_keys_are_kept_in_a_file_for_the_owner_only(tmp_path):
     first = _load_identity(path, None)
     assert _load_identity(path, None) == first
     assert path.stat().st_mode & 0o077 == 0
-    assert len(set(first.ports.values())) == len(first.ports) == 12
+    assert len(set(first.ports.values())) == len(first.ports) == 13
 
 
 @pytest.mark.abuse

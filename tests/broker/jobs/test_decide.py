@@ -496,7 +496,7 @@ def test_a_provider_out_of_reach(fields, started, expected):
     seen = Observation(started=started, out_of_reach=True)
     decision = decided([attempt(**fields)], seen)
     match decision:
-        case Reschedule(attempt=known):
+        case Reschedule(attempt=known) | Change(kind=EventKind.HELD, attempt=known):
             told = "waits"
             assert known.unreachable_since == fields.get("unreachable_since", NOW)
             assert (known.started_at is None) == (started is None and "started_at" not in fields)
