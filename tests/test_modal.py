@@ -12,6 +12,7 @@ import time
 import pytest
 
 from broker.bucket import open_bucket
+from broker.embedded import stack as stack_module
 from gpu_worker.media.probe import output_facts
 from schemas.keys import object_key
 from schemas.worker import attempt_folder
@@ -25,8 +26,11 @@ SMALL = {"output_width": 270, "output_height": 480}
 def stack(tmp_path_factory):
     """One stack with Modal's server and one container."""
     folder = tmp_path_factory.mktemp("modal").resolve()
-    with StackThread(folder, providers=["modal"]) as stack:
-        yield stack
+    with pytest.MonkeyPatch.context() as patch:
+        # Dying is nothing unusual here.
+        patch.setattr(stack_module, "BACKOFF_SECONDS", (0.2,) * 6)
+        with StackThread(folder, providers=["modal"]) as stack:
+            yield stack
     assert processes_in(folder) == []
 
 

@@ -28,6 +28,7 @@ class SteerableServer(ModalServer):
         super().__init__(config)
         self.fault: Callable[[str, Any, Any], Any] | None = None
         self.calls: list[str] = []
+        self.streams: list[Any] = []  #: of the rpcs so far
         self.requests: list[tuple[str, Any]] = []
         self._deploying.app, self._deploying.name = "reelbroker", "export"
         self._deploying.function = api_pb2.Function(
@@ -36,6 +37,20 @@ class SteerableServer(ModalServer):
         self._deployed = self._deploying
         for name, rpc in self._rpcs.items():
             self._rpcs[name] = self._steered(name, rpc)
+
+    def __getattr__(self, name):
+        handler = super().__getattr__(name)
+
+        async def kept(stream):
+            self.streams.append(stream)
+            await handler(stream)
+
+        return kept
+
+    def cut(self):
+        """Cuts the lines of all rpcs so far."""
+        for stream in self.streams:
+            stream._stream.connection.close()
 
     def _steered(self, name, rpc):
         async def steered(request, caller):

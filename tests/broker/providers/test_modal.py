@@ -100,6 +100,23 @@ async def test_a_spawn_that_was_carried_out_and_not_answered_is_uncertain(served
     assert (await served.provider.health(TARGET)).jobs_queued == 1
 
 
+async def test_a_line_that_is_cut_after_the_request_was_read_is_uncertain(served):
+    """The client sends again by itself, on a new line; if that fails too, nobody knows."""
+
+    async def cut(name, request, carry_out):
+        if name != "FunctionMap":
+            return await carry_out()
+        await carry_out()
+        served.server.cut()
+        return await silence()
+
+    served.server.fault = cut
+    with pytest.raises(ProviderUncertain):
+        await submit(served)
+    served.server.fault = None
+    assert (await served.provider.health(TARGET)).jobs_queued >= 1
+
+
 @pytest.mark.parametrize("status", [Status.UNAVAILABLE, Status.INTERNAL])
 async def test_a_failed_look_up_sent_nothing(served, status):
     """The job goes again."""
