@@ -15,7 +15,7 @@ from packaging.utils import canonicalize_name
 DOC = Path(__file__).parents[1] / "docs" / "third-party.md"
 #: What each image installs: Dockerfile.broker and Dockerfile.gpu.
 IMAGES = {
-    "broker": ["reelbroker[broker,postgres]"],
+    "broker": ["reelbroker[broker,postgres,modal]"],
     "worker": ["reelbroker[worker]", "realesrgan", "basicsr"],
 }
 #: Installed without what they depend on.
