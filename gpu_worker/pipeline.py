@@ -89,6 +89,7 @@ class Execution:
         self._guard = guard
         self._cold_start_seconds = cold_start_seconds
         self._fallbacks: list[Fallback] = []
+        self._warnings: list[str] = []
         self._most_done = 0
         self._output_key = (
             job.output_key or f"final_videos/{job.type}_{job.job_id}_{secrets.token_hex(4)}.mp4"
@@ -113,7 +114,7 @@ class Execution:
                 # A tool that was killed fails in its own words; this is why it was.
                 self._guard.check()
                 raise
-            facts = _facts(output)
+            facts = _facts(output, self._warnings)
             edit_seconds = clock.lap()
             self._refuse_if_stopped()
             self._show(Phase.UPLOADING, FRAMES_TO)
@@ -238,6 +239,8 @@ class Execution:
         with self._naming(key):
             facts = probe(path, limits)
         log.info("probed", job_id=self._job.job_id, key=key, facts=str(facts))
+        if facts.warning is not None:
+            self._warnings.append(f"{key}: {facts.warning}")
         return facts
 
     @contextlib.contextmanager
@@ -304,7 +307,10 @@ class _Stopwatch:
         return round(seconds, 3)
 
 
-def _facts(path: Path) -> OutputFacts:
+def _facts(path: Path, warnings: Sequence[str]) -> OutputFacts:
     with path.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    return OutputFacts(bytes=path.stat().st_size, sha256=sha256, **asdict(output_facts(path)))
+    measured = asdict(output_facts(path))
+    return OutputFacts(
+        bytes=path.stat().st_size, sha256=sha256, warnings=tuple(warnings), **measured
+    )

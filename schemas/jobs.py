@@ -200,6 +200,8 @@ class OutputFacts(Wire):
     duration_seconds: float
     video_codec: str
     audio_codec: str | None
+    #: What is lost of the sources, by sentences: sound that cannot be decoded.
+    warnings: tuple[str, ...] = ()
 
 
 class Evidence(Wire):

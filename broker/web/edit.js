@@ -161,8 +161,8 @@ const BOX = ["x", "y", "width", "height"];
 const ELLIPSE = ["x", "y", "radius_x", "radius_y"];
 
 /**
- * Where the crop is at a moment: in straight lines or on a Catmull-Rom spline between its keys, at
- * rest outside them.
+ * Where the crop is at a moment: in straight lines or on a clamped Catmull-Rom spline between its
+ * keys, at rest outside them.
  * @param {Params} params
  * @param {number} moment
  * @param {number} width
@@ -210,14 +210,32 @@ function between(keys, moment, names, interpolation = "linear") {
   const p0 = keys[index - 1] ?? mirrored(p1, p2);
   const p3 = keys[index + 2] ?? mirrored(p2, p1);
   if (interpolation !== "catmull_rom") return each((name) => p1[name] + (p2[name] - p1[name]) * t);
-  return each(
-    (name) =>
-      0.5 *
-      ((-t + 2 * t ** 2 - t ** 3) * p0[name] +
-        (2 - 5 * t ** 2 + 3 * t ** 3) * p1[name] +
-        (t + 4 * t ** 2 - 3 * t ** 3) * p2[name] +
-        (t ** 3 - t ** 2) * p3[name]),
+  return each((name) => spline(t, p0[name], p1[name], p2[name], p3[name]));
+}
+
+/**
+ * The worker's rule (gpu_worker/edits/crop.py): Catmull-Rom with tangents that are clamped, so that
+ * the crop never leaves what two keys span.
+ * @param {number} t
+ * @param {number} before
+ * @param {number} begin
+ * @param {number} end
+ * @param {number} after
+ */
+function spline(t, before, begin, end, after) {
+  const way = end - begin;
+  const leaving = tangent(begin - before, way);
+  const arriving = tangent(way, after - end);
+  return (
+    begin + way * t * t * (3 - 2 * t) + leaving * t * (1 - t) ** 2 - arriving * t * t * (1 - t)
   );
+}
+
+/** @type {(before: number, after: number) => number} */
+function tangent(before, after) {
+  if (before * after <= 0) return 0;
+  const steepest = 3 * Math.min(Math.abs(before), Math.abs(after));
+  return Math.sign(before) * Math.min(Math.abs(before + after) / 2, steepest);
 }
 
 /** Half a frame at 25 a second: a key so near is the one that is meant. */

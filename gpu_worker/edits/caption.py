@@ -9,7 +9,7 @@ import math
 
 from PIL import Image, ImageDraw
 
-from gpu_worker.edits.fonts import Fonts
+from gpu_worker.edits.fonts import Fonts, drawable, one_line
 from gpu_worker.edits.text import Ink, rounded_rectangle, set_lines, shortened, width_of, wrapped
 from schemas.overlays import AnnotatedClip
 
@@ -36,11 +36,12 @@ def caption(clip: AnnotatedClip, size: tuple[int, int], fonts: Fonts) -> Image.I
     if clip.rating is not None:
         rows.append(_stars(clip.rating, unit * STARS))
     if clip.name:
-        rows.append(set_lines([shortened(clip.name, name, room, fonts)], name, fonts))
+        rows.append(set_lines([shortened(one_line(clip.name), name, room, fonts)], name, fonts))
     if clip.tags:
         rows.append(_pills(clip.tags, unit * TAGS, room, fonts))
     if clip.notes:
-        rows.append(set_lines(_few_lines(clip.notes, notes, room, fonts), notes, fonts))
+        lines = _few_lines(drawable(clip.notes), notes, room, fonts)
+        rows.append(set_lines(lines, notes, fonts))
     if not rows:
         return None
     text_height = sum(row.height for row in rows) + gap * (len(rows) - 1)
@@ -95,7 +96,7 @@ def _pills(tags: tuple[str, ...], size: float, room: float, fonts: Fonts) -> Ima
     def total(words: list[str]) -> float:
         return sum(width_of(word, ink, fonts) + 2 * padding + gap + 4 for word in words) - gap
 
-    words = [shortened(tag, ink, room - 2 * padding - 4, fonts) for tag in tags]
+    words = [shortened(one_line(tag), ink, room - 2 * padding - 4, fonts) for tag in tags]
     while len(words) > 1 and total(words) > room:
         kept = len(words) - (2 if words[-1].startswith("+") else 1)
         words = [*words[:kept], f"+{len(tags) - kept}"]

@@ -8,7 +8,8 @@ RGB would only cost time and rounding.
 import functools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
+from itertools import pairwise
 
 import torch
 from torch.nn.functional import grid_sample
@@ -90,13 +91,11 @@ class CropPath:
         """
         boxes = [*self.boxes]
         if self.interpolation is Interpolation.CATMULL_ROM:
-            # The spline stays in the convex hull of its Bezier form's points.
-            for index in range(len(self.boxes) - 1):
-                p0, p1, p2, p3 = self._around(index)
-                boxes += [
-                    mixed(((1, p1), (1 / 6, p2), (-1 / 6, p0))),
-                    mixed(((1, p2), (1 / 6, p1), (-1 / 6, p3))),
-                ]
+            # Each number stays between those of its keys, but at a pace of its own.
+            boxes += [
+                Box(*map(max, zip(astuple(begin), astuple(end), strict=True)))
+                for begin, end in pairwise(self.boxes)
+            ]
         # Moved into the picture each, they hold what is between them when that is moved.
         boxes = [box.inside(self.width, self.height) for box in boxes]
         left, top = min(box.x for box in boxes), min(box.y for box in boxes)
@@ -115,7 +114,8 @@ class CropPath:
         first, p1, p2, last = self._around(index)
         if self.interpolation is Interpolation.LINEAR:
             return mixed(((1 - part, p1), (part, p2)))
-        return mixed(zip(catmull_rom(part), (first, p1, p2, last), strict=True))
+        numbers = zip(*map(astuple, (first, p1, p2, last)), strict=True)
+        return Box(*(spline(part, *four) for four in numbers))
 
     def _around(self, index: int) -> tuple[Box, Box, Box, Box]:
         """Returns the keys of a stretch, with the one before and the one after it."""
@@ -125,21 +125,33 @@ class CropPath:
         return first, p1, p2, last
 
 
-def catmull_rom(part: float) -> tuple[float, float, float, float]:
-    """Returns the weights of p0 … p3 at `part` (0 to 1) of the way from p1 to p2, on the uniform
-    Catmull-Rom spline.
+def spline(part: float, before: float, begin: float, end: float, after: float) -> float:
+    """Returns the value at `part` (0 to 1) of the way from `begin` to `end`, on a cubic Hermite
+    spline with the tangents of the uniform Catmull-Rom spline, clamped.
 
-    E. Catmull, R. Rom, "A class of local interpolating splines", 1974, tension 1/2. At the ends the
-    missing neighbour is the mirror image of the other one (2·p1 - p2), so that a spline through two
-    keys is the straight line.
+    E. Catmull, R. Rom, "A class of local interpolating splines", 1974: the tangent at a key is half
+    the way from its neighbour to the other. F. Fritsch, R. Carlson, "Monotone piecewise cubic
+    interpolation", 1980: between two keys, the spline does not leave what they span where no
+    tangent is steeper than three times a straight line to a neighbour, and where a turning point is
+    flat. Without that, a zoom from 320 to 34 pixels swings below zero, which mirrors the picture.
+
+    Args:
+        before, after: the neighbouring keys. At an end, the missing one is the mirror image of the
+            other (2·begin - end), so that a spline through two keys is the straight line.
     """
-    t, t2, t3 = part, part * part, part**3
+    t, way = part, end - begin
+    leaving, arriving = _tangent(begin - before, way), _tangent(way, after - end)
     return (
-        0.5 * (-t + 2 * t2 - t3),
-        0.5 * (2 - 5 * t2 + 3 * t3),
-        0.5 * (t + 4 * t2 - 3 * t3),
-        0.5 * (-t2 + t3),
+        begin + way * t * t * (3 - 2 * t) + leaving * t * (1 - t) ** 2 - arriving * t * t * (1 - t)
     )
+
+
+def _tangent(before: float, after: float) -> float:
+    """Returns the tangent at a key, from the ways to it and from it."""
+    if before * after <= 0:
+        return 0.0
+    steepest = 3 * min(abs(before), abs(after))
+    return math.copysign(min(abs(before + after) / 2, steepest), before)
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,10 @@
-"""Which font draws a character: Open Sans from its wheel, then the operator's folder, then whatever
-the system has.
+"""Which font draws which part of a line: Open Sans from its wheel, then the operator's folder, then
+whatever the system has.
 """
 
 import functools
 import importlib.util
+import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +15,16 @@ from PIL import ImageFont
 log = structlog.get_logger(__name__)
 
 SYSTEM_FOLDERS = (Path("/usr/share/fonts"), Path("/usr/local/share/fonts"), Path.home() / ".fonts")
+
+
+#: Unicode's bidirectional classes of letters and digits that go from right to left, and all classes
+#: that give a line its direction.
+_RIGHT_TO_LEFT, _STRONG = frozenset(("R", "AL", "AN")), ("L", "R", "AL")
+#: Unicode's categories of control characters and of halves of a pair.
+_UNDRAWN = ("Cc", "Cs")
+_JOINER = "\u200d"
+_INVISIBLE = frozenset((_JOINER, "\u200c", "\ufe0e", "\ufe0f", "\u200e", "\u200f"))
+_SKIN = frozenset(map(chr, range(0x1F3FB, 0x1F400)))
 
 
 class Fonts:
@@ -27,39 +38,95 @@ class Fonts:
         self._folders = (*([folder] if folder else []), *SYSTEM_FOLDERS)
 
     def runs(self, text: str, size: float, bold: bool) -> list[tuple[str, ImageFont.FreeTypeFont]]:
-        """Splits one line into stretches that one font can draw; what none can is drawn as the
-        first font's box.
+        """Splits one line into stretches that one font can draw, from left to right; what none can
+        is drawn as the first font's box.
+
+        The layout engine orders a stretch by the bidirectional algorithm, so a line that goes from
+        right to left is one stretch where some font has all of it.
         """
+        directions = [unicodedata.bidirectional(character) for character in text]
+        goes_left = not _RIGHT_TO_LEFT.isdisjoint(directions)
+        if goes_left and (whole := self._font_for_all(text, bold)) is not None:
+            return [(text, _opened(whole, size))]
         runs: list[tuple[str, Path]] = []
-        for character in text:
-            path = self._font_for(character, bold, runs[-1][1] if runs else None)
+        for cluster in clusters(text):
+            path = self._font_for(cluster, bold, runs[-1][1] if runs else None)
             if runs and runs[-1][1] == path:
-                runs[-1] = (runs[-1][0] + character, path)
+                runs[-1] = (runs[-1][0] + cluster, path)
             else:
-                runs.append((character, path))
+                runs.append((cluster, path))
         runs = _neutral_ends(runs, _open_sans(bold))
+        first_strong = next((one for one in directions if one in _STRONG), "L")
+        if first_strong in _RIGHT_TO_LEFT:
+            runs.reverse()
         return [(stretch, _opened(path, size)) for stretch, path in runs]
 
-    def _font_for(self, character: str, bold: bool, current: Path | None) -> Path:
+    def _font_for_all(self, text: str, bold: bool) -> Path | None:
+        return next((path for path in self._candidates(bold) if _covers(path, text)), None)
+
+    def _font_for(self, cluster: str, bold: bool, current: Path | None) -> Path:
         first = _open_sans(bold)
         if (
             current is not None
             and current != first
-            and not character.isalnum()
-            and ord(character) in _covered(current)
+            and not cluster[0].isalnum()
+            and _covers(current, cluster)
         ):
             # A space between two words of another script stays with them.
             return current
         for path in self._candidates(bold):
-            if ord(character) in _covered(path):
+            if _covers(path, cluster):
                 return path
-        _note_missing(character)
+        for path in self._candidates(bold):
+            if _covers(path, cluster[0]):
+                return path
+        _note_missing(cluster[0])
         return first
 
     def _candidates(self, bold: bool) -> Iterator[Path]:
         yield _open_sans(bold)
         for folder in self._folders:
             yield from _fonts_in(folder, bold)
+
+
+def drawable(text: str) -> str:
+    """Returns a text as it is drawn: characters composed (Unicode's NFC), and spaces in the place
+    of control characters, which no font has. Line breaks stay.
+    """
+    composed = unicodedata.normalize("NFC", text.replace("\r\n", "\n"))
+    return "".join(
+        " " if unicodedata.category(character) in _UNDRAWN and character != "\n" else character
+        for character in composed
+    )
+
+
+def one_line(text: str) -> str:
+    """Returns a text as it is drawn in one line."""
+    return drawable(" ".join(text.splitlines()))
+
+
+def clusters(text: str) -> Iterator[str]:
+    """Yields what a reader takes for one character: a letter with its marks, a joined emoji.
+
+    A part of the extended grapheme clusters of Unicode's annex 29: the rest is one glyph anyway.
+    """
+    cluster = ""
+    for character in text:
+        joins = cluster.endswith(_JOINER) or unicodedata.category(character).startswith("M")
+        if cluster and (joins or character == _JOINER or character in _SKIN):
+            cluster += character
+            continue
+        if cluster:
+            yield cluster
+        cluster = character
+    if cluster:
+        yield cluster
+
+
+def _covers(path: Path, text: str) -> bool:
+    """Whether a font has all characters of a text; joiners and selectors have no glyph."""
+    known = _covered(path)
+    return all(ord(character) in known or character in _INVISIBLE for character in text)
 
 
 @functools.lru_cache(maxsize=4096)

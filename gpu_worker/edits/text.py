@@ -10,10 +10,11 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from PIL import Image, ImageColor, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
 
-from gpu_worker.edits.fonts import Fonts
+from gpu_worker.edits.fonts import Fonts, drawable
 from gpu_worker.edits.layer import Layer, TimedLayer, layer_of, seen_part
 from gpu_worker.errors import InvalidParams, MediaTooLarge
 from schemas.overlays import MAX_LAYER_PIXELS, Anchor, TextLayer
@@ -237,7 +238,7 @@ def _text(layer: TextLayer, scale: tuple[float, float], fonts: Fonts, name: str)
     # limit.
     _refuse_large(name, (size, size))
     ink = Ink(size, layer.color, layer.bold, layer.outline_width * y_scale, layer.outline_color)
-    text = layer.text or ""
+    text = drawable(layer.text or "")
     lines = (
         wrapped(text, ink, layer.max_width * x_scale, fonts)
         if layer.max_width
@@ -313,12 +314,19 @@ def _png(body: bytes, scale: tuple[float, float], name: str) -> Drawing:
 
     def draw() -> Image.Image:
         with _reading(name), Image.open(io.BytesIO(body), formats=["PNG"]) as picture:
-            decoded = picture.convert("RGBA")
+            decoded = _eight_bits(picture).convert("RGBA")
         if decoded.size == (wide, high):
             return decoded
         return decoded.resize((wide, high), Image.Resampling.LANCZOS)
 
     return Drawing(wide, high, draw)
+
+
+def _eight_bits(picture: Image.Image) -> Image.Image:
+    """Returns a picture of 16-bit gray with 8 bits; Pillow alone cuts off what is above 255."""
+    if not picture.mode.startswith("I"):
+        return picture
+    return Image.fromarray(((np.asarray(picture, np.float32) + 128) / 257).astype(np.uint8))
 
 
 @contextlib.contextmanager

@@ -28,6 +28,17 @@ MOST_THREADS = 16
 #: How much of a video may be missing at its end before it counts as truncated.
 MISSING_SECONDS = 0.25
 MISSING_SHARE = 0.02
+#: ffmpeg's names of DCI-P3's and Display P3's primaries.
+P3 = ("smpte431", "smpte432")
+#: The `colorspace` filter takes no RGB.
+_RGB_TO_YUV = "scale=out_color_matrix=bt709:out_range=limited,format=yuv444p10"
+#: The matrices' names in a frame's properties.
+_COLORSPACES = {
+    "bt709": "bt709",
+    "bt601": "smpte170m",
+    "smpte240m": "smpte240m",
+    "bt2020": "bt2020nc",
+}
 #: How many of the packets may be beyond decoding; the frame before stays on screen for them.
 MAX_LOST_SHARE = 0.1
 
@@ -57,14 +68,20 @@ def decode(
             header says.
         MediaTooLarge: while iterating, when a frame has more than `max_pixels`; it is not decoded.
     """
+    # A picture may have been on screen for long.
+    since = facts.shown_since(first)
     # A quarter of a frame early, so that no rounding of timestamps can lose the first one.
-    begin = float((first - Fraction(1, 4)) / facts.fps) if first > 0 else 0.0
+    begin = float((since - Fraction(1, 4)) / facts.fps) if since > 0 else 0.0
     seek = ["-ss", f"{begin:.6f}"] if begin and facts.seekable else []
     skip = [f"trim=start={begin:.6f}"] if begin and not facts.seekable else []
+    skip += [f"trim=start_frame={first - since}"] if since < first else []
     decoder = ["-c:v", facts.alpha_decoder] if facts.alpha_decoder else []
     before = [
         *INPUT_OPTIONS,
         *("-threads", str(min(usable_cores(), MOST_THREADS))),
+        *(() if facts.turns else ("-noautorotate",)),
+        # A new graph would begin at 0 again. These filters take another size or format as it comes.
+        *("-reinit_filter", "0"),
         *("-max_error_rate", str(MAX_LOST_SHARE), "-max_pixels", decoding_limit(max_pixels)),
     ]
     after = [
@@ -121,7 +138,9 @@ def _read(
                 "The video is damaged and cannot be decoded.", error.detail
             ) from error
         _refuse_grown(ffmpeg.stderr_tail(), max_pixels)
-        _refuse_truncated(seconds * seen / count, seconds, ffmpeg.stderr_tail())
+        # The last frame may be held for a shorter time than the others.
+        kept = seconds * min(seen + 1, count) / count
+        _refuse_truncated(kept, seconds, ffmpeg.stderr_tail())
 
 
 def _filters(
@@ -152,15 +171,29 @@ def _to_bt709(facts: SourceFacts) -> list[str]:
         f"{facts.width}:{facts.height}:flags=bicubic+accurate_rnd+full_chroma_int+full_chroma_inp"
     )
     if not (facts.hdr or facts.wide_gamut):
-        source = (
-            f"in_color_matrix={facts.matrix}:in_range={'full' if facts.full_range else 'limited'}"
-        )
-        return [f"scale={size}:{source}:out_color_matrix=bt709:out_range=limited"]
+        # swscale takes each gray picture for a full one, so a limited one must stay as it is.
+        levels = "full" if facts.gray or facts.full_range else "limited"
+        made = "full" if facts.gray and not facts.full_range else "limited"
+        source = f"in_color_matrix={facts.matrix}:in_range={levels}"
+        return [
+            f"scale={size}:{source}:out_color_matrix=bt709:out_range={made}",
+            *(["format=yuv420p", "setparams=range=limited"] if facts.gray else []),
+        ]
+    # Both filters refuse a picture that lacks a tag.
+    tags = f"color_primaries={facts.primaries}:color_trc={facts.transfer}"
+    if not facts.is_rgb:
+        levels = "full" if facts.full_range else "limited"
+        tags += f":colorspace={_COLORSPACES[facts.matrix]}:range={levels}"
+    tagged = [f"scale={size}", f"setparams={tags}"]
+    if facts.primaries in P3 and not facts.hdr:
+        # Cameras write P3 with BT.709's curve, which zscale would take for a display's.
+        same = "format=yuv444p10" if not facts.is_rgb else f"format=gbrp,{_RGB_TO_YUV}"
+        return [*tagged, same, "colorspace=all=bt709:range=tv:format=yuv444p10"]
     # In light, not in code values. BT.2408 puts white at 203 nits: what is darker than half of it
     # stays as it is, the rest up to 1000 nits is bent to fit below white (docs/decisions/0008).
     curve = ["tonemap=mobius:param=0.5:desat=0:peak=4.926"] if facts.hdr else []
     return [
-        f"scale={size}",
+        *tagged,
         "zscale=t=linear:npl=203",
         "format=gbrpf32le",
         "zscale=p=bt709",

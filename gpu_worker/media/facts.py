@@ -1,7 +1,11 @@
 """What is known of a file: a source's facts, a finished one's, and how large a source may be."""
 
-from dataclasses import dataclass
+import bisect
+from dataclasses import dataclass, field
 from fractions import Fraction
+
+#: ffmpeg's names of PQ and HLG.
+HDR_TRANSFERS = ("smpte2084", "arib-std-b67")
 
 
 @dataclass(frozen=True)
@@ -28,8 +32,15 @@ class SourceFacts:
         matrix: ffmpeg's name of the colour matrix that the pixels are in, `bt709` or `bt601` where
             untagged.
         full_range: True for 0 to 255 luma.
-        wide_gamut: True where the primaries are BT.2020, which are brought to BT.709.
-        hdr: True where the light is PQ or HLG, which is tone-mapped.
+        primaries, transfer: ffmpeg's names, with a default where the file has no tag; what is not
+            BT.709's is brought to it.
+        gray: True where the file has luma alone.
+        is_rgb: True where the file has red, green and blue.
+        audio_track: the number of the sound track that is used, among all of them.
+        holds: of a variable rate, from when to when a picture stays on screen for longer than one
+            frame, in seconds from the beginning of the file, in order.
+        warning: what is lost of the file although it is exported; None where nothing is.
+        turns: False where its display angle is no right angle, so that players ignore it.
         interlaced: True where a frame is two fields, which are made one picture.
         seekable: False for transport streams and their like: without an index, a cut in them misses
             key frames.
@@ -47,12 +58,36 @@ class SourceFacts:
     audio_codec: str | None
     matrix: str
     full_range: bool
-    wide_gamut: bool = False
-    hdr: bool = False
+    primaries: str = "bt709"
+    transfer: str = "bt709"
+    gray: bool = False
+    is_rgb: bool = False
+    turns: bool = True
+    audio_track: int = 0
+    warning: str | None = None
+    holds: tuple[tuple[float, float], ...] = field(default=(), repr=False)
     interlaced: bool = False
     alpha: bool = False
     alpha_decoder: str | None = None
     seekable: bool = True
+
+    def shown_since(self, frame: int) -> int:
+        """Returns the frame at which the picture of `frame` begins to be shown."""
+        moment = float(frame / self.fps)
+        index = bisect.bisect_left(self.holds, (moment, 0.0)) - 1
+        if index < 0 or self.holds[index][1] <= moment:
+            return frame
+        return max(0, min(frame, int(self.holds[index][0] * self.fps)))
+
+    @property
+    def hdr(self) -> bool:
+        """True where the light is PQ or HLG, which is tone-mapped."""
+        return self.transfer in HDR_TRANSFERS
+
+    @property
+    def wide_gamut(self) -> bool:
+        """True where the primaries are BT.2020 or P3, which are brought to BT.709."""
+        return self.primaries != "bt709"
 
 
 @dataclass(frozen=True)

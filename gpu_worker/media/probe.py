@@ -1,11 +1,16 @@
 """What is in a file: facts from its header, proven by decoding one frame."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 
 import av
 import av.error
+from av.audio.stream import AudioStream
 from av.container import InputContainer
+from av.stream import Stream
 from av.video.stream import VideoStream
 
 from gpu_worker.errors import (
@@ -16,15 +21,37 @@ from gpu_worker.errors import (
     UnsupportedMedia,
 )
 from gpu_worker.host.memory import bounded_memory
-from gpu_worker.media.facts import DEFAULT_LIMITS, FileFacts, Limits, SourceFacts
+from gpu_worker.media.facts import (
+    DEFAULT_LIMITS,
+    HDR_TRANSFERS,
+    FileFacts,
+    Limits,
+    SourceFacts,
+)
 from gpu_worker.media.ffmpeg import FORMATS, decoding_limit
 
-MAX_RATE = Fraction(240)
+MAX_RATE, USUAL_RATE = Fraction(240), Fraction(60)
+#: The rates of cinema, PAL, NTSC and screens; of a variable rate, a whole one is taken.
+WHOLE_RATES = (Fraction(24), Fraction(25), Fraction(30), Fraction(50), USUAL_RATE)
+USUAL_RATES = (*WHOLE_RATES, *(Fraction(n * 1000, 1001) for n in (24, 30, 60)))
+#: Times in milliseconds are off by so much; rates so near are a usual one.
+UNEVEN_SECONDS, NEAR_SHARE, NEAR_RATE = 0.0021, Fraction(1, 1000), 0.05
+#: In frames: a picture that stays longer is remembered.
+LONG_HOLD = 1.5
+#: How many of an index's pictures may lie beyond the end of the file.
+MISSING_SHARE = 0.02
 #: By how much a frame may exceed the limit and still be distinguished from a damaged one.
 OPENING = 4
-#: ffmpeg's numbers of BT.2020 primaries, and of the transfer functions of HDR: SMPTE 2084 (PQ) and
-#: HLG.
-BT2020, HDR_TRANSFERS = 9, (16, 18)
+#: ffmpeg's numbers and names (ITU-T H.273). Primaries other than these are close to BT.709's, and
+#: are shown as they are; 2 is "unspecified".
+UNSPECIFIED = 2
+_PRIMARIES = {9: "bt2020", 11: "smpte431", 12: "smpte432"}
+_TRANSFERS = {4: "gamma22", 5: "gamma28", 13: "iec61966-2-1"}
+_TRANSFERS |= {16: "smpte2084", 18: "arib-std-b67"}
+_MATRICES = {1: "bt709", 5: "bt601", 6: "bt601", 7: "smpte240m", 9: "bt2020", 10: "bt2020"}
+#: Brands of photos in ISO files (HEIF): still pictures, not videos.
+_PHOTO_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"mif1", b"avif")
+_RIGHT_ANGLE = 90
 
 
 def probe(path: Path, limits: Limits = DEFAULT_LIMITS) -> SourceFacts:
@@ -68,16 +95,20 @@ def output_facts(path: Path) -> FileFacts:
             height=stream.codec_context.height,
             fps=round(float(stream.average_rate or 0), 6),
             frames=frames,
-            duration_seconds=round(_duration(path, container, stream), 6),
+            duration_seconds=round(_timing(path, container, stream).end, 6),
             video_codec=stream.codec_context.name,
             audio_codec=_audio_codec(container),
         )
 
 
 def _refuse_text(path: Path) -> None:
-    """Refuses text that poses as a video: playlists, scripts, web pages. ffmpeg never reads it."""
+    """Refuses what poses as a video: photos, playlists, scripts, web pages. ffmpeg never reads
+    it.
+    """
     with path.open("rb") as file:
         head = file.read(4096)
+    if head[4:8] == b"ftyp" and head[8:12] in _PHOTO_BRANDS:
+        raise UnsupportedMedia("The file is a photo (HEIC or AVIF), not a video.")
     start = head.lstrip(b"\xef\xbb\xbf \t\r\n")
     if start.startswith(
         (b"#EXTM3U", b"ffconcat", b"<MPD", b"<?xml", b"[playlist]", b"#!", b"<smil")
@@ -124,17 +155,23 @@ def _video_stream(container: InputContainer) -> VideoStream:
     ]
     if not streams:
         raise InvalidMedia("The file has no video track.")
-    return streams[0]
+    decodable = [s for s in streams if _has_decoder(s)]
+    if not decodable:
+        raise UnsupportedMedia("The video's codec is not known here.")
+    return decodable[0]
 
 
 def _facts(
     path: Path, container: InputContainer, stream: VideoStream, frame: av.VideoFrame
 ) -> SourceFacts:
     width, height = frame.width, frame.height
+    sound, timing = _sound_stream(container), _timing(path, container, stream)
     pixel = stream.sample_aspect_ratio or Fraction(1)
     if pixel > 0:
         width = max(1, round(width * pixel))
-    if frame.rotation % 180:
+    # A player turns pictures by right angles only.
+    rotation = 0 if frame.rotation % _RIGHT_ANGLE else frame.rotation
+    if rotation % 180:
         width, height = height, width
     # VP8 and VP9 keep transparency beside the picture, where only libvpx reads it.
     beside = stream.metadata.get("alpha_mode") == "1" and stream.codec_context.name in (
@@ -144,15 +181,21 @@ def _facts(
     return SourceFacts(
         width=width,
         height=height,
-        fps=_rate(stream),
-        duration_seconds=_duration(path, container, stream),
-        rotation_degrees=frame.rotation,
+        fps=timing.fps,
+        duration_seconds=timing.end,
+        holds=timing.holds,
+        rotation_degrees=rotation,
         video_codec=stream.codec_context.name,
-        audio_codec=_audio_codec(container),
+        audio_codec=None if sound is None else sound.codec_context.name,
+        audio_track=0 if sound is None else container.streams.audio.index(sound),
+        warning=_sound_warning(container, sound),
         matrix=_matrix(frame),
         full_range=frame.color_range == 2 or frame.format.name.startswith("yuvj"),
-        wide_gamut=frame.color_primaries == BT2020,
-        hdr=frame.color_trc in HDR_TRANSFERS,
+        primaries=_primaries(frame),
+        transfer=_TRANSFERS.get(frame.color_trc, "bt709"),
+        gray=frame.format.name.startswith("gray"),
+        is_rgb=frame.format.is_rgb,
+        turns=rotation == frame.rotation,
         interlaced=frame.interlaced_frame,
         alpha=beside
         or frame.format.name.startswith(
@@ -165,15 +208,42 @@ def _facts(
     )
 
 
-def _rate(stream: VideoStream) -> Fraction:
-    average, base = stream.average_rate, stream.base_rate
-    if not average:
-        return Fraction(base or 25)
-    if base and (_is_even(stream) or average < base <= 60):
-        # The exact rational, where the average is off by a rounding; of a variable rate, the grid
-        # that holds all frames.
-        average = base
-    return min(Fraction(average), MAX_RATE)
+@dataclass(frozen=True)
+class _Timing:
+    """A picture's rate, and when it ends, counted from the beginning of the file."""
+
+    fps: Fraction
+    end: float
+    #: When each picture is shown and when the next one is, where that is long after.
+    holds: tuple[tuple[float, float], ...] = ()
+
+
+def _timing(path: Path, container: InputContainer, stream: VideoStream) -> _Timing:
+    """Returns the rate and the length: by the packets, where the header does not prove them.
+
+    An MP4's index lists each packet. Other files have tags and estimates, which outlive an edit or
+    were never right; transport streams and a browser's recordings have none.
+    """
+    origin = (container.start_time or 0) / 1_000_000
+    is_indexed = container.format.name.startswith("mov") and _is_even(stream)
+    if is_indexed and stream.duration and stream.time_base and _has_rate(stream):
+        end = float(((stream.start_time or 0) + stream.duration) * stream.time_base)
+        return _Timing(_header_rate(stream), end - origin)
+    # Of an even rate, the decoder finds out, and names what can be read.
+    _refuse_cut_off(path, stream)
+    times, end = _packet_times(path, stream.index)
+    if _has_rate(stream):
+        fps = _header_rate(stream)
+    else:
+        fps = _counted_rate(times)
+        # A recorder does not tell how long its last picture lasts.
+        end = max(end, times[-1] + float(1 / fps)) if times else end
+    holds = tuple(
+        (before - origin, after - origin)
+        for before, after in pairwise(times)
+        if (after - before) * fps > LONG_HOLD
+    )
+    return _Timing(fps, end - origin, holds)
 
 
 def _is_even(stream: VideoStream) -> bool:
@@ -181,33 +251,44 @@ def _is_even(stream: VideoStream) -> bool:
     return bool(average and base and abs(base / average - 1) < Fraction(1, 50))
 
 
-def _duration(path: Path, container: InputContainer, stream: VideoStream) -> float:
-    """Returns when the picture ends, in seconds from the beginning of the file, which is not always
-    its own.
+def _has_rate(stream: VideoStream) -> bool:
+    """Whether the header's rate is one of pictures. A base above that is a time base's, as in the
+    recordings of browsers.
     """
-    origin = (container.start_time or 0) / 1_000_000
-    if _is_even(stream) and stream.duration and stream.time_base:
-        return float(((stream.start_time or 0) + stream.duration) * stream.time_base) - origin
-    if _is_even(stream) and (end := _clock(stream.metadata.get("DURATION", ""))) is not None:
-        return end - origin
-    return _counted_duration(path, stream.index)
+    average, base = stream.average_rate, stream.base_rate
+    return bool(average and base and base <= (MAX_RATE if _is_even(stream) else USUAL_RATE))
 
 
-def _clock(text: str) -> float | None:
-    """Reads Matroska's `00:00:05.280000000`."""
-    parts = text.split(":")
-    try:
-        return sum(float(part) * 60**power for power, part in enumerate(reversed(parts))) or None
-    except ValueError:
-        return None
-
-
-def _counted_duration(path: Path, index: int) -> float:
-    """Goes through all packets.
-
-    Some files do not say their length (webm of a browser's recorder, transport streams), and with a
-    variable rate and reordered frames, MP4's is the sum of the wrong ones.
+def _header_rate(stream: VideoStream) -> Fraction:
+    """Returns the exact rational, where the average is off by a rounding; of a variable rate, the
+    grid that holds all frames.
     """
+    return min(Fraction(stream.base_rate or stream.average_rate or 25), MAX_RATE)
+
+
+def _counted_rate(times: Sequence[float]) -> Fraction:
+    """Returns the rate of pictures at these times: their own where it is even, or above 60 a
+    second; else the least usual one that shows each picture.
+    """
+    steps = [after - before for before, after in pairwise(times) if after > before]
+    if not steps:
+        return Fraction(25)
+    average = len(steps) / (times[-1] - times[0])
+    if max(steps) - min(steps) <= UNEVEN_SECONDS or average > USUAL_RATE:
+        near = min(USUAL_RATES, key=lambda rate: abs(rate / Fraction(average) - 1))
+        is_near = abs(near / Fraction(average) - 1) < NEAR_SHARE
+        return min(near if is_near else Fraction(average).limit_denominator(1001), MAX_RATE)
+    needed = (1 - NEAR_RATE) / min(steps)
+    return next((rate for rate in WHOLE_RATES if rate >= needed), USUAL_RATE)
+
+
+def _packet_times(path: Path, index: int) -> tuple[list[float], float]:
+    """Goes through all packets; returns when each picture is shown, in order, and the last one's
+    end.
+
+    With a variable rate and reordered frames, MP4's own length is the sum of the wrong ones.
+    """
+    times: list[float] = []
     with _opened(path) as container:
         stream = container.streams[index]
         end = 0.0
@@ -215,14 +296,56 @@ def _counted_duration(path: Path, index: int) -> float:
         for packet in container.demux(stream):
             if packet.pts is not None and packet.time_base is not None:
                 lasts = float(packet.duration * packet.time_base) if packet.duration else step
-                end = max(end, float(packet.pts * packet.time_base) + lasts)
-        return end - (container.start_time or 0) / 1_000_000
+                times.append(float(packet.pts * packet.time_base))
+                end = max(end, times[-1] + lasts)
+    return sorted(times), end
+
+
+def _refuse_cut_off(path: Path, stream: VideoStream) -> None:
+    """Refuses a file that ends before many of the pictures that its index lists."""
+    size, index = path.stat().st_size, stream.index_entries
+    lost = sum(entry.pos + entry.size > size for entry in index)
+    if lost > max(1, MISSING_SHARE * len(index)):
+        raise InvalidMedia(
+            f"The video is damaged: only {len(index) - lost} of {len(index)} pictures are in the "
+            "file."
+        )
+
+
+def _primaries(frame: av.VideoFrame) -> str:
+    """Returns the primaries; HDR without a tag is BT.2020, as BT.2100 has it."""
+    is_hdr = _TRANSFERS.get(frame.color_trc) in HDR_TRANSFERS
+    if frame.color_primaries == UNSPECIFIED and is_hdr:
+        return "bt2020"
+    return _PRIMARIES.get(frame.color_primaries, "bt709")
 
 
 def _matrix(frame: av.VideoFrame) -> str:
-    known = {1: "bt709", 5: "bt601", 6: "bt601", 7: "smpte240m", 9: "bt2020", 10: "bt2020"}
-    return known.get(frame.colorspace, "bt709" if frame.height >= 720 else "bt601")
+    """Returns the colour matrix; without a tag, BT.2020's with its primaries, else by the size."""
+    if _primaries(frame) == "bt2020":
+        return _MATRICES.get(frame.colorspace, "bt2020")
+    return _MATRICES.get(frame.colorspace, "bt709" if frame.height >= 720 else "bt601")
 
 
 def _audio_codec(container: InputContainer) -> str | None:
-    return container.streams.audio[0].codec_context.name if container.streams.audio else None
+    sound = _sound_stream(container)
+    return None if sound is None else sound.codec_context.name
+
+
+def _sound_stream(container: InputContainer) -> AudioStream | None:
+    """Returns the first sound track that can be decoded; None where there is none."""
+    return next((s for s in container.streams.audio if _has_decoder(s)), None)
+
+
+def _has_decoder(stream: Stream) -> bool:
+    """Whether ffmpeg knows the codec; PyAV gives a stream no context otherwise."""
+    return getattr(stream, "codec_context", None) is not None
+
+
+def _sound_warning(container: InputContainer, sound: AudioStream | None) -> str | None:
+    tracks = container.streams.audio
+    if not tracks or sound is tracks[0]:
+        return None
+    if sound is None:
+        return "The sound's codec is not known here; the export is silent."
+    return "The first sound track's codec is not known here; the next track is used."

@@ -387,5 +387,5 @@ def _sound(composition: Composition) -> Sound | None:
             max(0.0, clip.time.start - SOUND_RUN_IN_SECONDS) if clip.source.facts.seekable else 0.0
         )
         inputs.append((clip.source.path, seek))
-        sources.append((f"{len(inputs)}:a:0", seek))
+        sources.append((f"{len(inputs)}:a:{clip.source.facts.audio_track}", seek))
     return Sound(tuple(inputs), composition.timeline.sound_filter(sources, SOUND))

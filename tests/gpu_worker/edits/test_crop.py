@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
-from gpu_worker.edits.crop import CropPath, catmull_rom, rotate
+from gpu_worker.edits.crop import CropPath, rotate, spline
 from gpu_worker.errors import InvalidParams
 from gpu_worker.media.facts import SourceFacts
 from gpu_worker.media.frames import Box, Frame, frame_bytes, frame_from_bytes
@@ -70,18 +70,51 @@ def test_the_spline_goes_through_its_keys_without_a_kink():
     assert before == pytest.approx((400 - 0) / 2, rel=1e-2)
 
 
-@given(st.floats(0, 1))
-def test_the_weights_of_the_spline_add_up_to_one(part):
-    """A crop that rests, rests."""
-    assert sum(catmull_rom(part)) == pytest.approx(1.0)
+@given(
+    st.floats(0, 1), st.lists(st.floats(-1e4, 1e4, allow_subnormal=False), min_size=4, max_size=4)
+)
+def test_a_spline_stays_between_its_keys(part, values):
+    """Whatever comes before and after; and a crop that rests, rests."""
+    before, begin, end, after = values
+    value = spline(part, before, begin, end, after)
+    slack = 1e-9 * max(map(abs, values))
+    assert min(begin, end) - slack <= value <= max(begin, end) + slack
+    assert spline(part, before, begin, begin, after) == begin
 
 
-def test_a_spline_that_swings_out_stays_in_the_picture():
-    """Overshoot is moved back inside; the size stays."""
+def test_a_fast_zoom_never_mirrors_the_picture():
+    """Widths of 320, 34, 34 and 320: the unclamped spline falls to -1.7 between them."""
+    keys = [key(n, 0, 0, width, width) for n, width in enumerate((320, 34, 34, 320))]
+    zoom = path(crop_keyframes=keys, interpolation="catmull_rom")
+    widths = [zoom.at(float(moment)).width for moment in np.linspace(0, 3, 301)]
+    assert min(widths) == pytest.approx(34)
+    assert max(widths) == pytest.approx(320)
+
+
+def test_where_nothing_overshoots_the_spline_is_catmull_roms():
+    """As Catmull and Rom have it, by their weights."""
+    values = (0.0, 300.0, 400.0, 800.0)
+    for t in np.linspace(0, 1, 21):
+        weights = (-t + 2 * t**2 - t**3, 2 - 5 * t**2 + 3 * t**3, t + 4 * t**2 - 3 * t**3)
+        weights = (*weights, -(t**2) + t**3)
+        wanted = sum(w * v for w, v in zip(weights, values, strict=True)) / 2
+        assert spline(float(t), *values) == pytest.approx(wanted)
+
+
+@given(st.lists(st.floats(10, 700), min_size=3, max_size=6), st.floats(0, 5))
+def test_a_crop_of_one_ratio_keeps_it(widths, moment):
+    """Width and height move at the same pace."""
+    keys = [key(n, 0, 0, width, width / 2) for n, width in enumerate(widths)]
+    box = path(crop_keyframes=keys, interpolation="catmull_rom").at(moment)
+    assert box.width / box.height == pytest.approx(2)
+
+
+def test_a_spline_keeps_the_size_where_the_keys_have_one():
+    """A pan that rests and turns back."""
     keys = [key(0.0, 0), key(1.0, 880), key(2.0, 880), key(3.0, 0)]
-    spline = path(crop_keyframes=keys, interpolation="catmull_rom")
+    pan = path(crop_keyframes=keys, interpolation="catmull_rom")
     for moment in np.linspace(0, 3, 61):
-        box = spline.at(float(moment))
+        box = pan.at(float(moment))
         assert 0 <= box.x <= 1280 - box.width
         assert box.width == pytest.approx(400)
 

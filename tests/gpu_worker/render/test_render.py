@@ -179,8 +179,8 @@ def test_slow_motion_can_be_made_smooth(tmp_path, speed):
 
 
 def path_oracle(keys, moment, spline):
-    """x, y, width and height at a moment, from the matrix form of the uniform Catmull-Rom spline,
-    in float64.
+    """x, y, width and height at a moment, from the Hermite form of the uniform Catmull-Rom spline
+    with clamped tangents, in float64.
     """
     times = [key[0] for key in keys]
     points = np.array([key[1:] for key in keys], float)
@@ -190,9 +190,16 @@ def path_oracle(keys, moment, spline):
         return points[n] * (1 - t) + points[n + 1] * t
     before = points[n - 1] if n > 0 else 2 * points[n] - points[n + 1]
     after = points[n + 2] if n + 2 < len(keys) else 2 * points[n + 1] - points[n]
-    basis = np.array([[0, 2, 0, 0], [-1, 0, 1, 0], [2, -5, 4, -1], [-1, 3, -3, 1]]) / 2
+    ways = np.diff(np.stack([before, points[n], points[n + 1], after]), axis=0)
+    tangents = []
+    for into, out in ((ways[0], ways[1]), (ways[1], ways[2])):
+        limit = 3 * np.minimum(abs(into), abs(out))
+        tangents.append(np.where(into * out > 0, np.clip((into + out) / 2, -limit, limit), 0.0))
+    basis = np.array([[1, 0, 0, 0], [0, 1, 0, 0], [-3, -2, 3, -1], [2, 1, -2, 1]])
     return (
-        np.array([1, t, t**2, t**3]) @ basis @ np.stack([before, points[n], points[n + 1], after])
+        np.array([1, t, t**2, t**3])
+        @ basis
+        @ np.stack([points[n], tangents[0], points[n + 1], tangents[1]])
     )
 
 

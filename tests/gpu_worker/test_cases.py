@@ -1,0 +1,230 @@
+"""Files from the wild, of kinds that once came out wrong without a word, or were refused.
+
+The coded film: 320x180, 25 frames a second. The frame's number stands as ten black or white blocks
+over the upper third; four colours are below: (180,30,30) (30,150,30) (40,40,180) (200,180,40).
+"""
+
+import itertools
+import json
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from PIL import Image
+
+from gpu_worker.edits.fonts import Fonts, clusters, drawable, one_line
+from gpu_worker.edits.text import Ink, _eight_bits, set_lines
+from gpu_worker.errors import InvalidMedia, MediaTooLarge, UnsupportedMedia
+from gpu_worker.media.probe import probe
+from tests.gpu_worker.footage import luma, sound
+from tests.gpu_worker.render.test_render import rendered
+
+pytestmark = pytest.mark.editing
+CASES = Path(__file__).parent / "cases"
+SIZE = {"output_width": 320, "output_height": 180}
+
+
+def numbers(path):
+    """Returns the number that each frame of a coded film has."""
+    pictures, _ = luma(path)
+    found = []
+    for picture in pictures:
+        blocks = [picture[15:45, 32 * n + 10 : 32 * n + 22].mean() > 128 for n in range(10)]
+        found.append(int("".join("01"[int(bit)] for bit in blocks), 2))
+    return found
+
+
+def exported(tmp_path, name, **params):
+    out = tmp_path / "out.mp4"
+    rendered(out, "framing", SIZE | params, {"a": CASES / name})
+    return out
+
+
+def runs(values):
+    return [(value, len(list(same))) for value, same in itertools.groupby(values)]
+
+
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [
+        ("plain.mp4", 100),
+        # A recording whose picture becomes smaller in the middle.
+        ("midres.ts", 100),
+        ("midres.webm", 100),
+        # A tag says 1 s, or 3 s, of a film of 2 s.
+        ("stale-short.mkv", 50),
+        ("stale.mkv", 50),
+        # A format whose length is an estimate.
+        ("ps-dvd-53.vob", 53),
+        ("ps-vob-100.vob", 100),
+        ("low.mp4", 60),
+        # Sound that nobody decodes.
+        ("apac-first.mp4", 50),
+        ("apac-only.mp4", 50),
+        # HDR and wide gamut with tags that are missing.
+        ("pq-nomatrix.mp4", 25),
+        ("pq-only-trc.mp4", 25),
+        ("bt2020-notrc.mp4", 25),
+        ("bt2020-slog.mp4", 25),
+        ("hlg-nomatrix.mp4", 25),
+        ("hlg-noprim.mp4", 25),
+    ],
+)
+def test_each_frame_is_there_once(tmp_path, name, count):
+    """In order, and none of another moment."""
+    assert numbers(exported(tmp_path, name)) == list(range(count))
+
+
+@pytest.mark.parametrize("name", ["hold.mp4", "hold.mkv"])
+def test_a_picture_that_was_on_screen_before_a_cut_is_shown(tmp_path, name):
+    """A screen recording with pictures at 0, 0.5, 1, 6, 6.5 and 7 s."""
+    whole = runs(numbers(exported(tmp_path, name, target_fps=10)))
+    assert whole == [(1, 5), (2, 5), (3, 50), (4, 5), (5, 5), (6, 10)]
+    cut = exported(tmp_path, name, target_fps=10, start_time=3, end_time=7.5)
+    assert runs(numbers(cut)) == [(3, 30), (4, 5), (5, 5), (6, 5)]
+    late = exported(tmp_path, name, target_fps=10, start_time=0.6, end_time=7.5)
+    assert runs(numbers(late)) == [(2, 4), (3, 50), (4, 5), (5, 5), (6, 5)]
+
+
+@pytest.mark.parametrize("name", ["firefox.webm", "firefox-v.webm"])
+def test_a_browsers_recording_keeps_each_picture_at_60_a_second(tmp_path, name):
+    """Its time base is no rate; each picture is within a frame of its moment."""
+    times = json.loads((CASES / "firefox.json").read_text())
+    assert probe(CASES / name).fps == 60
+    found = numbers(exported(tmp_path, name))
+    assert sorted(set(found)) == list(range(len(times)))
+    for number, milliseconds in enumerate(times):
+        assert abs(found.index(number) / 60 - milliseconds / 1000) <= 1 / 60
+
+
+def test_an_upload_that_broke_off_is_refused(tmp_path):
+    """Of a variable rate too: the index lists 67 pictures, and 33 are there."""
+    with pytest.raises(InvalidMedia, match="only 33 of 67 pictures"):
+        probe(CASES / "vfrcut.mp4")
+
+
+def test_a_codec_that_nobody_has_is_named_once():
+    """The picture's ends the job; the first sound's brings the next one; the only sound's, none."""
+    with pytest.raises(UnsupportedMedia, match="codec"):
+        probe(CASES / "unknown-video.mp4")
+    second, none = probe(CASES / "apac-first.mp4"), probe(CASES / "apac-only.mp4")
+    assert (second.audio_codec, second.audio_track) == ("aac", 1)
+    assert "next track" in second.warning
+    assert (none.audio_codec, "silent" in none.warning) == (None, True)
+    assert probe(CASES / "plain.mp4").warning is None
+
+
+def test_the_next_sound_track_is_heard(tmp_path):
+    """Beeps, where the first track has a codec that nobody has."""
+    heard = sound(exported(tmp_path, "apac-first.mp4"))
+    assert np.abs(heard).max() > 0.1
+
+
+def test_a_photo_is_no_video(tmp_path):
+    """HEIC and AVIF are ISO files as MP4 is."""
+    for brand in (b"heic", b"mif1", b"avif"):
+        photo = tmp_path / "photo"
+        photo.write_bytes(b"\0\0\0\x18ftyp" + brand + b"\0" * 64)
+        with pytest.raises(UnsupportedMedia, match="photo"):
+            probe(photo)
+
+
+def test_pixels_are_counted_after_their_aspect(tmp_path):
+    """1280x720 of pixels that are 100 times as wide as high."""
+    with pytest.raises(MediaTooLarge, match="128000x720"):
+        probe(CASES / "sar100.mp4")
+
+
+# ── colour ────────────────────────────────────────────────────────────────────────────────────────
+
+
+def colours(path):
+    """Returns the four colours of the first frame, by BT.709."""
+    with av.open(str(path)) as container:
+        frame = next(container.decode(video=0))
+        planes = frame.to_ndarray(format="yuv444p").astype(float)
+    found = []
+    for x in (40, 120, 200, 280):
+        y, u, v = planes[:, 120, x] - (16, 128, 128)
+        rgb = y * 255 / 219 + np.array([1.5748 * v, -0.18733 * u - 0.46813 * v, 1.8556 * u]) * (
+            255 / 224
+        )
+        found.append(np.clip(rgb, 0, 255))
+    return np.array(found)
+
+
+SHOWN = np.array([(180, 30, 30), (30, 150, 30), (40, 40, 180), (200, 180, 40)])
+
+
+def test_display_p3_becomes_bt709(tmp_path):
+    """The film's red in P3 is a stronger one in BT.709."""
+    assert colours(exported(tmp_path, "p3.mov"))[0] == pytest.approx((199, 8, 20), abs=2)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "pq-nomatrix.mp4",
+        "pq-only-trc.mp4",
+        "bt2020-notrc.mp4",
+        "hlg-nomatrix.mp4",
+        "hlg-noprim.mp4",
+    ],
+)
+def test_what_a_tag_leaves_out_is_as_usual(tmp_path, name):
+    """HDR without a matrix or primaries is BT.2020."""
+    assert colours(exported(tmp_path, name)) == pytest.approx(SHOWN, abs=10)
+
+
+def test_gray_keeps_its_levels(tmp_path):
+    """The scaler takes each gray picture for a full one."""
+    with av.open(str(CASES / "gray-hevc.mp4")) as container:
+        source = next(container.decode(video=0)).to_ndarray()
+    pictures, _ = luma(exported(tmp_path, "gray-hevc.mp4"))
+    assert np.abs(pictures[0].astype(int) - source)[100:160].mean() < 1
+
+
+def test_16_bit_gray_of_a_png_is_not_cut_off():
+    """20000 of 65535 is 78 of 255."""
+    with Image.open(CASES / "gray16.png") as picture:
+        assert set(np.unique(np.asarray(_eight_bits(picture)))) == {78, 255}
+
+
+# ── text ──────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Zu\u0308rich", "Zürich"),
+        ("a\tb\x07c\r\nd\ud800", "a b c\nd "),
+        ("plain", "plain"),
+    ],
+)
+def test_text_is_composed_and_has_no_control_characters(text, expected):
+    """Names from a Mac come decomposed; no font has a glyph for a tab."""
+    assert drawable(text) == expected
+
+
+def test_a_name_with_a_line_break_is_one_line():
+    """A caption's name and tags have one."""
+    assert one_line("Goal\nby\r\nMia") == "Goal by Mia"
+
+
+def test_marks_and_joined_emoji_stay_together():
+    """A font is chosen for all of a cluster."""
+    family = "👩\u200d👧"
+    assert list(clusters(f"e\u0301x{family}👍🏽")) == ["e\u0301", "x", family, "👍🏽"]
+
+
+@pytest.mark.parametrize("text", ["هدف 2-1 رائع", "שלום 123 abc"])
+def test_a_line_from_right_to_left_is_set_as_a_whole(text):
+    """The layout engine orders words and digits; the first word stands at the right."""
+    (stretch,) = [stretch for stretch, _ in Fonts().runs(text, 40, False)]
+    assert stretch == text
+    first_word = set_lines([text.split()[0]], Ink(40), Fonts())
+    line = np.asarray(set_lines([text], Ink(40), Fonts()))[..., 3]
+    right = line[:, -first_word.width :]
+    alone = np.asarray(first_word)[..., 3]
+    assert np.abs(right.astype(int) - alone[:, -right.shape[1] :]).mean() < 12
