@@ -41,6 +41,21 @@ INTRODUCTION = (
         "and length were measured"
     ),
     "on the result and are right. `upscale` runs with `export_mode: FAST` here.",
+    "",
+    "Where a file lacks a tag, the worker assumes:",
+    "",
+    "| what is missing | assumed |",
+    "|---|---|",
+    "| colour matrix | BT.709 from 720 lines on, BT.601 below; BT.2020 beside PQ, HLG or BT.2020 |",
+    "| primaries | BT.2020 beside PQ or HLG; otherwise BT.709 |",
+    "| transfer function | BT.709 |",
+    "| rate (browsers' recordings) | the times of the pictures: an even rate as it is; otherwise |",
+    "| | the least of 24, 25, 30, 50 and 60 that shows each picture |",
+    "| length, or a wrong one | the packets of the file; of an MP4 with an even rate, its index |",
+    "",
+    "Display P3 and BT.2020 become BT.709. A sound track whose codec is not known is left out: the",
+    "next one is used, or the export is silent, and `result.warnings` names the file. A display",
+    "angle that is no right angle counts as 0.",
 )
 
 

@@ -268,6 +268,7 @@ export class JobScreen {
         `${lasting(job.gpu_seconds)}${job.cost_usd === null ? "" : ` · ${dollars(job.cost_usd)}`}`,
       ],
       result && ["Result", `${result.frames} frames, ${Number(result.fps.toFixed(2))} a second`],
+      ...notes(result),
       result && ["Codecs", [result.video_codec, result.audio_codec].filter(Boolean).join(" + ")],
       job.last_evidence && [
         "Last seen",
@@ -373,6 +374,9 @@ export const WORDS = {
   cancelled: "Cancelled",
 };
 
+/** @returns {[string, string][]} */
+const notes = (/** @type {Result | null} */ result) =>
+  (result?.warnings ?? []).map((text) => ["Note", text]);
 /** @returns {[string, HTMLElement][]} */
 const atProvider = (/** @type {Job} */ job) =>
   [

@@ -20,6 +20,10 @@ from schemas.edits import Framing, Transition, TransitionType
 EPSILON_SECONDS = 1e-6
 #: What all clips' sound is brought to before it is joined.
 SAMPLE_RATE, LAYOUT = 48_000, "stereo"
+#: Sound that has drifted so far from its timestamps is set right, by silence or a cut.
+HARD_SECONDS = 0.03
+#: Sound that is shorter is resampled where its speed changes.
+BLIP_SECONDS = 0.1
 CUT = Transition()
 
 
@@ -119,7 +123,7 @@ class ClipTime:
         # Only timestamps from 0 on, with gaps filled, make "cut from a to b seconds" mean the same
         # as for the picture.
         even = (
-            f"aresample={SAMPLE_RATE}:async=1:first_pts=0,"
+            f"aresample={SAMPLE_RATE}:async=1:min_hard_comp={HARD_SECONDS}:first_pts=0,"
             f"aformat=sample_fmts=fltp:channel_layouts={LAYOUT}"
         )
         count = len(self.spans)
@@ -127,10 +131,11 @@ class ClipTime:
         parts = [f"[{source}]{even},asplit={count}{copies}"]
         for n, span in enumerate(self.spans):
             length = f"{span.output_seconds:.6f}"
+            tempo = _tempo(span.speed, span.end - span.start)
             parts.append(
                 f"[{label}in{n}]atrim={span.start - seek:.6f}:{span.end - seek:.6f},"
                 "asetpts=PTS-STARTPTS"
-                f"{_tempo(span.speed)},apad=whole_dur={length},atrim=0:{length}[{label}out{n}]"
+                f"{tempo},apad=whole_dur={length},atrim=0:{length}[{label}out{n}]"
             )
         joined = "".join(f"[{label}out{n}]" for n in range(count))
         return [*parts, f"{joined}concat=n={count}:v=0:a=1[{label}]"]
@@ -287,15 +292,16 @@ def _concat(names: Sequence[str], label: str) -> str:
     return f"{''.join(f'[{name}]' for name in names)}concat=n={len(names)}:v=0:a=1[{label}]"
 
 
-def _tempo(speed: float) -> str:
-    """Returns the filter that plays sound at `speed` without changing its pitch.
+def _tempo(speed: float, seconds: float) -> str:
+    """Returns the filter that plays so many seconds of sound at `speed` without changing the pitch.
 
     Rubber Band with a short window: a beep of 0.1 s stays within 12 ms of its place at 0.5 to 4
     times, and keeps the length exactly; ffmpeg's atempo moves it by 10 to 60 ms and drops the last
-    tens of milliseconds.
+    tens of milliseconds. Rubber Band refuses what is shorter than its window: a blip, in which
+    nobody hears a pitch, is resampled.
     """
-    return (
-        ""
-        if math.isclose(speed, 1.0)
-        else f",rubberband=tempo={speed:.9f}:window=short:transients=smooth"
-    )
+    if math.isclose(speed, 1.0):
+        return ""
+    if seconds < BLIP_SECONDS:
+        return f",asetrate={round(SAMPLE_RATE * speed)},aresample={SAMPLE_RATE}"
+    return f",rubberband=tempo={speed:.9f}:window=short:transients=smooth"

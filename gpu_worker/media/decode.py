@@ -87,6 +87,7 @@ def decode(
     after = [
         *decoder,
         *seek,
+        *(("-itsoffset", f"{facts.picture_delay:.6f}") if facts.picture_delay else ()),
         *("-i", str(path), "-map", "0:V:0", "-an", "-sn", "-dn"),
         *("-frames:v", str(count), "-vf", _filters(facts, skip, interpolated_fps, window)),
         *("-fps_mode", "passthrough", "-f", "rawvideo", "-pix_fmt", "yuv420p", "pipe:1"),

@@ -47,22 +47,24 @@ class Quality:
 
 @dataclass(frozen=True)
 class Sound:
-    """Files, each read from a moment on (seconds), and the filter graph that makes SOUND of
-    `1:a:0`, `2:a:0`, …
+    """Files, each read from a moment on and delayed (seconds), and the filter graph that makes
+    SOUND of `1:a:0`, `2:a:0`, …
     """
 
-    inputs: tuple[tuple[Path, float], ...]
+    inputs: tuple[tuple[Path, float, float], ...]
     graph: str
 
-    def arguments(self) -> list[str]:
-        """Returns ffmpeg's inputs and graph; pictures and subtitles of the files are not even
-        read.
+    def arguments(self, graph: Path) -> list[str]:
+        """Writes the graph to a file, since an argument may have 128 KiB; returns ffmpeg's inputs
+        and graph. Pictures and subtitles of the files are not even read.
         """
+        graph.write_text(self.graph)
         inputs: list[str] = []
-        for path, seek in self.inputs:
+        for path, seek, delay in self.inputs:
             begin = ["-ss", f"{seek:.6f}"] if seek else []
+            begin += ["-itsoffset", f"{delay:.6f}"] if delay else []
             inputs += [*INPUT_OPTIONS, *begin, "-vn", "-sn", "-dn", "-i", str(path)]
-        return [*inputs, "-filter_complex", self.graph]
+        return [*inputs, "-/filter_complex", str(graph)]
 
 
 class Encoder:
@@ -129,7 +131,7 @@ def encode(
     arguments = [
         *picture,
         *("-i", "pipe:0"),
-        *(sound.arguments() if sound else ()),
+        *(sound.arguments(path.with_suffix(".graph")) if sound else ()),
         *("-map", "0:v", *quality.arguments()),
         *("-profile:v", "high", "-pix_fmt", "yuv420p", "-vf", _BT709),
         *sound_output,

@@ -39,6 +39,9 @@ class SourceFacts:
         audio_track: the number of the sound track that is used, among all of them.
         holds: of a variable rate, from when to when a picture stays on screen for longer than one
             frame, in seconds from the beginning of the file, in order.
+        picture_delay, sound_delay: of transport and program streams, how long after the file's
+            beginning each begins (seconds). ffmpeg takes the first stream that it reads for the
+            beginning.
         warning: what is lost of the file although it is exported; None where nothing is.
         turns: False where its display angle is no right angle, so that players ignore it.
         interlaced: True where a frame is two fields, which are made one picture.
@@ -64,6 +67,8 @@ class SourceFacts:
     is_rgb: bool = False
     turns: bool = True
     audio_track: int = 0
+    picture_delay: float = 0.0
+    sound_delay: float = 0.0
     warning: str | None = None
     holds: tuple[tuple[float, float], ...] = field(default=(), repr=False)
     interlaced: bool = False

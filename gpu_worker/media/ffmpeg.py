@@ -22,7 +22,7 @@ STDERR_TAIL_LINES = 40
 PIPE_BYTES = 1 << 20
 #: Demuxers for files from strangers; playlists and scripts, which could open other files, are not
 #: among them.
-FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,mpegts,avi,mpeg,flv,asf"
+FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,mpegts,avi,mpeg,flv,asf,gif,ogg,mxf,dv"
 #: What a child finds in its environment, where the worker has it: how to start, and which GPU it
 #: may use. Not the keys of the bucket and of RunPod: files from strangers are decoded there.
 PASSED_ON = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "LD_LIBRARY_PATH")

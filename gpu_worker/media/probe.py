@@ -107,6 +107,8 @@ def _refuse_text(path: Path) -> None:
     """
     with path.open("rb") as file:
         head = file.read(4096)
+    if head.startswith(b"YUV4MPEG2"):
+        raise UnsupportedMedia("The file is raw video (Y4M), which is not taken.")
     if head[4:8] == b"ftyp" and head[8:12] in _PHOTO_BRANDS:
         raise UnsupportedMedia("The file is a photo (HEIC or AVIF), not a video.")
     start = head.lstrip(b"\xef\xbb\xbf \t\r\n")
@@ -188,6 +190,8 @@ def _facts(
         video_codec=stream.codec_context.name,
         audio_codec=None if sound is None else sound.codec_context.name,
         audio_track=0 if sound is None else container.streams.audio.index(sound),
+        picture_delay=_delay(container, stream),
+        sound_delay=_delay(container, sound),
         warning=_sound_warning(container, sound),
         matrix=_matrix(frame),
         full_range=frame.color_range == 2 or frame.format.name.startswith("yuvj"),
@@ -335,6 +339,17 @@ def _audio_codec(container: InputContainer) -> str | None:
 def _sound_stream(container: InputContainer) -> AudioStream | None:
     """Returns the first sound track that can be decoded; None where there is none."""
     return next((s for s in container.streams.audio if _has_decoder(s)), None)
+
+
+def _delay(container: InputContainer, stream: VideoStream | AudioStream | None) -> float:
+    """Returns how long after the file's beginning a stream begins, in a format whose clock begins
+    anywhere.
+    """
+    if stream is None or not container.format.name.startswith("mpeg"):
+        return 0.0
+    if stream.start_time is None or stream.time_base is None or container.start_time is None:
+        return 0.0
+    return float(stream.start_time * stream.time_base) - container.start_time / 1_000_000
 
 
 def _has_decoder(stream: Stream) -> bool:

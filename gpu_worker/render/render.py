@@ -377,7 +377,7 @@ class _Reader:
 def _sound(composition: Composition) -> Sound | None:
     if not composition.sound:
         return None
-    inputs: list[tuple[Path, float]] = []
+    inputs: list[tuple[Path, float, float]] = []
     sources: list[tuple[str, float] | None] = []
     for clip in composition.clips:
         if clip.source.facts.audio_codec is None:
@@ -386,6 +386,6 @@ def _sound(composition: Composition) -> Sound | None:
         seek = (
             max(0.0, clip.time.start - SOUND_RUN_IN_SECONDS) if clip.source.facts.seekable else 0.0
         )
-        inputs.append((clip.source.path, seek))
+        inputs.append((clip.source.path, seek, clip.source.facts.sound_delay))
         sources.append((f"{len(inputs)}:a:{clip.source.facts.audio_track}", seek))
     return Sound(tuple(inputs), composition.timeline.sound_filter(sources, SOUND))

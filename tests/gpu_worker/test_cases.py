@@ -4,6 +4,7 @@ The coded film: 320x180, 25 frames a second. The frame's number stands as ten bl
 over the upper third; four colours are below: (180,30,30) (30,150,30) (40,40,180) (200,180,40).
 """
 
+import asyncio
 import itertools
 import json
 from pathlib import Path
@@ -17,7 +18,8 @@ from gpu_worker.edits.fonts import Fonts, clusters, drawable, one_line
 from gpu_worker.edits.text import Ink, _eight_bits, set_lines
 from gpu_worker.errors import InvalidMedia, MediaTooLarge, UnsupportedMedia
 from gpu_worker.media.probe import probe
-from tests.gpu_worker.footage import luma, sound
+from gpu_worker.runner import Runner
+from tests.gpu_worker.footage import beeps, luma, make, sound
 from tests.gpu_worker.render.test_render import rendered
 
 pytestmark = pytest.mark.editing
@@ -134,6 +136,88 @@ def test_pixels_are_counted_after_their_aspect(tmp_path):
     """1280x720 of pixels that are 100 times as wide as high."""
     with pytest.raises(MediaTooLarge, match="128000x720"):
         probe(CASES / "sar100.mp4")
+
+
+def test_a_picture_that_begins_late_is_late(tmp_path):
+    """In a transport stream, whose clock begins anywhere: a second after the sound; the first
+    picture is shown until then.
+    """
+    out = exported(tmp_path, "off-picture_1_s_late.ts")
+    shown = runs(numbers(out))
+    assert [number for number, _ in shown] == list(range(100))
+    assert shown[0][1] in (26, 27)
+    assert {count for _, count in shown[1:]} == {1}
+    assert beeps(out)[:, 0] == pytest.approx([0.25, 1.25, 2.25, 3.25], abs=0.03)
+
+
+def test_sound_that_drifts_stays_with_its_timestamps(tmp_path):
+    """A recorder whose clock is 1 % slow."""
+    heard = beeps(exported(tmp_path, "drift.mkv"))[:, 0]
+    assert heard == pytest.approx((np.arange(len(heard)) + 0.25) * 1.01, abs=0.045)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "expected"),
+    [
+        ("a.gif", ("-vf", "fps=5"), None),
+        ("a.ogv", ("-c:v", "libtheora", "-q:v", "9", "-c:a", "libvorbis"), range(50)),
+        ("a.mxf", ("-c:v", "mpeg2video", "-q:v", "2", "-ar", "48000"), range(50)),
+        ("a.dv", ("-target", "pal-dv"), range(50)),
+        ("a.mpg", ("-c:v", "mpeg2video", "-q:v", "2"), range(50)),
+    ],
+)
+def test_containers_that_people_ask_for(tmp_path, name, options, expected):
+    """From a browser, a broadcaster, a tape and a DVD."""
+    source = make(tmp_path / name, "-i", CASES / "plain.mp4", "-t", "2", *options)
+    out = tmp_path / "out.mp4"
+    rendered(out, "framing", SIZE, {"a": source})
+    found = numbers(out)
+    assert found == (sorted(set(found)) if expected is None else list(expected))
+    assert len(found) == (10 if expected is None else 50)
+
+
+def test_raw_video_is_refused_by_its_name(tmp_path):
+    """It is text at its beginning."""
+    raw = make(tmp_path / "a.y4m", "-i", CASES / "plain.mp4", "-t", "0.2")
+    with pytest.raises(UnsupportedMedia, match="Y4M"):
+        probe(raw)
+
+
+@pytest.mark.parametrize(
+    "segments",
+    [
+        pytest.param([{"start": 1.0, "end": 1.01, "speed": 2.0}], id="10-ms"),
+        pytest.param([{"start": 1.0, "end": 1.02, "speed": 4.0}], id="20-ms-at-4x"),
+        pytest.param([{"start": 0.0, "end": 3.995, "speed": 0.5}], id="5-ms-are-left"),
+        pytest.param(
+            [
+                {"start": n * 0.008, "end": n * 0.008 + 0.004, "speed": (0.5, 2.0)[n % 2]}
+                for n in range(500)
+            ],
+            id="500-ramps",
+        ),
+    ],
+)
+def test_any_number_of_spans_of_any_length(tmp_path, segments):
+    """The graph of the sound is a file, and a blip is resampled; picture and sound end together."""
+    out = exported(tmp_path, "plain.mp4", segments=segments)
+    length = 4 + sum((one["end"] - one["start"]) * (1 / one["speed"] - 1) for one in segments)
+    assert len(numbers(out)) == pytest.approx(length * 25, abs=1)
+    assert len(sound(out)) / 48_000 == pytest.approx(length, abs=0.06)
+
+
+def test_what_is_lost_is_in_the_result(settings, bucket, objects, user_id):
+    """The job's result lists it, for the page and the user's own program."""
+    objects.put(f"{user_id}/in.mp4", (CASES / "apac-only.mp4").read_bytes())
+    sent = {"job_id": "j1", "user_id": user_id, "type": "framing", "input_key": "in.mp4"}
+    sent |= {"attempt_token": "0" * 32, "params": SIZE}
+
+    async def nowhere(_):
+        pass
+
+    result = asyncio.run(Runner(settings(), bucket).run(sent, "rp-1", nowhere))
+    (warning,) = result.facts.warnings
+    assert warning == "in.mp4: The sound's codec is not known here; the export is silent."
 
 
 # ── colour ────────────────────────────────────────────────────────────────────────────────────────

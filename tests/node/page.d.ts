@@ -113,6 +113,7 @@ interface Result {
   duration_seconds: number;
   video_codec: string;
   audio_codec: string | null;
+  warnings?: string[];
 }
 
 interface Job {
