@@ -22,8 +22,8 @@ EPSILON_SECONDS = 1e-6
 SAMPLE_RATE, LAYOUT = 48_000, "stereo"
 #: Sound that has drifted so far from its timestamps is set right, by silence or a cut.
 HARD_SECONDS = 0.03
-#: Sound that is shorter is resampled where its speed changes.
-BLIP_SECONDS = 0.1
+#: Sound that is shorter is resampled where its speed changes, or is silence.
+BLIP_SECONDS, SILENT_SECONDS = 0.1, 0.01
 CUT = Transition()
 
 
@@ -38,6 +38,11 @@ class Span:
     @property
     def output_seconds(self) -> float:
         return (self.end - self.start) / self.speed
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether it is too short for its sound: ffmpeg's resampler makes nothing of it."""
+        return min(self.end - self.start, self.output_seconds) < SILENT_SECONDS
 
 
 @dataclass(frozen=True)
@@ -127,9 +132,16 @@ class ClipTime:
             f"aformat=sample_fmts=fltp:channel_layouts={LAYOUT}"
         )
         count = len(self.spans)
-        copies = "".join(f"[{label}in{n}]" for n in range(count))
-        parts = [f"[{source}]{even},asplit={count}{copies}"]
+        heard = [n for n, span in enumerate(self.spans) if not span.is_silent]
+        copies = "".join(f"[{label}in{n}]" for n in heard)
+        parts = [f"[{source}]{even},asplit={len(heard)}{copies}"] if heard else []
         for n, span in enumerate(self.spans):
+            if span.is_silent:
+                length = f"{span.output_seconds:.6f}"
+                parts.append(
+                    f"anullsrc=r={SAMPLE_RATE}:cl={LAYOUT},atrim=0:{length}[{label}out{n}]"
+                )
+                continue
             length = f"{span.output_seconds:.6f}"
             tempo = _tempo(span.speed, span.end - span.start)
             parts.append(
@@ -304,4 +316,6 @@ def _tempo(speed: float, seconds: float) -> str:
         return ""
     if seconds < BLIP_SECONDS:
         return f",asetrate={round(SAMPLE_RATE * speed)},aresample={SAMPLE_RATE}"
-    return f",rubberband=tempo={speed:.9f}:window=short:transients=smooth"
+    # Nor does it take sound that ends too early.
+    whole = f",apad=whole_dur={seconds:.6f}"
+    return f"{whole},rubberband=tempo={speed:.9f}:window=short:transients=smooth"

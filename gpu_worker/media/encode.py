@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
-from gpu_worker.errors import FfmpegFailed, HardwareEncoderFailed, OutputTooLarge
+from gpu_worker.errors import FfmpegFailed, HardwareEncoderFailed, InvalidMedia, OutputTooLarge
 from gpu_worker.host.guard import Guard
 from gpu_worker.host.limits import usable_cores
 from gpu_worker.media.ffmpeg import INPUT_OPTIONS, Ffmpeg, run_ffmpeg
@@ -112,6 +112,7 @@ def encode(
 
     Raises:
         FfmpegFailed: ffmpeg has ended badly.
+        InvalidMedia: most of the sound cannot be decoded.
         HardwareEncoderFailed: the same, with the GPU's encoder.
     """
     rate = f"{fps.numerator}/{fps.denominator}"
@@ -142,6 +143,9 @@ def encode(
             yield Encoder(ffmpeg, path, max_bytes)
             ffmpeg.finish()
     except FfmpegFailed as error:
+        if "Decode error rate" in error.detail:
+            sentence = "The sound is damaged and cannot be decoded."
+            raise InvalidMedia(sentence, error.detail) from error
         if not quality.hardware:
             raise
         raise HardwareEncoderFailed(str(error), error.detail) from error
