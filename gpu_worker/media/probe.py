@@ -1,13 +1,13 @@
 """What is in a file: facts from its header, proven by decoding one frame."""
 
-from collections.abc import Sequence
+from array import array
 from dataclasses import dataclass
 from fractions import Fraction
-from itertools import pairwise
 from pathlib import Path
 
 import av
 import av.error
+import numpy as np
 from av.audio.stream import AudioStream
 from av.container import InputContainer
 from av.stream import Stream
@@ -241,12 +241,9 @@ def _timing(path: Path, container: InputContainer, stream: VideoStream) -> _Timi
     else:
         fps = _counted_rate(times)
         # A recorder does not tell how long its last picture lasts.
-        end = max(end, times[-1] + float(1 / fps)) if times else end
-    holds = tuple(
-        (before - origin, after - origin)
-        for before, after in pairwise(times)
-        if (after - before) * fps > LONG_HOLD
-    )
+        end = max(end, times[-1] + float(1 / fps)) if len(times) else end
+    long = np.flatnonzero(np.diff(times) * float(fps) > LONG_HOLD)
+    holds = tuple((float(times[n] - origin), float(times[n + 1] - origin)) for n in long)
     return _Timing(fps, end - origin, holds)
 
 
@@ -270,29 +267,30 @@ def _header_rate(stream: VideoStream) -> Fraction:
     return min(Fraction(stream.base_rate or stream.average_rate or 25), MAX_RATE)
 
 
-def _counted_rate(times: Sequence[float]) -> Fraction:
-    """Returns the rate of pictures at these times: their own where it is even, or above 60 a
-    second; else the least usual one that shows each picture.
+def _counted_rate(times: np.ndarray) -> Fraction:
+    """Returns the rate of pictures at these times, (n,) float64: their own where it is even, or
+    above 60 a second; else the least usual one that shows each picture.
     """
-    steps = [after - before for before, after in pairwise(times) if after > before]
-    if not steps:
+    steps = np.diff(times)
+    steps = steps[steps > 0]
+    if not len(steps):
         return Fraction(25)
-    average = len(steps) / (times[-1] - times[0])
-    if max(steps) - min(steps) <= UNEVEN_SECONDS or average > USUAL_RATE:
+    average = float(len(steps) / (times[-1] - times[0]))
+    if steps.max() - steps.min() <= UNEVEN_SECONDS or average > USUAL_RATE:
         near = min(USUAL_RATES, key=lambda rate: abs(rate / Fraction(average) - 1))
         is_near = abs(near / Fraction(average) - 1) < NEAR_SHARE
         return min(near if is_near else Fraction(average).limit_denominator(1001), MAX_RATE)
-    needed = (1 - NEAR_RATE) / min(steps)
+    needed = (1 - NEAR_RATE) / float(steps.min())
     return next((rate for rate in WHOLE_RATES if rate >= needed), USUAL_RATE)
 
 
-def _packet_times(path: Path, index: int) -> tuple[list[float], float]:
-    """Goes through all packets; returns when each picture is shown, in order, and the last one's
-    end.
+def _packet_times(path: Path, index: int) -> tuple[np.ndarray, float]:
+    """Goes through all packets; returns when each picture is shown, (n,) float64 in order, and the
+    last one's end. Eight bytes a picture are kept.
 
     With a variable rate and reordered frames, MP4's own length is the sum of the wrong ones.
     """
-    times: list[float] = []
+    times = array("d")
     with _opened(path) as container:
         stream = container.streams[index]
         end = 0.0
@@ -302,7 +300,7 @@ def _packet_times(path: Path, index: int) -> tuple[list[float], float]:
                 lasts = float(packet.duration * packet.time_base) if packet.duration else step
                 times.append(float(packet.pts * packet.time_base))
                 end = max(end, times[-1] + lasts)
-    return sorted(times), end
+    return np.sort(np.array(times, np.float64)), end
 
 
 def _refuse_cut_off(path: Path, stream: VideoStream) -> None:

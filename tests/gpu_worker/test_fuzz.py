@@ -10,7 +10,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
 from fuzz_media import damaged, sources, tried  # noqa: E402
 
-ROUNDS = 120
+ROUNDS = 60
 
 
 def test_no_file_and_no_params_are_an_internal_error(tmp_path, measured):
