@@ -8,7 +8,7 @@ from collections import Counter
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
-from fuzz_media import damaged, sources, tried  # noqa: E402
+from fuzz_media import damaged, sources, tried
 
 ROUNDS = 60
 
