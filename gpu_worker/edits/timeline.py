@@ -23,7 +23,7 @@ SAMPLE_RATE, LAYOUT = 48_000, "stereo"
 #: Sound that has drifted so far from its timestamps is set right, by silence or a cut.
 HARD_SECONDS = 0.03
 #: Sound that is shorter is resampled where its speed changes, or is silence.
-BLIP_SECONDS, SILENT_SECONDS = 0.1, 0.01
+BLIP_SECONDS, SILENT_SECONDS = 0.1, 0.02
 CUT = Transition()
 
 
