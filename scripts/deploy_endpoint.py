@@ -15,9 +15,9 @@ from typing import Any, NoReturn
 
 import httpx
 from dotenv import dotenv_values
+from worker_env import BUCKET, setting
 
 API = "https://api.runpod.io/v2"
-BUCKET = ("R2_ENDPOINT", "R2_ACCESS_KEY_ID", "R2_SECRET_ACCESS_KEY", "R2_BUCKET_NAME")
 #: L4, A5000 and 3090; 4090. 24 GB each, with NVENC and NVDEC; RunPod takes whichever has one free.
 POOLS = ("AMPERE_24", "ADA_24")
 #: That of PyPI's torch (Dockerfile.gpu): what a host's driver must know at least.
@@ -136,13 +136,6 @@ def _endpoint(chosen: argparse.Namespace, known: Mapping[str, str | None]) -> di
     } | ({"registry": chosen.registry_auth} if chosen.registry_auth else {})
 
 
-def _setting(text: str) -> tuple[str, str]:
-    name, equals, value = text.partition("=")
-    if not (name and equals):
-        raise argparse.ArgumentTypeError("NAME=VALUE")
-    return name, value
-
-
 def _idle(text: str) -> int:
     if not (text.isdecimal() and 1 <= int(text) <= 3600):
         raise argparse.ArgumentTypeError("1 to 3600")
@@ -201,7 +194,7 @@ def _parsed() -> argparse.Namespace:
     )
     add(
         "--env",
-        type=_setting,
+        type=setting,
         action="append",
         default=[],
         metavar="NAME=VALUE",

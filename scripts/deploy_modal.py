@@ -1,8 +1,8 @@
 """Deploys the worker's app to Modal: the image that RunPod uses, the bucket's secret, the GPUs.
 
 It writes the secret that the function reads, then runs `modal deploy -m gpu_worker.modal_app`.
-Nothing is made twice: Modal knows app, function and secret by their names. A dry run prints what it
-would send; without a token, each run is one.
+Modal identifies app, function and secret by name, so a second run updates them. A dry run prints
+what a deployment would send; without a token, each run is one.
 """
 
 import argparse
@@ -14,8 +14,8 @@ from typing import NoReturn
 
 import modal
 from dotenv import dotenv_values
+from worker_env import BUCKET, setting
 
-BUCKET = ("R2_ENDPOINT", "R2_ACCESS_KEY_ID", "R2_SECRET_ACCESS_KEY", "R2_BUCKET_NAME")
 TOKEN = ("MODAL_TOKEN_ID", "MODAL_TOKEN_SECRET")
 HELP = """
 scaledown window  how long a container without a job stays, and costs, before Modal stops it. Short
@@ -76,20 +76,13 @@ def _parsed() -> argparse.Namespace:
     add("--secret", default="reelbroker", help="the name of the secret (%(default)s)")
     add(
         "--env",
-        type=_setting,
+        type=setting,
         action="append",
         default=[],
         metavar="NAME=VALUE",
         help="the worker's settings (.env.example); they go into the secret",
     )
     return parser.parse_args()
-
-
-def _setting(text: str) -> tuple[str, str]:
-    name, found, value = text.partition("=")
-    if not found or not name:
-        raise argparse.ArgumentTypeError(f"{text}: NAME=VALUE")
-    return name, value
 
 
 def _refuse(text: str) -> NoReturn:

@@ -57,7 +57,7 @@ RESULT_STATUS = {
 _FORMATS = (api_pb2.DATA_FORMAT_PICKLE, api_pb2.DATA_FORMAT_CBOR)
 #: The client offers builders by their date; any one will do, as nothing is built.
 _BUILDER = "2025.06"
-#: The newest arguments that an asynchronous call may carry without a blob.
+#: The largest arguments that an asynchronous call may carry without a blob.
 _MOST_BYTES = 1 << 20
 
 Rpc = Callable[[Any, str], Awaitable[Any]]

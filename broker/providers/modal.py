@@ -7,7 +7,7 @@ were observed on client 1.6.4.
 
 The client connects with the first call. It has a thread and an event loop of its own. Most of its
 calls have no deadline, so each step has one here. The registry imports this module only where the
-settings name Modal: the client costs a quarter of a second and 30 MB.
+settings name Modal: the client costs a quarter of a second and 17 MB.
 """
 
 import asyncio

@@ -137,10 +137,7 @@ class ClipTime:
         parts = [f"[{source}]{even},asplit={len(heard)}{copies}"] if heard else []
         for n, span in enumerate(self.spans):
             if span.is_silent:
-                length = f"{span.output_seconds:.6f}"
-                parts.append(
-                    f"anullsrc=r={SAMPLE_RATE}:cl={LAYOUT},atrim=0:{length}[{label}out{n}]"
-                )
+                parts.append(_silence(span.output_seconds, f"{label}out{n}"))
                 continue
             length = f"{span.output_seconds:.6f}"
             tempo = _tempo(span.speed, span.end - span.start)
@@ -154,7 +151,7 @@ class ClipTime:
 
     def silence_filter(self, label: str) -> list[str]:
         """Returns the filter for a clip without sound."""
-        return [f"anullsrc=r={SAMPLE_RATE}:cl={LAYOUT},atrim=0:{self.output_seconds:.6f}[{label}]"]
+        return [_silence(self.output_seconds, label)]
 
 
 @dataclass(frozen=True)
@@ -277,6 +274,10 @@ class Timeline:
             )
             faded.append(f"[c{n}]{','.join(filter(None, (rise, fall)))}[f{n}]")
         return [*faded, _concat([f"f{n}" for n in range(last + 1)], label)]
+
+
+def _silence(seconds: float, label: str) -> str:
+    return f"anullsrc=r={SAMPLE_RATE}:cl={LAYOUT},atrim=0:{seconds:.6f}[{label}]"
 
 
 def frame_at(moment: float, fps: Fraction) -> int:

@@ -188,7 +188,7 @@ def _facts(
         holds=timing.holds,
         rotation_degrees=rotation,
         video_codec=stream.codec_context.name,
-        audio_codec=None if sound is None else sound.codec_context.name,
+        audio_codec=_audio_codec(container),
         audio_track=0 if sound is None else container.streams.audio.index(sound),
         picture_delay=_delay(container, stream),
         sound_delay=_delay(container, sound),
