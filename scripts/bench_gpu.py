@@ -424,7 +424,7 @@ def _x264_rate(bench: Bench) -> float:
     with tempfile.TemporaryDirectory() as folder:
         began = time.perf_counter()
         path = Path(folder) / "a.mp4"
-        with encode(path, _size(bench), Fraction(25), Quality(), None, Guard()) as encoder:
+        with encode(path, _size(bench), Fraction(25), Quality(), Guard()) as encoder:
             for number in range(count):
                 encoder.write(frames[number % len(frames)])
         return count / (time.perf_counter() - began)

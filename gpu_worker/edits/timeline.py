@@ -13,13 +13,12 @@ from fractions import Fraction
 from functools import cached_property
 
 from gpu_worker.errors import InvalidParams
+from gpu_worker.media.sound import LAYOUT, SAMPLE_RATE
 from schemas.edits import Framing, Transition, TransitionType
 
 #: A moment this close before a frame counts as that frame's: floats of 1/25 and 1/30 do not meet
 #: exactly.
 EPSILON_SECONDS = 1e-6
-#: What all clips' sound is brought to before it is joined.
-SAMPLE_RATE, LAYOUT = 48_000, "stereo"
 #: Sound that has drifted so far from its timestamps is set right, by silence or a cut.
 HARD_SECONDS = 0.03
 #: Sound that is shorter is resampled where its speed changes, or is silence.

@@ -21,6 +21,7 @@ from gpu_worker.media.facts import DEFAULT_LIMITS, SourceFacts
 from gpu_worker.media.ffmpeg import INPUT_OPTIONS, decoding_limit, run_ffmpeg
 from gpu_worker.media.frames import Frame, Region, frame_bytes, frame_from_bytes
 from gpu_worker.media.hardware import DECODING, HardwareDecoder
+from gpu_worker.media.seek import seek_point
 
 Frames = Generator[Frame, None, None]
 #: More make no decoder faster, and each holds a frame.
@@ -68,13 +69,8 @@ def decode(
             header says.
         MediaTooLarge: while iterating, when a frame has more than `max_pixels`; it is not decoded.
     """
-    # A picture may have been on screen for long.
-    since = facts.shown_since(first)
-    # A quarter of a frame early, so that no rounding of timestamps can lose the first one.
-    begin = float((since - Fraction(1, 4)) / facts.fps) if since > 0 else 0.0
-    seek = ["-ss", f"{begin:.6f}"] if begin and facts.seekable else []
-    skip = [f"trim=start={begin:.6f}"] if begin and not facts.seekable else []
-    skip += [f"trim=start_frame={first - since}"] if since < first else []
+    begin = float(first / facts.fps)
+    at = seek_point(path, begin, max_pixels) if first > 0 else 0.0
     decoder = ["-c:v", facts.alpha_decoder] if facts.alpha_decoder else []
     before = [
         *INPUT_OPTIONS,
@@ -86,10 +82,11 @@ def decode(
     ]
     after = [
         *decoder,
-        *seek,
-        *(("-itsoffset", f"{facts.picture_delay:.6f}") if facts.picture_delay else ()),
+        # Pictures from the key frame on are decoded; the filters show the last one at `begin` first.
+        *(("-ss", f"{at:.6f}", "-noaccurate_seek") if at > 0 else ()),
+        *(("-itsoffset", f"{at - begin:.6f}") if begin > 0 else ()),
         *("-i", str(path), "-map", "0:V:0", "-an", "-sn", "-dn"),
-        *("-frames:v", str(count), "-vf", _filters(facts, skip, interpolated_fps, window)),
+        *("-frames:v", str(count), "-vf", _filters(facts, interpolated_fps, window)),
         *("-fps_mode", "passthrough", "-f", "rawvideo", "-pix_fmt", "yuv420p", "pipe:1"),
     ]
     seconds = float(count / (interpolated_fps or facts.fps))
@@ -145,13 +142,12 @@ def _read(
 
 
 def _filters(
-    facts: SourceFacts, skip: list[str], interpolated_fps: Fraction | None, window: Region | None
+    facts: SourceFacts, interpolated_fps: Fraction | None, window: Region | None
 ) -> str:
     """ffmpeg turns the picture upright by itself, before these."""
     steps = ["bwdif=mode=send_frame:deint=all"] if facts.interlaced else []
     # start_time=0: a video track that begins late shows its first frame from the beginning.
     steps.append(f"fps={facts.fps.numerator}/{facts.fps.denominator}:start_time=0")
-    steps += skip
     if facts.alpha:
         steps += ["format=yuva444p|yuva420p|gbrap", "premultiply=inplace=1"]
     steps += _to_bt709(facts)

@@ -1,6 +1,4 @@
-"""Encoding: frames and the sources' sound become one H.264 + AAC file that any player starts at
-once.
-"""
+"""Encoding: frames become an H.264 file."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,19 +6,16 @@ from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
-from gpu_worker.errors import FfmpegFailed, HardwareEncoderFailed, InvalidMedia, OutputTooLarge
+from gpu_worker.errors import FfmpegFailed, HardwareEncoderFailed, OutputTooLarge
 from gpu_worker.host.guard import Guard
 from gpu_worker.host.limits import usable_cores
-from gpu_worker.media.ffmpeg import INPUT_OPTIONS, Ffmpeg, run_ffmpeg
+from gpu_worker.media.ffmpeg import Ffmpeg, run_ffmpeg
 from gpu_worker.media.frames import Frame
 from gpu_worker.media.hardware import encoding
 
-AUDIO_BITRATE = "192k"
 #: x264's threads wait for one another: with twice its own default of 1.5 a core, two cores are busy
 #: for 1.91 of 2 seconds, and not for 1.86 (1080x1920, `fast`). Each takes a few frames of memory.
 THREADS_A_CORE, MOST_THREADS = 3, 24
-#: What a filter graph for the sound gives out.
-SOUND = "sound"
 #: Set on the frames: ffmpeg 9 takes primaries and transfer of untagged raw frames over the
 #: output's own options.
 _BT709 = "setparams=range=tv:colorspace=bt709:color_primaries=bt709:color_trc=bt709"
@@ -43,28 +38,6 @@ class Quality:
         threads = min(THREADS_A_CORE * usable_cores(), MOST_THREADS)
         options = ("-preset", self.preset, "-crf", str(self.crf), "-threads", str(threads))
         return ["-c:v", "libx264", *options]
-
-
-@dataclass(frozen=True)
-class Sound:
-    """Files, each read from a moment on and delayed (seconds), and the filter graph that makes
-    SOUND of `1:a:0`, `2:a:0`, …
-    """
-
-    inputs: tuple[tuple[Path, float, float], ...]
-    graph: str
-
-    def arguments(self, graph: Path) -> list[str]:
-        """Writes the graph to a file, since an argument may have 128 KiB; returns ffmpeg's inputs
-        and graph. Pictures and subtitles of the files are not even read.
-        """
-        graph.write_text(self.graph)
-        inputs: list[str] = []
-        for path, seek, delay in self.inputs:
-            begin = ["-ss", f"{seek:.6f}"] if seek else []
-            begin += ["-itsoffset", f"{delay:.6f}"] if delay else []
-            inputs += [*INPUT_OPTIONS, *begin, "-vn", "-sn", "-dn", "-i", str(path)]
-        return [*inputs, "-/filter_complex", str(graph)]
 
 
 class Encoder:
@@ -100,7 +73,6 @@ def encode(
     size: tuple[int, int],
     fps: Fraction,
     quality: Quality,
-    sound: Sound | None,
     guard: Guard,
     max_bytes: int = 8 << 30,
 ) -> Iterator[Encoder]:
@@ -112,7 +84,6 @@ def encode(
 
     Raises:
         FfmpegFailed: ffmpeg has ended badly.
-        InvalidMedia: most of the sound cannot be decoded.
         HardwareEncoderFailed: the same, with the GPU's encoder.
     """
     rate = f"{fps.numerator}/{fps.denominator}"
@@ -126,26 +97,18 @@ def encode(
         "-framerate",
         rate,
     )
-    sound_output = ["-an"]
-    if sound is not None:
-        sound_output = ["-map", f"[{SOUND}]", "-c:a", "aac", "-b:a", AUDIO_BITRATE]
     arguments = [
         *picture,
         *("-i", "pipe:0"),
-        *(sound.arguments(path.with_suffix(".graph")) if sound else ()),
-        *("-map", "0:v", *quality.arguments()),
+        *quality.arguments(),
         *("-profile:v", "high", "-pix_fmt", "yuv420p", "-vf", _BT709),
-        *sound_output,
-        *("-movflags", "+faststart", "-map_metadata", "-1", "-y", str(path)),
+        *("-y", str(path)),
     ]
     try:
         with run_ffmpeg(arguments, guard, writes=True) as ffmpeg:
             yield Encoder(ffmpeg, path, max_bytes)
             ffmpeg.finish()
     except FfmpegFailed as error:
-        if "Decode error rate" in error.detail:
-            sentence = "The sound is damaged and cannot be decoded."
-            raise InvalidMedia(sentence, error.detail) from error
         if not quality.hardware:
             raise
         raise HardwareEncoderFailed(str(error), error.detail) from error

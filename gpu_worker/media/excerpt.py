@@ -14,14 +14,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-import av
 import av.error
 from av.container import InputContainer
 from av.stream import Stream
 
 from gpu_worker.host.memory import bounded_memory
+from gpu_worker.media.container import opened
 from gpu_worker.media.facts import DEFAULT_LIMITS
-from gpu_worker.media.ffmpeg import FORMATS, decoding_limit
+from gpu_worker.media.seek import go_before
 
 #: What is fetched at least, and at most in one request: about as much as one connection can have
 #: under way.
@@ -73,11 +73,7 @@ def fetch_excerpt(remote: Remote, path: Path, parts: Sequence[tuple[float, float
         bounded_memory(),
     ):
         try:
-            options = {
-                "format_whitelist": FORMATS,
-                "max_pixels": decoding_limit(DEFAULT_LIMITS.pixels),
-            }
-            with av.open(file, "r", options=options, metadata_errors="replace") as container:
+            with opened(file, DEFAULT_LIMITS.pixels) as container:
                 if not _has_an_index(container):
                     return None
                 stretches = [(0.0, 0.0), *sorted(parts)]
@@ -148,9 +144,8 @@ def ranges_of(blocks: Iterable[int], size: int) -> list[tuple[int, int]]:
 
 def _walk(container: InputContainer, start: float, end: float) -> None:
     """Reads all packets of a stretch."""
-    origin = container.start_time or 0
-    container.seek(origin + int(max(0.0, start - MARGIN_SECONDS) * 1_000_000))
-    over = origin / 1_000_000 + end + MARGIN_SECONDS
+    go_before(container, max(0.0, start - MARGIN_SECONDS))
+    over = (container.start_time or 0) / 1_000_000 + end + MARGIN_SECONDS
     wanted = {stream.index for stream in (*container.streams.video, *container.streams.audio)}
     for packet in container.demux():
         if packet.dts is None or packet.time_base is None:

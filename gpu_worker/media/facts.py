@@ -1,7 +1,6 @@
 """What is known of a file: a source's facts, a finished one's, and how large a source may be."""
 
-import bisect
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fractions import Fraction
 
 #: ffmpeg's names of PQ and HLG.
@@ -37,16 +36,9 @@ class SourceFacts:
         gray: True where the file has luma alone.
         is_rgb: True where the file has red, green and blue.
         audio_track: the number of the sound track that is used, among all of them.
-        holds: of a variable rate, from when to when a picture stays on screen for longer than one
-            frame, in seconds from the beginning of the file, in order.
-        picture_delay, sound_delay: of transport and program streams, how long after the file's
-            beginning each begins (seconds). ffmpeg takes the first stream that it reads for the
-            beginning.
         warning: what is lost of the file although it is exported; None where nothing is.
         turns: False where its display angle is no right angle, so that players ignore it.
         interlaced: True where a frame is two fields, which are made one picture.
-        seekable: False for transport streams and their like: without an index, a cut in them misses
-            key frames.
         alpha_decoder: the decoder that keeps the picture's transparency, where another would drop
             it.
         alpha: True where parts of the picture are transparent; they become black.
@@ -67,22 +59,10 @@ class SourceFacts:
     is_rgb: bool = False
     turns: bool = True
     audio_track: int = 0
-    picture_delay: float = 0.0
-    sound_delay: float = 0.0
     warning: str | None = None
-    holds: tuple[tuple[float, float], ...] = field(default=(), repr=False)
     interlaced: bool = False
     alpha: bool = False
     alpha_decoder: str | None = None
-    seekable: bool = True
-
-    def shown_since(self, frame: int) -> int:
-        """Returns the frame at which the picture of `frame` begins to be shown."""
-        moment = float(frame / self.fps)
-        index = bisect.bisect_left(self.holds, (moment, 0.0)) - 1
-        if index < 0 or self.holds[index][1] <= moment:
-            return frame
-        return max(0, min(frame, int(self.holds[index][0] * self.fps)))
 
     @property
     def hdr(self) -> bool:

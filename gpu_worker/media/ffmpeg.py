@@ -57,6 +57,11 @@ class Ffmpeg:
         assert self.process.stdout is not None  # noqa: S101
         return self.process.stdout
 
+    @property
+    def has_ended(self) -> bool:
+        """True when it has closed its stderr, which happens at its end."""
+        return not self._drain.is_alive()
+
     def finish(self) -> None:
         """Closes its input, waits for its end, and raises FfmpegFailed with its words if that was
         not a good one.

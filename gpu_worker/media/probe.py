@@ -10,7 +10,6 @@ import av.error
 import numpy as np
 from av.audio.stream import AudioStream
 from av.container import InputContainer
-from av.stream import Stream
 from av.video.stream import VideoStream
 
 from gpu_worker.errors import (
@@ -21,6 +20,7 @@ from gpu_worker.errors import (
     UnsupportedMedia,
 )
 from gpu_worker.host.memory import bounded_memory
+from gpu_worker.media.container import opened, sound_stream, sound_warning, video_stream
 from gpu_worker.media.facts import (
     DEFAULT_LIMITS,
     HDR_TRANSFERS,
@@ -28,7 +28,7 @@ from gpu_worker.media.facts import (
     Limits,
     SourceFacts,
 )
-from gpu_worker.media.ffmpeg import FORMATS, decoding_limit
+from gpu_worker.media.ffmpeg import decoding_limit
 
 MAX_RATE, USUAL_RATE = Fraction(240), Fraction(60)
 #: The rates of cinema, PAL, NTSC and screens; of a variable rate, a whole one is taken.
@@ -36,8 +36,6 @@ WHOLE_RATES = (Fraction(24), Fraction(25), Fraction(30), Fraction(50), USUAL_RAT
 USUAL_RATES = (*WHOLE_RATES, *(Fraction(n * 1000, 1001) for n in (24, 30, 60)))
 #: Times in milliseconds are off by so much; rates so near are a usual one.
 UNEVEN_SECONDS, NEAR_SHARE, NEAR_RATE = 0.0021, Fraction(1, 1000), 0.05
-#: In frames: a picture that stays longer is remembered.
-LONG_HOLD = 1.5
 #: How many of an index's pictures may lie beyond the end of the file.
 MISSING_SHARE = 0.02
 #: By how much a frame may exceed the limit and still be distinguished from a damaged one.
@@ -65,7 +63,7 @@ def probe(path: Path, limits: Limits = DEFAULT_LIMITS) -> SourceFacts:
     _refuse_text(path)
     try:
         with bounded_memory(), _opened(path, limits) as container:
-            stream = _video_stream(container)
+            stream = video_stream(container)
             _refuse_beyond(container, stream, limits)
             frame = next(container.decode(stream), None)
             if frame is None:
@@ -88,7 +86,7 @@ def probe(path: Path, limits: Limits = DEFAULT_LIMITS) -> SourceFacts:
 def output_facts(path: Path) -> FileFacts:
     """Counts a finished file's frames and measures its length."""
     with _opened(path) as container:
-        stream = _video_stream(container)
+        stream = video_stream(container)
         frames = sum(packet.size > 0 for packet in container.demux(stream))
         return FileFacts(
             width=stream.codec_context.width,
@@ -123,12 +121,7 @@ def _refuse_text(path: Path) -> None:
 def _opened(path: Path, limits: Limits = DEFAULT_LIMITS) -> InputContainer:
     # Opening a file may decode a frame of it already. Beyond this limit the size is not even
     # reported, so it is a wide one.
-    options = {
-        "protocol_whitelist": "file",
-        "format_whitelist": FORMATS,
-        "max_pixels": decoding_limit(OPENING * limits.pixels),
-    }
-    return av.open(str(path), options=options, metadata_errors="replace")
+    return opened(path, OPENING * limits.pixels)
 
 
 def _refuse_beyond(container: InputContainer, stream: VideoStream, limits: Limits) -> None:
@@ -148,26 +141,11 @@ def _refuse_large(width: int, height: int, limits: Limits) -> None:
         )
 
 
-def _video_stream(container: InputContainer) -> VideoStream:
-    # A cover picture is a video stream to ffmpeg, but not to a person.
-    streams = [
-        s
-        for s in container.streams.video
-        if not s.disposition & s.disposition.__class__.attached_pic
-    ]
-    if not streams:
-        raise InvalidMedia("The file has no video track.")
-    decodable = [s for s in streams if _has_decoder(s)]
-    if not decodable:
-        raise UnsupportedMedia("The video's codec is not known here.")
-    return decodable[0]
-
-
 def _facts(
     path: Path, container: InputContainer, stream: VideoStream, frame: av.VideoFrame
 ) -> SourceFacts:
     width, height = frame.width, frame.height
-    sound, timing = _sound_stream(container), _timing(path, container, stream)
+    sound, timing = sound_stream(container), _timing(path, container, stream)
     pixel = stream.sample_aspect_ratio or Fraction(1)
     if pixel > 0:
         width = max(1, round(width * pixel))
@@ -185,14 +163,11 @@ def _facts(
         height=height,
         fps=timing.fps,
         duration_seconds=timing.end,
-        holds=timing.holds,
         rotation_degrees=rotation,
         video_codec=stream.codec_context.name,
         audio_codec=_audio_codec(container),
         audio_track=0 if sound is None else container.streams.audio.index(sound),
-        picture_delay=_delay(container, stream),
-        sound_delay=_delay(container, sound),
-        warning=_sound_warning(container, sound),
+        warning=sound_warning(container),
         matrix=_matrix(frame),
         full_range=frame.color_range == 2 or frame.format.name.startswith("yuvj"),
         primaries=_primaries(frame),
@@ -205,7 +180,6 @@ def _facts(
         or frame.format.name.startswith(
             ("yuva", "gbrap", "rgba", "bgra", "argb", "abgr", "ya", "pal8")
         ),
-        seekable=not container.format.name.startswith("mpeg"),
         alpha_decoder={"vp8": "libvpx", "vp9": "libvpx-vp9"}[stream.codec_context.name]
         if beside
         else None,
@@ -218,8 +192,6 @@ class _Timing:
 
     fps: Fraction
     end: float
-    #: When each picture is shown and when the next one is, where that is long after.
-    holds: tuple[tuple[float, float], ...] = ()
 
 
 def _timing(path: Path, container: InputContainer, stream: VideoStream) -> _Timing:
@@ -242,9 +214,7 @@ def _timing(path: Path, container: InputContainer, stream: VideoStream) -> _Timi
         fps = _counted_rate(times)
         # A recorder does not tell how long its last picture lasts.
         end = max(end, times[-1] + float(1 / fps)) if len(times) else end
-    long = np.flatnonzero(np.diff(times) * float(fps) > LONG_HOLD)
-    holds = tuple((float(times[n] - origin), float(times[n + 1] - origin)) for n in long)
-    return _Timing(fps, end - origin, holds)
+    return _Timing(fps, end - origin)
 
 
 def _is_even(stream: VideoStream) -> bool:
@@ -330,35 +300,5 @@ def _matrix(frame: av.VideoFrame) -> str:
 
 
 def _audio_codec(container: InputContainer) -> str | None:
-    sound = _sound_stream(container)
+    sound = sound_stream(container)
     return None if sound is None else sound.codec_context.name
-
-
-def _sound_stream(container: InputContainer) -> AudioStream | None:
-    """Returns the first sound track that can be decoded; None where there is none."""
-    return next((s for s in container.streams.audio if _has_decoder(s)), None)
-
-
-def _delay(container: InputContainer, stream: VideoStream | AudioStream | None) -> float:
-    """Returns how long after the file's beginning a stream begins, in a format whose clock begins
-    anywhere.
-    """
-    if stream is None or not container.format.name.startswith("mpeg"):
-        return 0.0
-    if stream.start_time is None or stream.time_base is None or container.start_time is None:
-        return 0.0
-    return float(stream.start_time * stream.time_base) - container.start_time / 1_000_000
-
-
-def _has_decoder(stream: Stream) -> bool:
-    """Whether ffmpeg knows the codec; PyAV gives a stream no context otherwise."""
-    return getattr(stream, "codec_context", None) is not None
-
-
-def _sound_warning(container: InputContainer, sound: AudioStream | None) -> str | None:
-    tracks = container.streams.audio
-    if not tracks or sound is tracks[0]:
-        return None
-    if sound is None:
-        return "The sound's codec is not known here; the export is silent."
-    return "The first sound track's codec is not known here; the next track is used."

@@ -19,8 +19,9 @@ from gpu_worker.host.accelerator import accelerator, is_out_of_memory
 from gpu_worker.host.guard import Guard
 from gpu_worker.host.limits import memory_bytes
 from gpu_worker.media.decode import decode
-from gpu_worker.media.encode import SOUND, Quality, Sound, encode
+from gpu_worker.media.encode import Quality, encode
 from gpu_worker.media.frames import Frame, frame_bytes
+from gpu_worker.media.sound import SOUND, Heard, Sound, join, sound_track
 from gpu_worker.media.transfer import Landing
 from gpu_worker.render.stages import DEPTH, Ahead, Behind
 
@@ -80,21 +81,31 @@ def render(
             "are made."
         )
     count = timeline.frame_count(fps)
-    with (
-        encode(
-            path, composition.size, fps, quality, _sound(composition), guard, limits.bytes
-        ) as encoder,
-        Behind(encoder.write, _depth(composition.size, composition.batch)) as written,
-        Stage(composition, guard) as stage,
-    ):
-        moments = (float(index / fps) for index in range(count))
-        for done, picture in enumerate(stage.pictures(moments), start=1):
-            guard.check()
-            with stage.spent.on("encode"):
-                written.put(picture)
-            progress(done, count)
-        stage.finish()
-        spent = stage.spent
+    sound = _sound(composition)
+    picture_path, sound_path = path.with_suffix(".picture.mp4"), path.with_suffix(".m4a")
+    with contextlib.ExitStack() as open_until_joined:
+        track = sound and open_until_joined.enter_context(sound_track(sound, sound_path, guard))
+        with (
+            encode(
+                picture_path, composition.size, fps, quality, guard, limits.bytes
+            ) as encoder,
+            Behind(encoder.write, _depth(composition.size, composition.batch)) as written,
+            Stage(composition, guard) as stage,
+        ):
+            moments = (float(index / fps) for index in range(count))
+            for done, picture in enumerate(stage.pictures(moments), start=1):
+                guard.check()
+                if track is not None:
+                    track.check()
+                with stage.spent.on("encode"):
+                    written.put(picture)
+                progress(done, count)
+            stage.finish()
+            spent = stage.spent
+        if track is not None:
+            track.finish()
+        join(picture_path, sound_path if track else None, path, guard)
+        picture_path.unlink()
     guard.check()
     return spent
 
@@ -377,15 +388,14 @@ class _Reader:
 def _sound(composition: Composition) -> Sound | None:
     if not composition.sound:
         return None
-    inputs: list[tuple[Path, float, float]] = []
+    heard: list[Heard] = []
     sources: list[tuple[str, float] | None] = []
     for clip in composition.clips:
-        if clip.source.facts.audio_codec is None:
+        facts = clip.source.facts
+        if facts.audio_codec is None:
             sources.append(None)
             continue
-        seek = (
-            max(0.0, clip.time.start - SOUND_RUN_IN_SECONDS) if clip.source.facts.seekable else 0.0
-        )
-        inputs.append((clip.source.path, seek, clip.source.facts.sound_delay))
-        sources.append((f"{len(inputs)}:a:{clip.source.facts.audio_track}", seek))
-    return Sound(tuple(inputs), composition.timeline.sound_filter(sources, SOUND))
+        start = max(0.0, clip.time.start - SOUND_RUN_IN_SECONDS)
+        sources.append((f"{{{len(heard)}}}", start))
+        heard.append(Heard(clip.source.path, facts.audio_track, start, clip.time.end))
+    return Sound(tuple(heard), composition.timeline.sound_filter(sources, SOUND))

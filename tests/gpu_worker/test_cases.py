@@ -7,6 +7,7 @@ over the upper third; four colours are below: (180,30,30) (30,150,30) (40,40,180
 import asyncio
 import itertools
 import json
+import shutil
 from pathlib import Path
 
 import av
@@ -38,8 +39,9 @@ def numbers(path):
 
 
 def exported(tmp_path, name, **params):
-    out = tmp_path / "out.mp4"
-    rendered(out, "framing", SIZE | params, {"a": CASES / name})
+    out, source = tmp_path / "out.mp4", tmp_path / name
+    shutil.copy(CASES / name, source)
+    rendered(out, "framing", SIZE | params, {"a": source})
     return out
 
 

@@ -1,0 +1,138 @@
+"""The sound of an export: made beside its picture, by an ffmpeg of its own, and joined to it."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from gpu_worker.errors import FfmpegFailed, InvalidMedia
+from gpu_worker.host.guard import Guard
+from gpu_worker.media.ffmpeg import INPUT_OPTIONS, Ffmpeg, run_ffmpeg
+
+BITRATE = "192k"
+#: What all clips' sound is brought to before it is joined.
+SAMPLE_RATE, CHANNELS, LAYOUT = 48_000, 2, "stereo"
+#: What a filter graph for the sound gives out.
+SOUND = "sound"
+#: ffmpeg's words where the rate or the channels of a track change in mid-stream.
+_CHANGES = "Changing audio frame properties on the fly"
+
+
+@dataclass(frozen=True)
+class Heard:
+    """A stretch of a sound track of a file.
+
+    Attributes:
+        track: its number among the file's sound tracks.
+        start, end: in seconds from the beginning of the file.
+    """
+
+    path: Path
+    track: int
+    start: float
+    end: float
+
+    def arguments(self) -> list[str]:
+        """Returns ffmpeg's options of the input; the file's other streams are not even read."""
+        seek = ["-ss", f"{self.start:.6f}"] if self.start else []
+        # A new graph in mid-stream would begin at 0 again.
+        steady = ["-reinit_filter", "0"]
+        return [*INPUT_OPTIONS, *steady, *seek, "-vn", "-sn", "-dn", "-i", str(self.path)]
+
+
+@dataclass(frozen=True)
+class Sound:
+    """Stretches of sound, and ffmpeg's filter graph that makes SOUND of them.
+
+    Attributes:
+        graph: has `{0}`, `{1}`, … for the streams.
+    """
+
+    heard: tuple[Heard, ...]
+    graph: str
+
+
+class SoundTrack:
+    """A sound track in the making."""
+
+    def __init__(self, sound: Sound, path: Path, guard: Guard, ffmpeg: Ffmpeg) -> None:
+        self._sound, self._path, self._guard = sound, path, guard
+        self._ffmpeg: Ffmpeg | None = ffmpeg
+
+    def check(self) -> None:
+        """Raises what `finish` would, where that is clear by now."""
+        if self._ffmpeg is not None and self._ffmpeg.has_ended:
+            self.finish()
+
+    def finish(self) -> None:
+        """Waits for the end of the track.
+
+        Raises:
+            InvalidMedia: most of the sound cannot be decoded.
+        """
+        ffmpeg, self._ffmpeg = self._ffmpeg, None
+        if ffmpeg is None:
+            return
+        try:
+            try:
+                ffmpeg.finish()
+            except FfmpegFailed as error:
+                if _CHANGES not in error.detail:
+                    raise
+                _make_of_steady(self._sound, self._path, self._guard)
+        except FfmpegFailed as error:
+            if "Decode error rate" not in error.detail:
+                raise
+            sentence = "The sound is damaged and cannot be decoded."
+            raise InvalidMedia(sentence, error.detail) from error
+
+
+@contextmanager
+def sound_track(sound: Sound, path: Path, guard: Guard) -> Iterator[SoundTrack]:
+    """Writes AAC to `path`, an M4A file, while entered."""
+    with run_ffmpeg(_arguments(sound, path), guard) as ffmpeg:
+        yield SoundTrack(sound, path, guard, ffmpeg)
+
+
+def join(picture: Path, sound: Path | None, path: Path, guard: Guard) -> None:
+    """Writes picture and sound to one MP4 file that any player starts at once."""
+    inputs = ["-i", str(picture), *(["-i", str(sound)] if sound else [])]
+    maps = ["-map", "0:v", *(["-map", "1:a"] if sound else [])]
+    options = ["-c", "copy", "-movflags", "+faststart", "-map_metadata", "-1"]
+    with run_ffmpeg([*inputs, *maps, *options, "-y", str(path)], guard) as ffmpeg:
+        ffmpeg.finish()
+
+
+def _arguments(sound: Sound, path: Path) -> list[str]:
+    # In a file, since an argument may have 128 KiB.
+    graph = path.with_suffix(".graph")
+    labels = (f"{number}:a:{heard.track}" for number, heard in enumerate(sound.heard))
+    graph.write_text(sound.graph.format(*labels))
+    inputs = [option for heard in sound.heard for option in heard.arguments()]
+    outputs = ["-map", f"[{SOUND}]", "-c:a", "aac", "-b:a", BITRATE, "-f", "ipod"]
+    return [*inputs, "-/filter_complex", str(graph), *outputs, "-y", str(path)]
+
+
+def _make_of_steady(sound: Sound, path: Path, guard: Guard) -> None:
+    """Makes the track of stretches that get one rate and one layout first."""
+    steady = tuple(
+        _steady(heard, path.with_suffix(f".{number}.mka"), guard)
+        for number, heard in enumerate(sound.heard)
+    )
+    with run_ffmpeg(_arguments(Sound(steady, sound.graph), path), guard) as ffmpeg:
+        ffmpeg.finish()
+    for heard in steady:
+        heard.path.unlink()
+
+
+def _steady(heard: Heard, path: Path, guard: Guard) -> Heard:
+    length = heard.end - heard.start
+    seek = ["-ss", f"{heard.start:.6f}"] if heard.start else []
+    options = ["-t", f"{length:.6f}", "-map", f"0:a:{heard.track}"]
+    form = ["-c:a", "pcm_f32le", "-ar", str(SAMPLE_RATE), "-ac", str(CHANNELS)]
+    with run_ffmpeg(
+        [*INPUT_OPTIONS, *seek, "-vn", "-i", str(heard.path), *options, *form, "-y", str(path)],
+        guard,
+    ) as ffmpeg:
+        ffmpeg.finish()
+    return Heard(path, 0, 0.0, length)

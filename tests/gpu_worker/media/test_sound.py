@@ -1,0 +1,60 @@
+"""The sound's own ffmpeg, and the file that picture and sound make."""
+
+import numpy as np
+import pytest
+
+from gpu_worker.errors import FfmpegFailed, InvalidMedia
+from gpu_worker.host.guard import Guard
+from gpu_worker.media.sound import SOUND, Heard, Sound, join, sound_track
+from tests.gpu_worker.footage import make, sound
+
+TONE = ("-f", "lavfi", "-i", "sine=1000:d=2")
+LOUD = f"[{{0}}]volume=2[{SOUND}]"
+
+
+def made(path, source, graph=LOUD):
+    with sound_track(Sound((Heard(source, 0, 0.5, 1.5),), graph), path, Guard()) as track:
+        track.finish()
+    return sound(path)
+
+
+def test_the_graph_gets_each_stretch_from_its_beginning_on(tmp_path):
+    """A tone from 0.5 s on, with nothing before it."""
+    heard = made(tmp_path / "a.m4a", make(tmp_path / "tone.m4a", *TONE))
+    assert len(heard) / 48_000 == pytest.approx(1.5, abs=0.03)
+    assert np.abs(heard[2400:7200]).max() > 0.2
+
+
+def test_damaged_sound_is_the_files_fault(tmp_path):
+    """Not one packet of it can be decoded."""
+    source = make(tmp_path / "tone.m4a", *TONE)
+    body = bytearray(source.read_bytes())
+    begin, end = body.index(b"mdat") + 4, body.index(b"moov") - 4
+    body[begin:end] = np.random.default_rng(1).bytes(end - begin)
+    source.write_bytes(body)
+    with pytest.raises(InvalidMedia, match="sound"):
+        made(tmp_path / "a.m4a", source)
+
+
+def test_a_failure_is_seen_while_the_picture_is_made(tmp_path):
+    """And names what ffmpeg printed."""
+    nothing = tmp_path / "nothing"
+    with sound_track(Sound((Heard(nothing, 0, 0, 1),), LOUD), tmp_path / "a.m4a", Guard()) as track:
+        with pytest.raises(FfmpegFailed) as raised:
+            while True:
+                track.check()
+        # Asked again, it is over.
+        track.finish()
+    assert "No such file" in raised.value.detail
+
+
+def test_a_file_starts_at_once(tmp_path):
+    """moov before mdat, with and without sound."""
+    picture = make(tmp_path / "p.mp4", "-f", "lavfi", "-i", "testsrc2=s=64x64:d=1")
+    tone = make(tmp_path / "s.m4a", *TONE)
+    for track in (tone, None):
+        path = tmp_path / "a.mp4"
+        join(picture, track, path, Guard())
+        raw = path.read_bytes()
+        assert raw.index(b"moov") < raw.index(b"mdat")
+        assert (b"mp4a" in raw) == (track is not None)
