@@ -27,8 +27,8 @@ from gpu_worker.host.workspace import workspace
 from gpu_worker.media.encode import Quality
 from gpu_worker.media.facts import Limits, SourceFacts
 from gpu_worker.media.hardware import HardwareDecoder, encodes, nvdec_works, nvenc_works
-from gpu_worker.media.probe import output_facts, probe
-from gpu_worker.media.remux import with_one_clock
+from gpu_worker.media.probe import output_facts
+from gpu_worker.media.remux import prepare
 from gpu_worker.render.render import OutputLimits, Spent, render
 from gpu_worker.settings import Settings
 from gpu_worker.upscale.models import Models
@@ -238,11 +238,10 @@ class Execution:
         settings = self._settings
         limits = Limits(settings.max_pixels, settings.max_source_seconds, settings.max_streams)
         with self._naming(key):
-            lost = with_one_clock(path, self._guard, limits)
-            facts = probe(path, limits)
+            facts = prepare(path, self._guard, limits)
         log.info("probed", job_id=self._job.job_id, key=key, facts=str(facts))
-        if (warning := lost or facts.warning) is not None:
-            self._warnings.append(f"{key}: {warning}")
+        if facts.warning is not None:
+            self._warnings.append(f"{key}: {facts.warning}")
         return facts
 
     @contextlib.contextmanager

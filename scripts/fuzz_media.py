@@ -27,7 +27,8 @@ from gpu_worker.errors import WorkerError
 from gpu_worker.host.guard import Guard
 from gpu_worker.media.encode import Quality
 from gpu_worker.media.facts import Limits
-from gpu_worker.media.probe import output_facts, probe
+from gpu_worker.media.probe import output_facts
+from gpu_worker.media.remux import prepare
 from gpu_worker.render.render import OutputLimits, render
 from schemas.jobs import ErrorCode, JobType
 
@@ -130,7 +131,7 @@ def tried(body: bytes, dice: random.Random, folder: Path) -> tuple[str, Any]:
     path.write_bytes(body)
     params: Any = None
     try:
-        facts = probe(path, LIMITS)
+        facts = prepare(path, Guard(), LIMITS)
         job_type, params = drawn(dice, facts.width, facts.height)
         edit = job_type.params_model.model_validate(params)
         kit = Kit(lambda _, __: None, {"a": Source(path, facts)}, {}, Fonts(), torch.device("cpu"))

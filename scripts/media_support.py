@@ -4,6 +4,7 @@ It measures what comes out. The picture is judged by its numbers: the colours of
 and the moment that the bar shows, on the first, the middle and the last frame.
 """
 
+import shutil
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -21,7 +22,7 @@ from gpu_worker.errors import WorkerError
 from gpu_worker.host.guard import Guard
 from gpu_worker.host.process import prepare_process
 from gpu_worker.media.encode import Quality
-from gpu_worker.media.probe import probe
+from gpu_worker.media.remux import prepare
 from gpu_worker.render.render import render
 from schemas.jobs import JobType
 
@@ -104,9 +105,10 @@ def outcome(case: Case, path: Path, job_type: JobType, folder: Path) -> str:
     guard = Guard(cpu_seconds=60)
     try:
         with guard.within(60):
-            kit = Kit(
-                lambda params, ratio: None, {"a": Source(path, probe(path))}, {}, Fonts(), device
-            )
+            # What is a stream is written anew in its place.
+            own = Path(shutil.copy(path, output.with_suffix(".in")))
+            source = Source(own, prepare(own, guard))
+            kit = Kit(lambda params, ratio: None, {"a": source}, {}, Fonts(), device)
             composition = compose(params, "a", kit)
             render(composition, output, QUALITY, guard, lambda done, count: None)
     except WorkerError as error:

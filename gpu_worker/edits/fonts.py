@@ -6,25 +6,58 @@ import functools
 import importlib.util
 import unicodedata
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import structlog
 from fontTools.ttLib import TTFont
 from PIL import ImageFont
 
+from gpu_worker.edits.bidi import from_left, levels
+
 log = structlog.get_logger(__name__)
 
 SYSTEM_FOLDERS = (Path("/usr/share/fonts"), Path("/usr/local/share/fonts"), Path.home() / ".fonts")
 
 
-#: Unicode's bidirectional classes of letters and digits that go from right to left, and all classes
-#: that give a line its direction.
-_RIGHT_TO_LEFT, _STRONG = frozenset(("R", "AL", "AN")), ("L", "R", "AL")
 #: Unicode's categories of control characters and of halves of a pair.
 _UNDRAWN = ("Cc", "Cs")
 _JOINER = "\u200d"
 _INVISIBLE = frozenset((_JOINER, "\u200c", "\ufe0e", "\ufe0f", "\u200e", "\u200f"))
 _SKIN = frozenset(map(chr, range(0x1F3FB, 0x1F400)))
+#: Codes that embed, override or isolate a direction: other programs put them around names.
+_DIRECTIONS = frozenset(map(chr, (*range(0x202A, 0x202F), *range(0x2066, 0x206A))))
+#: Asks for the coloured form of a character. These have it anyway: pictographs, and wide symbols.
+_COLOURED, _PICTOGRAPHS = "\ufe0f", range(0x1F000, 0x1FB00)
+#: Tables of fonts with coloured glyphs (OpenType).
+_COLOUR_TABLES = frozenset(("CBDT", "COLR", "sbix"))
+
+
+@dataclass(frozen=True)
+class Run:
+    """A part of a line that one font draws in one direction.
+
+    Attributes:
+        goes_left: True for right to left.
+        scale: the size in which it is shown, in that of the font: a font of bitmaps has one size.
+        is_coloured: True where the font has glyphs in colour.
+    """
+
+    text: str
+    font: ImageFont.FreeTypeFont
+    goes_left: bool = False
+    scale: float = 1.0
+    is_coloured: bool = False
+
+    @property
+    def width(self) -> float:
+        """Its width in pixels."""
+        return self.scale * self.font.getlength(self.text, direction=self.direction)
+
+    @property
+    def direction(self) -> str:
+        """Pillow's name of its direction."""
+        return "rtl" if self.goes_left else "ltr"
 
 
 class Fonts:
@@ -37,66 +70,61 @@ class Fonts:
     def __init__(self, folder: Path | None = None) -> None:
         self._folders = (*([folder] if folder else []), *SYSTEM_FOLDERS)
 
-    def runs(self, text: str, size: float, bold: bool) -> list[tuple[str, ImageFont.FreeTypeFont]]:
-        """Splits one line into stretches that one font can draw, from left to right; what none can
-        is drawn as the first font's box.
-
-        The layout engine orders a stretch by the bidirectional algorithm, so a line that goes from
-        right to left is one stretch where some font has all of it.
+    def runs(self, text: str, size: float, bold: bool) -> list[Run]:
+        """Splits one line into runs, from left to right; what no font has is drawn as the first
+        font's box.
         """
-        directions = [unicodedata.bidirectional(character) for character in text]
-        goes_left = not _RIGHT_TO_LEFT.isdisjoint(directions)
-        if goes_left and (whole := self._font_for_all(text, bold)) is not None:
-            return [(text, _opened(whole, size))]
-        runs: list[tuple[str, Path]] = []
+        embedded, at = levels(text), 0
+        parts: list[tuple[str, Path, int]] = []
         for cluster in clusters(text):
-            path = self._font_for(cluster, bold, runs[-1][1] if runs else None)
-            if runs and runs[-1][1] == path:
-                runs[-1] = (runs[-1][0] + cluster, path)
+            path = self._font_for(cluster, bold, parts[-1][1] if parts else None)
+            level = embedded[at]
+            at += len(cluster)
+            if parts and parts[-1][1:] == (path, level):
+                parts[-1] = (parts[-1][0] + cluster, path, level)
             else:
-                runs.append((cluster, path))
-        runs = _neutral_ends(runs, _open_sans(bold))
-        first_strong = next((one for one in directions if one in _STRONG), "L")
-        if first_strong in _RIGHT_TO_LEFT:
-            runs.reverse()
-        return [(stretch, _opened(path, size)) for stretch, path in runs]
-
-    def _font_for_all(self, text: str, bold: bool) -> Path | None:
-        return next((path for path in self._candidates(bold) if _covers(path, text)), None)
+                parts.append((cluster, path, level))
+        runs = [(_run(part, path, size, level), level) for part, path, level in parts]
+        return from_left(runs)
 
     def _font_for(self, cluster: str, bold: bool, current: Path | None) -> Path:
         first = _open_sans(bold)
         if (
             current is not None
             and current != first
+            and not _is_coloured(current)
             and not cluster[0].isalnum()
             and _covers(current, cluster)
         ):
             # A space between two words of another script stays with them.
             return current
-        for path in self._candidates(bold):
-            if _covers(path, cluster):
-                return path
-        for path in self._candidates(bold):
-            if _covers(path, cluster[0]):
-                return path
+        for wanted in (cluster, cluster[0]):
+            for path in self._candidates(bold, _is_pictograph(cluster)):
+                if _covers(path, wanted):
+                    return path
         _note_missing(cluster[0])
         return first
 
-    def _candidates(self, bold: bool) -> Iterator[Path]:
-        yield _open_sans(bold)
-        for folder in self._folders:
-            yield from _fonts_in(folder, bold)
+    def _candidates(self, bold: bool, coloured: bool) -> Iterator[Path]:
+        """Yields the fonts; those in colour first or last."""
+        for wanted in (coloured, not coloured):
+            if not wanted:
+                yield _open_sans(bold)
+            for folder in self._folders:
+                for path in _fonts_in(folder, bold):
+                    if _is_coloured(path) == wanted:
+                        yield path
 
 
 def drawable(text: str) -> str:
     """Returns a text as it is drawn: characters composed (Unicode's NFC), and spaces in the place
-    of control characters, which no font has. Line breaks stay.
+    of control characters, which no font has. Line breaks stay; codes of direction go.
     """
     composed = unicodedata.normalize("NFC", text.replace("\r\n", "\n"))
     return "".join(
         " " if unicodedata.category(character) in _UNDRAWN and character != "\n" else character
         for character in composed
+        if character not in _DIRECTIONS
     )
 
 
@@ -135,26 +163,46 @@ def _note_missing(character: str) -> None:
     log.warning("no_glyph", character=f"U+{ord(character):04X}")
 
 
+def _is_pictograph(cluster: str) -> bool:
+    """Whether a character is drawn in colour where a font has it so."""
+    return _COLOURED in cluster or any(
+        ord(one) in _PICTOGRAPHS
+        or (unicodedata.category(one) == "So" and unicodedata.east_asian_width(one) == "W")
+        for one in cluster
+    )
+
+
+def _run(text: str, path: Path, size: float, level: int) -> Run:
+    font = _opened(path, size)
+    return Run(text, font, level % 2 == 1, size / font.size, _is_coloured(path))
+
+
 @functools.lru_cache(maxsize=64)
 def _opened(path: Path, size: float) -> ImageFont.FreeTypeFont:
-    return ImageFont.truetype(str(path), size)
+    try:
+        return ImageFont.truetype(str(path), size)
+    except OSError:
+        # Bitmaps of another size.
+        return ImageFont.truetype(str(path), _bitmap_size(path))
 
 
-def _neutral_ends(runs: list[tuple[str, Path]], first: Path) -> list[tuple[str, Path]]:
-    """Gives spaces and stops at the end of another script's stretch to the main one, whose
-    direction they have.
-    """
-    settled: list[tuple[str, Path]] = []
-    for stretch, path in runs:
-        end = len(stretch)
-        while path != first and end > 1 and not stretch[end - 1].isalnum():
-            if ord(stretch[end - 1]) not in _covered(first):
-                break
-            end -= 1
-        settled += [
-            (part, font) for part, font in ((stretch[:end], path), (stretch[end:], first)) if part
-        ]
-    return settled
+@functools.cache
+def _bitmap_size(path: Path) -> int:
+    with path.open("rb") as file, TTFont(file, fontNumber=0, lazy=True) as font:
+        return max(strike.bitmapSizeTable.ppemY for strike in font["CBLC"].strikes)
+
+
+@functools.cache
+def _is_coloured(path: Path) -> bool:
+    """Whether a font has coloured glyphs; by its name first, so that not each file is read."""
+    if "emoji" not in path.name.lower():
+        return False
+    try:
+        with path.open("rb") as file, TTFont(file, fontNumber=0, lazy=True) as font:
+            return not _COLOUR_TABLES.isdisjoint(font.keys())
+    except Exception as error:  # noqa: BLE001  # as in _covered
+        log.warning("font_unreadable", path=str(path), error=repr(error))
+        return False
 
 
 @functools.cache
@@ -173,8 +221,6 @@ def _fonts_in(folder: Path, bold: bool) -> tuple[Path, ...]:
     others.
     """
     found = [path for path in folder.rglob("*") if path.suffix.lower() in (".ttf", ".otf", ".ttc")]
-    # Bitmap fonts come in one size, which Pillow cannot scale.
-    found = [path for path in found if "ColorEmoji" not in path.name]
 
     def unlike(path: Path) -> tuple[bool, bool, bool, str]:
         name = path.stem.lower()

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from PIL import Image, ImageColor, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageColor, ImageDraw, ImageOps, UnidentifiedImageError
 
-from gpu_worker.edits.fonts import Fonts, drawable
+from gpu_worker.edits.fonts import Fonts, Run, drawable
 from gpu_worker.edits.layer import Layer, TimedLayer, layer_of, seen_part
 from gpu_worker.errors import InvalidParams, MediaTooLarge
 from schemas.overlays import MAX_LAYER_PIXELS, Anchor, TextLayer
@@ -37,10 +37,6 @@ _ANCHORS = {
     Anchor.BOTTOM: (0.5, 1.0),
     Anchor.BOTTOM_RIGHT: (1.0, 1.0),
 }
-
-
-#: One line: stretches of it with the font of each.
-Run = Sequence[tuple[str, ImageFont.FreeTypeFont]]
 
 
 @dataclass(frozen=True)
@@ -145,26 +141,58 @@ def set_lines(lines: Sequence[str], ink: Ink, fonts: Fonts) -> Image.Image:
     runs = [fonts.runs(line, ink.size, ink.bold) for line in lines]
     margin, step = int(ink.outline + 1), ink.size * LINE_HEIGHT
     picture = Image.new("RGBA", _size_of(runs, ink), ink.colour + "00")
-    draw = ImageDraw.Draw(picture)
     for number, line in enumerate(runs):
         x, baseline = float(margin), margin + step * number + ink.size * 1.05
-        for stretch, font in line:
-            draw.text(
-                (x, baseline),
-                stretch,
-                ink.colour,
-                font,
-                anchor="ls",
-                stroke_width=ink.outline,
-                stroke_fill=ink.outline_colour,
-            )
-            x += font.getlength(stretch)
+        for run in line:
+            if run.is_coloured:
+                _put_coloured(picture, run, (x, baseline))
+            else:
+                _put_plain(picture, run, (x, baseline), ink)
+            x += run.width
     return picture
 
 
-def _size_of(runs: Sequence[Run], ink: Ink) -> tuple[int, int]:
+def _put_plain(picture: Image.Image, run: Run, place: tuple[float, float], ink: Ink) -> None:
+    ImageDraw.Draw(picture).text(
+        place,
+        run.text,
+        ink.colour,
+        run.font,
+        anchor="ls",
+        direction=run.direction,
+        stroke_width=ink.outline,
+        stroke_fill=ink.outline_colour,
+    )
+
+
+def _put_coloured(picture: Image.Image, run: Run, place: tuple[float, float]) -> None:
+    """Draws glyphs that have colours of their own, which no outline goes with."""
+    left, top, right, bottom = run.font.getbbox(run.text, anchor="ls", direction=run.direction)
+    size = math.ceil(right - left), math.ceil(bottom - top)
+    if min(size) < 1:
+        return
+    glyphs = Image.new("RGBA", size)
+    ImageDraw.Draw(glyphs).text(
+        (-left, -top),
+        run.text,
+        font=run.font,
+        anchor="ls",
+        direction=run.direction,
+        embedded_color=True,
+    )
+    shown = [max(1, round(side * run.scale)) for side in size]
+    if shown != list(size):
+        glyphs = glyphs.resize((shown[0], shown[1]), Image.Resampling.BOX)
+    corner = round(place[0] + left * run.scale), round(place[1] + top * run.scale)
+    # What reaches over the edge of the text's picture is cut off.
+    layer = Image.new("RGBA", picture.size)
+    layer.paste(glyphs, corner)
+    picture.alpha_composite(layer)
+
+
+def _size_of(runs: Sequence[Sequence[Run]], ink: Ink) -> tuple[int, int]:
     """Returns the width and height that lines take."""
-    widths = [sum(font.getlength(stretch) for stretch, font in line) for line in runs]
+    widths = [sum(run.width for run in line) for line in runs]
     margin = int(ink.outline + 1)
     return int(max(widths, default=0)) + 2 * margin + 1, round(
         ink.size * LINE_HEIGHT * len(runs)
@@ -199,7 +227,7 @@ def shortened(text: str, ink: Ink, max_width: float, fonts: Fonts) -> str:
 
 def width_of(text: str, ink: Ink, fonts: Fonts) -> float:
     """Returns the width of one line in pixels."""
-    return sum(font.getlength(stretch) for stretch, font in fonts.runs(text, ink.size, ink.bold))
+    return sum(run.width for run in fonts.runs(text, ink.size, ink.bold))
 
 
 def _words(paragraph: str) -> list[str]:

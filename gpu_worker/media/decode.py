@@ -40,6 +40,8 @@ _COLORSPACES = {
     "smpte240m": "smpte240m",
     "bt2020": "bt2020nc",
 }
+#: Of broadcasts and tapes, where a programme that is interlaced may follow one that is not.
+MIXED_CODECS = ("h264", "mpeg2video", "mpeg4", "vc1")
 #: How many of the packets may be beyond decoding; the frame before stays on screen for them.
 MAX_LOST_SHARE = 0.1
 
@@ -82,7 +84,7 @@ def decode(
     ]
     after = [
         *decoder,
-        # Pictures from the key frame on are decoded; the filters show the last one at `begin` first.
+        # All from the key frame on are decoded; the filter `fps` begins with the one of `begin`.
         *(("-ss", f"{at:.6f}", "-noaccurate_seek") if at > 0 else ()),
         *(("-itsoffset", f"{at - begin:.6f}") if begin > 0 else ()),
         *("-i", str(path), "-map", "0:V:0", "-an", "-sn", "-dn"),
@@ -141,11 +143,14 @@ def _read(
         _refuse_truncated(kept, seconds, ffmpeg.stderr_tail())
 
 
-def _filters(
-    facts: SourceFacts, interpolated_fps: Fraction | None, window: Region | None
-) -> str:
+def _filters(facts: SourceFacts, interpolated_fps: Fraction | None, window: Region | None) -> str:
     """ffmpeg turns the picture upright by itself, before these."""
-    steps = ["bwdif=mode=send_frame:deint=all"] if facts.interlaced else []
+    steps = []
+    if facts.interlaced or facts.video_codec in MIXED_CODECS:
+        # The deinterlacer takes one size, so later ones are brought to the first. It passes on what
+        # is not interlaced as it is.
+        fields = "all" if facts.interlaced else "interlaced"
+        steps += ["scale=iw:ih", f"bwdif=mode=send_frame:deint={fields}"]
     # start_time=0: a video track that begins late shows its first frame from the beginning.
     steps.append(f"fps={facts.fps.numerator}/{facts.fps.denominator}:start_time=0")
     if facts.alpha:

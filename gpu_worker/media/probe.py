@@ -8,7 +8,6 @@ from pathlib import Path
 import av
 import av.error
 import numpy as np
-from av.audio.stream import AudioStream
 from av.container import InputContainer
 from av.video.stream import VideoStream
 
@@ -35,7 +34,7 @@ MAX_RATE, USUAL_RATE = Fraction(240), Fraction(60)
 WHOLE_RATES = (Fraction(24), Fraction(25), Fraction(30), Fraction(50), USUAL_RATE)
 USUAL_RATES = (*WHOLE_RATES, *(Fraction(n * 1000, 1001) for n in (24, 30, 60)))
 #: Times in milliseconds are off by so much; rates so near are a usual one.
-UNEVEN_SECONDS, NEAR_SHARE, NEAR_RATE = 0.0021, Fraction(1, 1000), 0.05
+UNEVEN_SECONDS, ROUNDING_SECONDS, NEAR_SHARE = 0.0021, 0.001, Fraction(1, 1000)
 #: How many of an index's pictures may lie beyond the end of the file.
 MISSING_SHARE = 0.02
 #: By how much a frame may exceed the limit and still be distinguished from a damaged one.
@@ -250,7 +249,7 @@ def _counted_rate(times: np.ndarray) -> Fraction:
         near = min(USUAL_RATES, key=lambda rate: abs(rate / Fraction(average) - 1))
         is_near = abs(near / Fraction(average) - 1) < NEAR_SHARE
         return min(near if is_near else Fraction(average).limit_denominator(1001), MAX_RATE)
-    needed = (1 - NEAR_RATE) / float(steps.min())
+    needed = 1 / (float(steps.min()) + ROUNDING_SECONDS)
     return next((rate for rate in WHOLE_RATES if rate >= needed), USUAL_RATE)
 
 

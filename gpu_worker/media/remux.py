@@ -4,7 +4,7 @@ Their clocks begin anywhere, and jump where a recorder paused or two recordings 
 sets that right as long as one demuxer reads both streams from the beginning, so one does, once.
 """
 
-from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import av.error
@@ -14,15 +14,29 @@ from gpu_worker.errors import FfmpegFailed, InvalidMedia
 from gpu_worker.host.guard import Guard
 from gpu_worker.host.memory import bounded_memory
 from gpu_worker.media.container import opened, sound_stream, sound_warning, video_stream
-from gpu_worker.media.facts import DEFAULT_LIMITS, Limits
+from gpu_worker.media.facts import DEFAULT_LIMITS, Limits, SourceFacts
 from gpu_worker.media.ffmpeg import INPUT_OPTIONS, decoding_limit, run_ffmpeg
+from gpu_worker.media.probe import probe
 
 #: FFmpeg's names of the formats.
 CLOCKLESS = ("mpegts", "mpeg")
 #: QuickTime keeps times exactly. What it does not take, Matroska does, with its sound decoded.
+#: QuickTime's muxer writes some codecs under a name that its demuxer does not know, so what was
+#: written is read.
 _TARGETS = (("mov", "copy"), ("matroska", "pcm_s24le"))
 #: Less than a stream's unit of time, in seconds.
 _ROUNDING_SECONDS = 5e-6
+
+
+def prepare(path: Path, guard: Guard, limits: Limits = DEFAULT_LIMITS) -> SourceFacts:
+    """Gives the file one clock, and probes it.
+
+    Raises:
+        As `probe`.
+    """
+    warning = with_one_clock(path, guard, limits)
+    facts = probe(path, limits)
+    return replace(facts, warning=warning or facts.warning)
 
 
 def with_one_clock(path: Path, guard: Guard, limits: Limits = DEFAULT_LIMITS) -> str | None:
@@ -37,16 +51,34 @@ def with_one_clock(path: Path, guard: Guard, limits: Limits = DEFAULT_LIMITS) ->
     """
     try:
         with bounded_memory(), opened(path, limits.pixels) as container:
-            if (
-                container.format.name not in CLOCKLESS
-                or len(container.streams) > limits.streams
-            ):
+            if container.format.name not in CLOCKLESS or len(container.streams) > limits.streams:
                 return None
             options, warning = _options(container), sound_warning(container)
+            codecs = _codecs(container)
     except (av.error.FFmpegError, MemoryError):
         return None
-    _remux(path, ["-max_pixels", decoding_limit(limits.pixels)], options, guard)
-    return warning
+    before = [*INPUT_OPTIONS, "-max_pixels", decoding_limit(limits.pixels), "-fflags", "+genpts"]
+    arguments = [*before, "-i", str(path), *options, "-c", "copy"]
+    made, detail = path.with_name(f"{path.name}.one-clock"), ""
+    for name, sound_codec in _TARGETS:
+        try:
+            output = ["-c:a", sound_codec, "-f", name, "-y", str(made)]
+            with run_ffmpeg([*arguments, *output], guard) as ffmpeg:
+                ffmpeg.finish()
+            with opened(made, limits.pixels) as container:
+                written = _codecs(container)
+            if written[0] == codecs[0] and (written[1] is None) == (codecs[1] is None):
+                made.replace(path)
+                return warning
+        except (FfmpegFailed, av.error.FFmpegError) as error:
+            detail = str(getattr(error, "detail", error))
+    raise InvalidMedia("The video is damaged and cannot be read.", detail)
+
+
+def _codecs(container: InputContainer) -> tuple[str, str | None]:
+    """Returns the codecs of picture and sound."""
+    sound = sound_stream(container)
+    return video_stream(container).codec_context.name, sound and sound.codec_context.name
 
 
 def _options(container: InputContainer) -> list[str]:
@@ -68,18 +100,3 @@ def _options(container: InputContainer) -> list[str]:
         # FFmpeg's option for that, -ss, would drop the first key frame too.
         kept += ["-bsf:a", f"noise=drop='lt(pts*tb,{lead - _ROUNDING_SECONDS:.6f})'"]
     return kept
-
-
-def _remux(path: Path, before: Sequence[str], options: Sequence[str], guard: Guard) -> None:
-    made, error = path.with_name(f"{path.name}.one-clock"), None
-    for name, sound_codec in _TARGETS:
-        codecs = ["-c", "copy", "-c:a", sound_codec]
-        arguments = [*INPUT_OPTIONS, *before, "-fflags", "+genpts", "-i", str(path), *options]
-        try:
-            with run_ffmpeg([*arguments, *codecs, "-f", name, "-y", str(made)], guard) as ffmpeg:
-                ffmpeg.finish()
-            made.replace(path)
-            return
-        except FfmpegFailed as failed:
-            error = failed
-    raise InvalidMedia("The video is damaged and cannot be read.", str(error)) from error

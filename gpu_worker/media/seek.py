@@ -18,6 +18,9 @@ _FORGETS = {"h264": "filter_units=pass_types=5"}
 TRIES = 8
 #: Less than the time between two frames.
 STEP_SECONDS = 0.001
+#: What is so near to the beginning is read from there. ffmpeg seeks up to 0.13 s early where frames
+#: are reordered, and goes astray in an AVI where that is before the beginning.
+NEAR_SECONDS = 0.25
 
 
 def seek_point(path: Path, moment: float, max_pixels: int) -> float:
@@ -41,7 +44,7 @@ def go_before(container: InputContainer, moment: float) -> float:
     stream, origin = video_stream(container), (container.start_time or 0) / 1_000_000
     target, is_refreshed = moment, False
     for _ in range(TRIES):
-        if target <= 0:
+        if target < NEAR_SECONDS:
             break
         container.seek(int((origin + target) * 1_000_000))
         key = next(container.demux(stream), None)

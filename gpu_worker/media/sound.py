@@ -1,6 +1,6 @@
 """The sound of an export: made beside its picture, by an ffmpeg of its own, and joined to it."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,9 +35,7 @@ class Heard:
     def arguments(self) -> list[str]:
         """Returns ffmpeg's options of the input; the file's other streams are not even read."""
         seek = ["-ss", f"{self.start:.6f}"] if self.start else []
-        # A new graph in mid-stream would begin at 0 again.
-        steady = ["-reinit_filter", "0"]
-        return [*INPUT_OPTIONS, *steady, *seek, "-vn", "-sn", "-dn", "-i", str(self.path)]
+        return [*INPUT_OPTIONS, *seek, "-vn", "-sn", "-dn", "-i", str(self.path)]
 
 
 @dataclass(frozen=True)
@@ -108,7 +106,10 @@ def _arguments(sound: Sound, path: Path) -> list[str]:
     graph = path.with_suffix(".graph")
     labels = (f"{number}:a:{heard.track}" for number, heard in enumerate(sound.heard))
     graph.write_text(sound.graph.format(*labels))
-    inputs = [option for heard in sound.heard for option in heard.arguments()]
+    # A new graph in mid-stream would begin at 0 again, so a track that changes is an error.
+    inputs = [
+        option for heard in sound.heard for option in ("-reinit_filter", "0", *heard.arguments())
+    ]
     outputs = ["-map", f"[{SOUND}]", "-c:a", "aac", "-b:a", BITRATE, "-f", "ipod"]
     return [*inputs, "-/filter_complex", str(graph), *outputs, "-y", str(path)]
 
@@ -119,7 +120,9 @@ def _make_of_steady(sound: Sound, path: Path, guard: Guard) -> None:
         _steady(heard, path.with_suffix(f".{number}.mka"), guard)
         for number, heard in enumerate(sound.heard)
     )
-    with run_ffmpeg(_arguments(Sound(steady, sound.graph), path), guard) as ffmpeg:
+    # Else a file whose sound begins after 0 would be moved to begin there.
+    arguments = ["-copyts", *_arguments(Sound(steady, sound.graph), path)]
+    with run_ffmpeg(arguments, guard) as ffmpeg:
         ffmpeg.finish()
     for heard in steady:
         heard.path.unlink()
@@ -127,12 +130,8 @@ def _make_of_steady(sound: Sound, path: Path, guard: Guard) -> None:
 
 def _steady(heard: Heard, path: Path, guard: Guard) -> Heard:
     length = heard.end - heard.start
-    seek = ["-ss", f"{heard.start:.6f}"] if heard.start else []
-    options = ["-t", f"{length:.6f}", "-map", f"0:a:{heard.track}"]
+    cut = ["-t", f"{length:.6f}", "-map", f"0:a:{heard.track}"]
     form = ["-c:a", "pcm_f32le", "-ar", str(SAMPLE_RATE), "-ac", str(CHANNELS)]
-    with run_ffmpeg(
-        [*INPUT_OPTIONS, *seek, "-vn", "-i", str(heard.path), *options, *form, "-y", str(path)],
-        guard,
-    ) as ffmpeg:
+    with run_ffmpeg([*heard.arguments(), *cut, *form, "-y", str(path)], guard) as ffmpeg:
         ffmpeg.finish()
     return Heard(path, 0, 0.0, length)

@@ -86,9 +86,7 @@ def render(
     with contextlib.ExitStack() as open_until_joined:
         track = sound and open_until_joined.enter_context(sound_track(sound, sound_path, guard))
         with (
-            encode(
-                picture_path, composition.size, fps, quality, guard, limits.bytes
-            ) as encoder,
+            encode(picture_path, composition.size, fps, quality, guard, limits.bytes) as encoder,
             Behind(encoder.write, _depth(composition.size, composition.batch)) as written,
             Stage(composition, guard) as stage,
         ):

@@ -28,9 +28,8 @@ CASES = Path(__file__).parent / "cases"
 SIZE = {"output_width": 320, "output_height": 180}
 
 
-def numbers(path):
+def codes(pictures):
     """Returns the number that each frame of a coded film has."""
-    pictures, _ = luma(path)
     found = []
     for picture in pictures:
         blocks = [picture[15:45, 32 * n + 10 : 32 * n + 22].mean() > 128 for n in range(10)]
@@ -38,11 +37,18 @@ def numbers(path):
     return found
 
 
-def exported(tmp_path, name, **params):
-    out, source = tmp_path / "out.mp4", tmp_path / name
-    shutil.copy(CASES / name, source)
+def numbers(path):
+    return codes(luma(path)[0])
+
+
+def exported_file(tmp_path, source, **params):
+    out = tmp_path / "out.mp4"
     rendered(out, "framing", SIZE | params, {"a": source})
     return out
+
+
+def exported(tmp_path, name, **params):
+    return exported_file(tmp_path, Path(shutil.copy(CASES / name, tmp_path)), **params)
 
 
 def runs(values):
@@ -56,6 +62,9 @@ def runs(values):
         # A recording whose picture becomes smaller in the middle.
         ("midres.ts", 100),
         ("midres.webm", 100),
+        # Two recordings as one file; a clock that jumps by two hours.
+        ("tscat.ts", 100),
+        ("tsjump.ts", 100),
         # A tag says 1 s, or 3 s, of a film of 2 s.
         ("stale-short.mkv", 50),
         ("stale.mkv", 50),
@@ -159,6 +168,46 @@ def test_sound_that_drifts_stays_with_its_timestamps(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("options", "joined"),
+    [
+        pytest.param((("-ac", "2"), ("-ac", "6")), "a.mkv", id="layout"),
+        pytest.param((("-ac", "6"), ("-ac", "1")), "a.mp4", id="layout-mp4"),
+        pytest.param((("-ar", "48000"), ("-ar", "32000")), "a.mkv", id="rate"),
+        pytest.param((("-ac", "2"), ("-ac", "6", "-ar", "32000")), "a.ts", id="both"),
+    ],
+)
+@pytest.mark.parametrize("start", [0.0, 1.0])
+def test_sound_that_changes_in_mid_stream_stays_in_its_place(tmp_path, options, joined, start):
+    """A broadcast whose film has 5.1 channels, and whose advertisement has two."""
+    parts = [
+        make(
+            tmp_path / f"{n}.ts",
+            *("-ss", str(2 * n), "-t", "2", "-i", CASES / "plain.mp4"),
+            *("-c:v", "libx264", "-crf", "18", "-c:a", "ac3", *one),
+        )
+        for n, one in enumerate(options)
+    ]
+    (tmp_path / "list.txt").write_text("".join(f"file {part}\n" for part in parts))
+    whole = ("-f", "concat", "-safe", "0", "-i", tmp_path / "list.txt", "-c", "copy")
+    out = exported_file(tmp_path, make(tmp_path / joined, *whole), start_time=start)
+    first = round(25 * start)
+    # The first part's last picture stays until its sound is over.
+    assert [number for number, _ in runs(numbers(out))] == list(range(first, 100))
+    expected = [at - start for at in (0.25, 1.25, 2.25, 3.25) if at > start]
+    # The first part's sound lasts up to a packet longer than its picture.
+    assert beeps(out)[:, 0] == pytest.approx(expected, abs=0.045)
+    assert beeps(out)[0, 0] == pytest.approx(expected[0], abs=0.01)
+
+
+def test_a_programme_that_becomes_interlaced_is_deinterlaced(tmp_path):
+    """From 1 s on; what comes before keeps its lines."""
+    pictures, _ = luma(exported(tmp_path, "mixed.ts"))
+    lines = pictures.astype(float)
+    combs = np.abs(lines[:, 1:-1] - (lines[:, :-2] + lines[:, 2:]) / 2).mean(axis=(1, 2))
+    assert combs.max() < 0.1
+
+
+@pytest.mark.parametrize(
     ("name", "options", "expected"),
     [
         ("a.gif", ("-vf", "fps=5"), None),
@@ -171,9 +220,7 @@ def test_sound_that_drifts_stays_with_its_timestamps(tmp_path):
 def test_containers_that_people_ask_for(tmp_path, name, options, expected):
     """From a browser, a broadcaster, a tape and a DVD."""
     source = make(tmp_path / name, "-i", CASES / "plain.mp4", "-t", "2", *options)
-    out = tmp_path / "out.mp4"
-    rendered(out, "framing", SIZE, {"a": source})
-    found = numbers(out)
+    found = numbers(exported_file(tmp_path, source))
     assert found == (sorted(set(found)) if expected is None else list(expected))
     assert len(found) == (10 if expected is None else 50)
 
@@ -304,13 +351,29 @@ def test_marks_and_joined_emoji_stay_together():
     assert list(clusters(f"e\u0301x{family}👍🏽")) == ["e\u0301", "x", family, "👍🏽"]
 
 
-@pytest.mark.parametrize("text", ["هدف 2-1 رائع", "שלום 123 abc"])
+@pytest.mark.parametrize("text", ["هدف 2-1 رائع", "שלום 123 abc", "اللاعب Messi 👍 سجل"])
 def test_a_line_from_right_to_left_is_set_as_a_whole(text):
-    """The layout engine orders words and digits; the first word stands at the right."""
-    (stretch,) = [stretch for stretch, _ in Fonts().runs(text, 40, False)]
-    assert stretch == text
-    first_word = set_lines([text.split()[0]], Ink(40), Fonts())
-    line = np.asarray(set_lines([text], Ink(40), Fonts()))[..., 3]
-    right = line[:, -first_word.width :]
-    alone = np.asarray(first_word)[..., 3]
-    assert np.abs(right.astype(int) - alone[:, -right.shape[1] :]).mean() < 12
+    """Its first word stands at the right and its last one at the left, whichever fonts it needs."""
+    line = np.asarray(set_lines([text], Ink(40), Fonts()))[..., 3].astype(int)
+    words = text.split()
+    for word, columns in ((words[0], slice(-1, None, -1)), (words[-1], slice(None))):
+        alone = np.asarray(set_lines([word], Ink(40), Fonts()))[..., 3].astype(int)
+        width = alone.shape[1] - 4
+        assert np.abs(line[:, columns][:, :width] - alone[:, columns][:, :width]).mean() < 12
+
+
+def test_emoji_have_their_colours():
+    """Where a font has them: skin, flags, keys and hearts, in one line with letters."""
+    shades = {
+        "👍🏽": (180, 130, 105),
+        "⚽": (245, 245, 245),
+        "🇩🇪": (225, 10, 10),
+        "❤️": (245, 60, 60),
+    }
+    for emoji, expected in shades.items():
+        picture = np.asarray(set_lines([emoji], Ink(60, "#00ff00"), Fonts())).astype(int)
+        solid = picture[picture[..., 3] == 255][:, :3]
+        assert (np.abs(solid - expected).max(1) < 40).mean() > 0.15, emoji
+        assert not (np.abs(solid - (0, 255, 0)).max(1) < 40).any()
+    coloured = [run.text for run in Fonts().runs("Goal 👍🏽 1️⃣ 12 #1", 40, False) if run.is_coloured]
+    assert coloured == ["👍🏽", "1️⃣"]

@@ -290,7 +290,7 @@ def test_a_character_is_drawn_by_the_first_font_that_has_it(own_font):
     """Latin by Open Sans, the other one by the operator's own font, in one line."""
     fonts = Fonts(own_font)
     runs = fonts.runs("ab 中 cd", 20, bold=False)
-    assert [(text, font.getname()[0]) for text, font in runs] == [
+    assert [(run.text, run.font.getname()[0]) for run in runs] == [
         ("ab ", "Open Sans"),
         ("中", "Square"),
         (" cd", "Open Sans"),
@@ -313,7 +313,7 @@ def test_a_broken_font_file_is_passed_over(tmp_path):
 @pytest.mark.parametrize("text", ["Zürich – Ærø", "Ελλάδα", "Привет, мир", "Việt Nam", "€ ½ × …"])
 def test_european_scripts_need_no_font_but_ours(text, tmp_path):
     """Every character has a glyph of its own in the bundled font."""
-    assert {font.getname()[0] for _, font in Fonts(tmp_path).runs(text, 20, bold=True)} == {
+    assert {run.font.getname()[0] for run in Fonts(tmp_path).runs(text, 20, bold=True)} == {
         "Open Sans"
     }
 

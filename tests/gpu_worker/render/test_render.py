@@ -19,7 +19,7 @@ from gpu_worker.errors import InvalidMedia, InvalidParams, OutputTooLarge, Outpu
 from gpu_worker.host.guard import Guard
 from gpu_worker.media.encode import Quality
 from gpu_worker.media.probe import output_facts, probe
-from gpu_worker.media.remux import with_one_clock
+from gpu_worker.media.remux import prepare
 from gpu_worker.render import render as rendering
 from gpu_worker.render.render import OutputLimits, Stage, render
 from schemas.jobs import JobType
@@ -43,9 +43,7 @@ EXACT, LIMITS = Quality("ultrafast", 1), OutputLimits()
 
 def composition(job_type, params, files, pngs=None):
     params = JobType(job_type).params_model.model_validate(params)
-    for path in files.values():
-        with_one_clock(path, Guard())
-    sources = {key: Source(path, probe(path)) for key, path in files.items()}
+    sources = {key: Source(path, prepare(path, Guard())) for key, path in files.items()}
     return compose(params, "a", Kit(lambda params, ratio: None, sources, pngs or {}, Fonts(), CPU))
 
 
