@@ -189,7 +189,7 @@ def _opened(path: Path, size: float) -> ImageFont.FreeTypeFont:
 @functools.cache
 def _bitmap_size(path: Path) -> int:
     with path.open("rb") as file, TTFont(file, fontNumber=0, lazy=True) as font:
-        return max(strike.bitmapSizeTable.ppemY for strike in font["CBLC"].strikes)
+        return max(int(strike.bitmapSizeTable.ppemY) for strike in font["CBLC"].strikes)
 
 
 @functools.cache

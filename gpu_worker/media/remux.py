@@ -78,7 +78,8 @@ def with_one_clock(path: Path, guard: Guard, limits: Limits = DEFAULT_LIMITS) ->
 def _codecs(container: InputContainer) -> tuple[str, str | None]:
     """Returns the codecs of picture and sound."""
     sound = sound_stream(container)
-    return video_stream(container).codec_context.name, sound and sound.codec_context.name
+    picture = video_stream(container).codec_context.name
+    return picture, None if sound is None else sound.codec_context.name
 
 
 def _options(container: InputContainer) -> list[str]:

@@ -60,7 +60,7 @@ def go_before(container: InputContainer, moment: float) -> float:
     return 0.0
 
 
-def _forgets(key: Packet, stream: VideoStream) -> bool:
+def _forgets(key: "Packet[VideoStream]", stream: VideoStream) -> bool:
     """Whether nothing shown after a key frame depends on what was decoded before; the packet is
     used up.
     """

@@ -84,7 +84,9 @@ def render(
     sound = _sound(composition)
     picture_path, sound_path = path.with_suffix(".picture.mp4"), path.with_suffix(".m4a")
     with contextlib.ExitStack() as open_until_joined:
-        track = sound and open_until_joined.enter_context(sound_track(sound, sound_path, guard))
+        track = None
+        if sound is not None:
+            track = open_until_joined.enter_context(sound_track(sound, sound_path, guard))
         with (
             encode(picture_path, composition.size, fps, quality, guard, limits.bytes) as encoder,
             Behind(encoder.write, _depth(composition.size, composition.batch)) as written,
