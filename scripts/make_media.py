@@ -231,6 +231,32 @@ def _gap(path: Path) -> None:
     film(path, *H264, "-fps_mode", "vfr", filters=f"{SDR},select='not(between(t,0.8,1.39))'")
 
 
+def _joined(path: Path) -> None:
+    """Two recordings, one after the other, as `cat` joins them: the clock jumps back."""
+    plain = path.with_name("plain.mp4")
+    film(plain, *H264, filters=SDR)
+    halves = [path.with_name(f"{start}-{path.name}") for start in ("0", "1")]
+    for half, start in zip(halves, ("0", "1"), strict=True):
+        ffmpeg("-ss", start, "-t", "1", "-i", str(plain), *H264, str(half))
+    path.write_bytes(b"".join(half.read_bytes() for half in halves))
+    for made in (plain, *halves):
+        made.unlink()
+
+
+def _changing_sound(path: Path) -> None:
+    """Stereo, then 5.1 at another rate."""
+    film(path, *H264, "-g", "25", filters=SDR)
+    halves = [path.with_name(f"{channels}.ts") for channels in ("2", "6")]
+    for half, start, rate in zip(halves, ("0", "1"), ("48000", "32000"), strict=True):
+        sound = ("-c:a", "ac3", "-ac", half.stem, "-ar", rate)
+        ffmpeg("-ss", start, "-t", "1", "-i", str(path), *H264, *sound, str(half))
+    listed = path.with_name("halves.txt")
+    listed.write_text("".join(f"file {half.name}\n" for half in halves))
+    ffmpeg("-f", "concat", "-i", str(listed), "-c", "copy", str(path))
+    for made in (*halves, listed):
+        made.unlink()
+
+
 def _made(*options: str, **how: object) -> Make:
     return lambda path: film(path, *options, **how)  # type: ignore[arg-type]
 
@@ -265,6 +291,11 @@ CASES = (
         filters=SDR)),
     Case("open-gop.mp4", "open groups of pictures", _made(*H264, "-x264-params",
         "open-gop=1:keyint=8:bframes=3", filters=SDR)),
+    Case("hevc-open-gop.mp4", "HEVC, open groups of pictures", _made("-c:v", "libx265", "-crf",
+        "12", "-preset", "ultrafast", "-x265-params",
+        "log-level=none:open-gop=1:keyint=12:bframes=4", "-pix_fmt", "yuv420p", filters=SDR)),
+    Case("intra-refresh.mp4", "H.264, renewed part by part", _made(*H264, "-x264-params",
+        "intra-refresh=1:keyint=12", filters=SDR)),
     Case("interlaced.mp4", "interlaced, top field first", _made(*H264, "-flags", "+ilme+ildct",
         "-x264-params", "tff=1", filters=INTERLACED)),
     Case("sar.mp4", "pixels of 4:3", _made(*H264, size=(144, 144), filters=f"{SDR},setsar=4/3")),
@@ -317,6 +348,8 @@ CASES = (
     Case("stream.ts", "MPEG transport stream", _made(*H264, "-f", "mpegts", filters=SDR)),
     Case("mpeg2.ts", "MPEG-2, AC-3", _made("-c:v", "mpeg2video", "-q:v", "2", "-pix_fmt", "yuv420p",
         "-c:a", "ac3", filters=_tagged("bt709"))),
+    Case("joined.ts", "two recordings joined, the clock jumps", _joined),
+    Case("changing-sound.mkv", "sound that becomes 5.1 at another rate", _changing_sound),
     Case("av1.mp4", "AV1", _made("-c:v", "libsvtav1", "-preset", "12", "-crf", "12", "-pix_fmt",
         "yuv420p", "-svtav1-params", "avif=0", filters=SDR)),
     Case("flash.flv", "FLV", _made(*H264, "-ar", "44100", filters=SDR)),

@@ -21,6 +21,8 @@ from schemas.edits import Framing, Transition, TransitionType
 EPSILON_SECONDS = 1e-6
 #: Sound that has drifted so far from its timestamps is set right, by silence or a cut.
 HARD_SECONDS = 0.03
+#: Sets times by counting samples: what `apad` makes where there is no sound at all has none.
+COUNTED = "asetpts=N/SR/TB"
 #: Sound that is shorter is resampled where its speed changes, or is silence.
 BLIP_SECONDS, SILENT_SECONDS = 0.1, 0.02
 CUT = Transition()
@@ -142,8 +144,8 @@ class ClipTime:
             tempo = _tempo(span.speed, span.end - span.start)
             parts.append(
                 f"[{label}in{n}]atrim={span.start - seek:.6f}:{span.end - seek:.6f},"
-                "asetpts=PTS-STARTPTS"
-                f"{tempo},apad=whole_dur={length},atrim=0:{length}[{label}out{n}]"
+                f"{COUNTED}{tempo},apad=whole_dur={length},{COUNTED},atrim=0:{length}"
+                f"[{label}out{n}]"
             )
         joined = "".join(f"[{label}out{n}]" for n in range(count))
         return [*parts, f"{joined}concat=n={count}:v=0:a=1[{label}]"]
@@ -317,5 +319,5 @@ def _tempo(speed: float, seconds: float) -> str:
     if seconds < BLIP_SECONDS:
         return f",asetrate={round(SAMPLE_RATE * speed)},aresample={SAMPLE_RATE}"
     # Nor does it take sound that ends too early.
-    whole = f",apad=whole_dur={seconds:.6f}"
+    whole = f",apad=whole_dur={seconds:.6f},{COUNTED}"
     return f"{whole},rubberband=tempo={speed:.9f}:window=short:transients=smooth"

@@ -144,7 +144,7 @@ def ranges_of(blocks: Iterable[int], size: int) -> list[tuple[int, int]]:
 
 def _walk(container: InputContainer, start: float, end: float) -> None:
     """Reads all packets of a stretch."""
-    go_before(container, max(0.0, start - MARGIN_SECONDS))
+    go_before(container, max(0.0, start - MARGIN_SECONDS), DEFAULT_LIMITS.pixels)
     over = (container.start_time or 0) / 1_000_000 + end + MARGIN_SECONDS
     wanted = {stream.index for stream in (*container.streams.video, *container.streams.audio)}
     for packet in container.demux():

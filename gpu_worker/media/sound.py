@@ -14,8 +14,9 @@ BITRATE = "192k"
 SAMPLE_RATE, CHANNELS, LAYOUT = 48_000, 2, "stereo"
 #: What a filter graph for the sound gives out.
 SOUND = "sound"
-#: ffmpeg's words where the rate or the channels of a track change in mid-stream.
-_CHANGES = "Changing audio frame properties on the fly"
+#: ffmpeg's words where it does not know where the channels of a track are to be heard.
+_UNKNOWN_LAYOUT = "Rematrix is needed"
+_DAMAGED = "The sound is damaged and cannot be decoded."
 
 
 @dataclass(frozen=True)
@@ -72,17 +73,11 @@ class SoundTrack:
         if ffmpeg is None:
             return
         try:
-            try:
-                ffmpeg.finish()
-            except FfmpegFailed as error:
-                if _CHANGES not in error.detail:
-                    raise
-                _make_of_steady(self._sound, self._path, self._guard)
-        except FfmpegFailed as error:
-            if "Decode error rate" not in error.detail:
-                raise
-            sentence = "The sound is damaged and cannot be decoded."
-            raise InvalidMedia(sentence, error.detail) from error
+            ffmpeg.finish()
+        except FfmpegFailed:
+            # The rate or the channels may have changed in mid-stream, or a packet is damaged: what
+            # filters there are for many stretches takes neither.
+            _make_of_steady(self._sound, self._path, self._guard)
 
 
 @contextmanager
@@ -115,7 +110,7 @@ def _arguments(sound: Sound, path: Path) -> list[str]:
 
 
 def _make_of_steady(sound: Sound, path: Path, guard: Guard) -> None:
-    """Makes the track of stretches that get one rate and one layout first."""
+    """Makes the track of stretches that are decoded first, to one rate and one layout."""
     steady = tuple(
         _steady(heard, path.with_suffix(f".{number}.mka"), guard)
         for number, heard in enumerate(sound.heard)
@@ -129,9 +124,21 @@ def _make_of_steady(sound: Sound, path: Path, guard: Guard) -> None:
 
 
 def _steady(heard: Heard, path: Path, guard: Guard) -> Heard:
+    try:
+        return _decoded(heard, path, [], guard)
+    except FfmpegFailed as error:
+        if _UNKNOWN_LAYOUT not in error.detail:
+            raise InvalidMedia(_DAMAGED, error.detail) from error
+    try:
+        return _decoded(heard, path, ["-af", "pan=stereo|c0=c0|c1=c1"], guard)
+    except FfmpegFailed as error:
+        raise InvalidMedia(_DAMAGED, error.detail) from error
+
+
+def _decoded(heard: Heard, path: Path, mix: list[str], guard: Guard) -> Heard:
     length = heard.end - heard.start
     cut = ["-t", f"{length:.6f}", "-map", f"0:a:{heard.track}"]
     form = ["-c:a", "pcm_f32le", "-ar", str(SAMPLE_RATE), "-ac", str(CHANNELS)]
-    with run_ffmpeg([*heard.arguments(), *cut, *form, "-y", str(path)], guard) as ffmpeg:
+    with run_ffmpeg([*heard.arguments(), *cut, *mix, *form, "-y", str(path)], guard) as ffmpeg:
         ffmpeg.finish()
     return Heard(path, 0, 0.0, length)

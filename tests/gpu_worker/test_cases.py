@@ -255,6 +255,19 @@ def test_any_number_of_spans_of_any_length(tmp_path, segments):
     assert len(sound(out)) / 48_000 == pytest.approx(length, abs=0.06)
 
 
+def test_spans_after_the_end_of_the_sound_are_silent(tmp_path):
+    """At several speeds; the sound of a recording may end long before its picture."""
+    source = make(tmp_path / "a.mp4", "-i", CASES / "plain.mp4", "-c", "copy", "-map", "0:v",
+                  "-map", "0:a", "-bsf:a", "noise=drop='gt(pts*tb,0.5)'")  # fmt: skip
+    segments = [{"start": 2, "end": 3, "speed": 2.0}, {"start": 3.2, "end": 3.4, "speed": 0.5}]
+    for start in (0.0, 1.0):
+        out = exported_file(tmp_path, source, segments=segments, start_time=start)
+        assert len(numbers(out)) == pytest.approx(25 * (3.7 - start), abs=1)
+        heard = sound(out)
+        assert len(heard) / 48_000 == pytest.approx(3.7 - start, abs=0.06)
+        assert np.abs(heard[48_000:]).max() < 0.01
+
+
 def test_what_is_lost_is_in_the_result(settings, bucket, objects, user_id):
     """The job's result lists it, for the page and the user's own program."""
     objects.put(f"{user_id}/in.mp4", (CASES / "apac-only.mp4").read_bytes())

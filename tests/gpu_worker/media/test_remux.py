@@ -10,7 +10,7 @@ from gpu_worker.media.facts import Limits
 from gpu_worker.media.probe import probe
 from gpu_worker.media.remux import with_one_clock
 from tests.gpu_worker.footage import beeps, make
-from tests.gpu_worker.test_cases import CASES, exported_file, numbers
+from tests.gpu_worker.test_cases import CASES, exported_file, numbers, runs
 
 pytestmark = pytest.mark.editing
 PLAIN = CASES / "plain.mp4"
@@ -57,6 +57,21 @@ def test_recordings_of_any_length_one_after_the_other(tmp_path, pieces):
     parts = [ts(tmp_path / f"{n}.ts", seconds=length) for n, length in enumerate(pieces)]
     out = exported_file(tmp_path, joined(tmp_path / "c.ts", *parts))
     assert numbers(out) == [n for length in pieces for n in range(round(25 * length))]
+
+
+def test_a_recording_whose_picture_begins_late(tmp_path):
+    """After another one: its sound comes first, and the last pictures of the other after that."""
+    first = ts(tmp_path / "a.ts", "-c:v", "libx264", "-crf", "18", "-c:a", "mp2")
+    late = ("-itsoffset", "0.5", "-i", PLAIN, "-i", PLAIN, "-map", "0:v", "-map", "1:a")
+    second = make(
+        tmp_path / "b.ts", *late, "-t", "2.5", "-c:v", "libx264", "-crf", "18", "-c:a", "mp2"
+    )
+    out = exported_file(tmp_path, joined(tmp_path / "c.ts", first, second))
+    shown = runs(numbers(out))
+    assert [number for number, _ in shown] == [*range(50)] * 2
+    assert {count for number, count in shown if number != 49} == {1}
+    assert shown[49][1] == pytest.approx(13, abs=1)
+    assert beeps(out)[:, 0] == pytest.approx([0.25, 1.25, 2.25, 3.25, 4.25], abs=0.03)
 
 
 def test_program_streams_one_after_the_other(tmp_path):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from gpu_worker.errors import FfmpegFailed, InvalidMedia
+from gpu_worker.errors import InvalidMedia
 from gpu_worker.host.guard import Guard
 from gpu_worker.media.sound import SOUND, Heard, Sound, join, sound_track
 from tests.gpu_worker.footage import make, sound
@@ -40,12 +40,23 @@ def test_a_failure_is_seen_while_the_picture_is_made(tmp_path):
     """And names what ffmpeg printed."""
     nothing = tmp_path / "nothing"
     with sound_track(Sound((Heard(nothing, 0, 0, 1),), LOUD), tmp_path / "a.m4a", Guard()) as track:
-        with pytest.raises(FfmpegFailed) as raised:
+        with pytest.raises(InvalidMedia) as raised:
             while True:
                 track.check()
         # Asked again, it is over.
         track.finish()
     assert "No such file" in raised.value.detail
+
+
+def test_channels_without_a_place_are_heard_by_their_first_two(tmp_path):
+    """Nine channels, as of a microphone for all directions: nobody says which is left."""
+    tones = "|".join(["0.4*sin(6.28*440*t)"] * 9)
+    pictures = ("-f", "lavfi", "-i", "color=gray:s=16x16:d=2")
+    source = make(
+        tmp_path / "a.mov",
+        *(*pictures, "-f", "lavfi", "-i", f"aevalsrc={tones}:d=2", "-c:a", "pcm_s16le"),
+    )
+    assert np.abs(made(tmp_path / "a.m4a", source)[4800:-4800]).max() > 0.3
 
 
 def test_a_file_starts_at_once(tmp_path):

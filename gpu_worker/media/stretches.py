@@ -1,0 +1,81 @@
+"""Where the clock of a stream jumps, and by how much each stretch is moved so that none is left."""
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+#: A clock that goes on by less has not jumped: nothing was recorded for that long. FFmpeg draws the
+#: lines at the same places.
+PAUSE_SECONDS, BACK_SECONDS = 10.0, 0.1
+#: Picture and sound of a recording begin and end at the same time but for this.
+TOGETHER_SECONDS = 0.25
+
+
+@dataclass
+class Stretch:
+    """A part of a file in which one clock holds; seconds of that clock, of each kind of stream.
+
+    Attributes:
+        begins: when the first packet is decoded.
+        ends: when the last one is over.
+    """
+
+    begins: dict[str, float] = field(default_factory=dict)
+    ends: dict[str, float] = field(default_factory=dict)
+
+    def distance(self, kind: str, moment: float) -> float | None:
+        """Returns how far a packet is from what this stretch expects next; None where it cannot be
+        of it.
+        """
+        if kind not in self.ends:
+            far = abs(moment - min(self.begins.values()))
+            return far if far <= PAUSE_SECONDS else None
+        late = moment - self.ends[kind]
+        return abs(late) if -BACK_SECONDS <= late <= PAUSE_SECONDS else None
+
+
+class Stretches:
+    """The stretches of a file, found packet by packet, in the file's order."""
+
+    def __init__(self) -> None:
+        self.all: list[Stretch] = []
+
+    def place(self, kind: str, moment: float, lasts: float) -> int:
+        """Takes the next packet; returns the number of its stretch.
+
+        The demuxer gives out the last packet of a kind when the next one of its kind arrives, so
+        that one may come after the first packet of another kind from the next stretch.
+        """
+        number = self._of(kind, moment)
+        stretch = self.all[number]
+        stretch.begins.setdefault(kind, moment)
+        stretch.ends[kind] = max(moment + lasts, stretch.ends.get(kind, moment))
+        return number
+
+    def _of(self, kind: str, moment: float) -> int:
+        last = len(self.all) - 1
+        numbers = [last] if last < 1 or kind in self.all[last].ends else [last, last - 1]
+        far = [(self.all[n].distance(kind, moment), -n) for n in numbers if n >= 0]
+        fitting = [(distance, n) for distance, n in far if distance is not None]
+        if fitting:
+            return -min(fitting)[1]
+        self.all.append(Stretch())
+        return last + 1
+
+
+def offsets(stretches: Sequence[Stretch], leading: str) -> list[float]:
+    """Returns what is added to the clock of each stretch, so that each begins where the one before
+    ends (seconds).
+
+    Args:
+        leading: the kind of stream that goes on without a gap, where that parts no stream from the
+            others: sound is cut into longer packets than pictures are.
+    """
+    added = [0.0] if stretches else []
+    for before, after in itertools.pairwise(stretches):
+        whole = max(before.ends.values()) - min(after.begins.values())
+        if leading in before.ends and leading in after.begins:
+            smooth = before.ends[leading] - after.begins[leading]
+            whole = smooth if abs(smooth - whole) <= TOGETHER_SECONDS else whole
+        added.append(added[-1] + whole)
+    return added
