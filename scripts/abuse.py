@@ -27,7 +27,7 @@ from rich.console import Console
 from rich.table import Table
 
 MIB = 2**20
-HEALTH_SECONDS, ANSWER_BYTES, HEADER_BYTES = 0.5, 100_000, 65_536
+HEALTH_SECONDS, ANSWER_BYTES, HEADER_BYTES = 1.0, 100_000, 65_536
 #: The target closes after 10 s, and needs a moment for it.
 HEADERS_WITHIN, HALF_SENT, BURST = 13.0, 200, 300
 

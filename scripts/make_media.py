@@ -233,7 +233,7 @@ def _gap(path: Path) -> None:
 
 def _joined(path: Path) -> None:
     """Two recordings, one after the other, as `cat` joins them: the clock jumps back."""
-    plain = path.with_name("plain.mp4")
+    plain = path.with_name(f"plain-{path.name}.mp4")
     film(plain, *H264, filters=SDR)
     halves = [path.with_name(f"{start}-{path.name}") for start in ("0", "1")]
     for half, start in zip(halves, ("0", "1"), strict=True):

@@ -57,6 +57,10 @@ INTRODUCTION = (
     "Display P3 and BT.2020 become BT.709. A sound track whose codec is not known is left out: the",
     "next one is used, or the export is silent, and `result.warnings` names the file. A display",
     "angle that is no right angle counts as 0.",
+    "",
+    "Clocks of MPEG transport and program streams may jump: a jump back, or forth by more than 10",
+    "seconds, counts as no time at all. Of files of other formats that `cat` joined, the first one",
+    "is exported.",
 )
 
 
@@ -180,8 +184,8 @@ def _judge_moment(case: Case, planes: np.ndarray, moment: float) -> None:
         raise Wrong(f"{seen:.3f} s are shown instead of {moment:.3f} s")
 
 
-def run_all(media: Path, cases: Sequence[Case] = CASES) -> dict[tuple[str, JobType], str]:
-    """Runs all cases, two at a time; what is wrong stands in place of the outcome."""
+def run_all(media: Path, asked: Sequence[tuple[Case, JobType]]) -> dict[tuple[str, JobType], str]:
+    """Runs files as jobs, two at a time; what is wrong stands in place of the outcome."""
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(2) as pool:
 
         def one(case: Case, job_type: JobType) -> str:
@@ -190,7 +194,6 @@ def run_all(media: Path, cases: Sequence[Case] = CASES) -> dict[tuple[str, JobTy
             except Wrong as error:
                 return f"wrong: {error}"
 
-        asked = [(case, job_type) for case in cases for job_type in JobType]
         return {
             (case.name, job_type): outcome
             for (case, job_type), outcome in zip(
@@ -222,7 +225,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for case in CASES:
             case.make(Path(folder) / case.name)
-        outcomes = run_all(Path(folder))
+        asked = [(case, job_type) for case in CASES for job_type in JobType]
+        outcomes = run_all(Path(folder), asked)
     DOC.write_text(document(outcomes))
     wrong = {key: outcome for key, outcome in outcomes.items() if outcome.startswith("wrong")}
     for (name, job_type), outcome in wrong.items():

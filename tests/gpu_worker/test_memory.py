@@ -38,7 +38,7 @@ EVERYTHING = {
 CAPTION = {"name": "W" * 200, "notes": "W" * 2000, "rating": 5, "tags": ["W" * 60] * 20}
 CAPTIONED = {
     "transition": {"type": "dissolve", "duration": 0.04},
-    "clips": [{"start_time": 0, "end_time": 0.08, **CAPTION}] * 3,
+    "clips": [{"start_time": 0, "end_time": 0.08, **CAPTION}] * 2,
 }
 
 

@@ -792,7 +792,7 @@ def test_the_promise_holds_on_random_histories(database_url, measured):
         run_state_machine_as_test(
             Promise,
             settings=hypothesis_settings(
-                max_examples=120 if database_url.startswith("sqlite") else 60,
+                max_examples=80 if database_url.startswith("sqlite") else 40,
                 stateful_step_count=60,
                 deadline=None,
                 derandomize=True,

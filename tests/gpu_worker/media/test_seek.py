@@ -35,7 +35,7 @@ def test_each_picture_is_the_one_of_its_moment(tmp_path, name, options):
     """
     path = make(tmp_path / name, "-i", CASES / "plain.mp4", *options)
     whole = codes(decoded(path))
-    for first in (1, 20, 23, 24, 25, 26, 40, 47, 49, 50, 62, 74, 75, 90):
+    for first in (1, 23, 24, 26, 47, 49, 62, 90):
         assert codes(decoded(path, first, 4)) == whole[first : first + 4], first
 
 
