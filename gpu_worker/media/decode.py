@@ -87,7 +87,7 @@ def decode(
         # All from the key frame on are decoded; the filter `fps` begins with the one of `begin`.
         *(("-ss", f"{at:.6f}", "-noaccurate_seek") if at > 0 else ()),
         *(("-itsoffset", f"{at - begin:.6f}") if begin > 0 else ()),
-        *("-i", str(path), "-map", "0:V:0", "-an", "-sn", "-dn"),
+        *("-i", str(path), "-map", f"0:{facts.video_stream}", "-an", "-sn", "-dn"),
         *("-frames:v", str(count), "-vf", _filters(facts, interpolated_fps, window)),
         *("-fps_mode", "passthrough", "-f", "rawvideo", "-pix_fmt", "yuv420p", "pipe:1"),
     ]

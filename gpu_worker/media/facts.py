@@ -35,6 +35,7 @@ class SourceFacts:
             BT.709's is brought to it.
         gray: True where the file has luma alone.
         is_rgb: True where the file has red, green and blue.
+        video_stream: the number of the picture that is used, among the file's streams.
         audio_track: the number of the sound track that is used, among all of them.
         warning: what is lost of the file although it is exported; None where nothing is.
         turns: False where its display angle is no right angle, so that players ignore it.
@@ -58,6 +59,7 @@ class SourceFacts:
     gray: bool = False
     is_rgb: bool = False
     turns: bool = True
+    video_stream: int = 0
     audio_track: int = 0
     warning: str | None = None
     interlaced: bool = False

@@ -35,6 +35,8 @@ WHOLE_RATES = (Fraction(24), Fraction(25), Fraction(30), Fraction(50), USUAL_RAT
 USUAL_RATES = (*WHOLE_RATES, *(Fraction(n * 1000, 1001) for n in (24, 30, 60)))
 #: Times in milliseconds are off by so much; rates so near are a usual one.
 UNEVEN_SECONDS, ROUNDING_SECONDS, NEAR_SHARE = 0.0021, 0.001, Fraction(1, 1000)
+#: Frames: by how much the length of an index may differ from the one in the header.
+LOST_FRAMES = 1.5
 #: How many of an index's pictures may lie beyond the end of the file.
 MISSING_SHARE = 0.02
 #: By how much a frame may exceed the limit and still be distinguished from a damaged one.
@@ -165,6 +167,7 @@ def _facts(
         rotation_degrees=rotation,
         video_codec=stream.codec_context.name,
         audio_codec=_audio_codec(container),
+        video_stream=stream.index,
         audio_track=0 if sound is None else container.streams.audio.index(sound),
         warning=sound_warning(container),
         matrix=_matrix(frame),
@@ -202,12 +205,15 @@ def _timing(path: Path, container: InputContainer, stream: VideoStream) -> _Timi
     origin = (container.start_time or 0) / 1_000_000
     is_indexed = container.format.name.startswith("mov") and _is_even(stream)
     if is_indexed and stream.duration and stream.time_base and _has_rate(stream):
-        end = float(((stream.start_time or 0) + stream.duration) * stream.time_base)
-        return _Timing(_header_rate(stream), end - origin)
+        fps, lasts = _header_rate(stream), float(stream.duration * stream.time_base)
+        # An edit list, or a length in the header that an edit left, has fewer than the index.
+        if (stream.frames - LOST_FRAMES) / fps <= lasts:
+            start = float((stream.start_time or 0) * stream.time_base)
+            return _Timing(fps, start + lasts - origin)
     # Of an even rate, the decoder finds out, and names what can be read.
     _refuse_cut_off(path, stream)
     times, end = _packet_times(path, stream.index)
-    if _has_rate(stream):
+    if _has_rate(stream) and (_is_even(stream) or not _are_even(times)):
         fps = _header_rate(stream)
     else:
         fps = _counted_rate(times)
@@ -245,12 +251,19 @@ def _counted_rate(times: np.ndarray) -> Fraction:
     if not len(steps):
         return Fraction(25)
     average = float(len(steps) / (times[-1] - times[0]))
-    if steps.max() - steps.min() <= UNEVEN_SECONDS or average > USUAL_RATE:
+    if _are_even(times) or average > USUAL_RATE:
         near = min(USUAL_RATES, key=lambda rate: abs(rate / Fraction(average) - 1))
         is_near = abs(near / Fraction(average) - 1) < NEAR_SHARE
+        if average < 1:
+            return 1 / Fraction(1 / average).limit_denominator(1001)
         return min(near if is_near else Fraction(average).limit_denominator(1001), MAX_RATE)
     needed = 1 / (float(steps.min()) + ROUNDING_SECONDS)
     return next((rate for rate in WHOLE_RATES if rate >= needed), USUAL_RATE)
+
+
+def _are_even(times: np.ndarray) -> bool:
+    """Whether pictures come at an even rate, but for the rounding of their times."""
+    return len(times) > 1 and bool(np.ptp(np.diff(times)) <= UNEVEN_SECONDS)
 
 
 def _packet_times(path: Path, index: int) -> tuple[np.ndarray, float]:
@@ -265,6 +278,9 @@ def _packet_times(path: Path, index: int) -> tuple[np.ndarray, float]:
         end = 0.0
         step = 1 / float(stream.average_rate or 25)
         for packet in container.demux(stream):
+            # What an edit list leaves out is decoded and not shown.
+            if packet.is_discard:
+                continue
             if packet.pts is not None and packet.time_base is not None:
                 lasts = float(packet.duration * packet.time_base) if packet.duration else step
                 times.append(float(packet.pts * packet.time_base))

@@ -101,7 +101,7 @@ def _options(container: InputContainer) -> list[str]:
     milliseconds before the sound, which would shift each picture by a part of a frame.
     """
     picture, sound = video_stream(container), sound_stream(container)
-    kept = ["-map", "0:V:0"]
+    kept = ["-map", f"0:{picture.index}"]
     if sound is None:
         return kept
     kept += ["-map", f"0:a:{container.streams.audio.index(sound)}"]

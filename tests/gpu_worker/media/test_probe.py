@@ -18,6 +18,7 @@ from gpu_worker.errors import (
 from gpu_worker.media.facts import Limits
 from gpu_worker.media.probe import output_facts, probe
 from tests.gpu_worker.footage import make
+from tests.gpu_worker.test_cases import CASES
 
 PICTURE = ["-f", "lavfi", "-i", "testsrc2=s=320x240:r=25:d=1"]
 TONE = ["-f", "lavfi", "-i", "sine=d=1"]
@@ -73,6 +74,30 @@ def test_rates_are_kept_as_fractions(tmp_path, rate):
     """29.97 is 30000/1001, not a float near it."""
     clip = make(tmp_path / "a.mp4", "-f", "lavfi", "-i", f"testsrc2=s=64x64:r={rate}:d=2")
     assert probe(clip).fps == Fraction(rate)
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.mkv", "a.mov"])
+@pytest.mark.parametrize("rate", ["1/2", "1", "5/4", "3", "15/2"])
+def test_small_rates_are_exact(tmp_path, name, rate):
+    """Recordings of screens and of the sky."""
+    source = ("-f", "lavfi", "-i", f"testsrc2=s=64x64:r={rate}:d=10", "-c:v", "libx264")
+    facts = probe(make(tmp_path / name, *source))
+    assert facts.fps == Fraction(rate)
+    assert facts.duration_seconds == pytest.approx(10, abs=float(1 / Fraction(rate)))
+
+
+@pytest.mark.parametrize("factor", [0.25, 3.0])
+@pytest.mark.parametrize("box", [b"mdhd", b"tkhd", b"mvhd"])
+def test_a_length_in_an_mp4s_header_is_not_believed(tmp_path, box, factor):
+    """The index has 100 pictures at 25 a second, whatever the header says."""
+    body = bytearray((CASES / "plain.mp4").read_bytes())
+    at = body.index(box) + {b"mdhd": 20, b"tkhd": 24, b"mvhd": 20}[box]
+    length = int.from_bytes(body[at : at + 4], "big")
+    body[at : at + 4] = int(length * factor).to_bytes(4, "big")
+    path = tmp_path / "a.mp4"
+    path.write_bytes(body)
+    facts = probe(path)
+    assert (facts.fps, facts.duration_seconds) == (25, pytest.approx(4.0))
 
 
 def test_a_variable_rate_is_read_onto_the_finer_grid(tmp_path):
