@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 #: A clock that goes on by less has not jumped: nothing was recorded for that long. FFmpeg draws the
 #: lines at the same places.
 PAUSE_SECONDS, BACK_SECONDS = 10.0, 0.1
+#: What a demuxer still holds of a stretch when the next one begins, and how exactly that goes on.
+TAIL_SECONDS, EXACT_SECONDS = 0.5, 0.05
 #: Picture and sound of a recording begin and end at the same time but for this.
 TOGETHER_SECONDS = 0.25
 
@@ -23,15 +25,11 @@ class Stretch:
     begins: dict[str, float] = field(default_factory=dict)
     ends: dict[str, float] = field(default_factory=dict)
 
-    def distance(self, kind: str, moment: float) -> float | None:
-        """Returns how far a packet is from what this stretch expects next; None where it cannot be
-        of it.
-        """
+    def goes_on(self, kind: str, moment: float) -> bool:
+        """Whether a packet can be of this stretch, which is the newest."""
         if kind not in self.ends:
-            far = abs(moment - min(self.begins.values()))
-            return far if far <= PAUSE_SECONDS else None
-        late = moment - self.ends[kind]
-        return abs(late) if -BACK_SECONDS <= late <= PAUSE_SECONDS else None
+            return abs(moment - min(self.begins.values())) <= PAUSE_SECONDS
+        return -BACK_SECONDS <= moment - self.ends[kind] <= PAUSE_SECONDS
 
 
 class Stretches:
@@ -39,6 +37,7 @@ class Stretches:
 
     def __init__(self) -> None:
         self.all: list[Stretch] = []
+        self._tail: dict[str, float] = {}
 
     def place(self, kind: str, moment: float, lasts: float) -> int:
         """Takes the next packet; returns the number of its stretch.
@@ -54,13 +53,20 @@ class Stretches:
 
     def _of(self, kind: str, moment: float) -> int:
         last = len(self.all) - 1
-        numbers = [last] if last < 1 or kind in self.all[last].ends else [last, last - 1]
-        far = [(self.all[n].distance(kind, moment), -n) for n in numbers if n >= 0]
-        fitting = [(distance, n) for distance, n in far if distance is not None]
-        if fitting:
-            return -min(fitting)[1]
+        if last >= 1 and kind not in self.all[last].ends and self._is_tail(kind, moment):
+            return last - 1
+        if last >= 0 and self.all[last].goes_on(kind, moment):
+            return last
+        self._tail = dict(self.all[last].ends) if last >= 0 else {}
         self.all.append(Stretch())
         return last + 1
+
+    def _is_tail(self, kind: str, moment: float) -> bool:
+        """Whether a packet is one of the last of the stretch before."""
+        end = self.all[-2].ends.get(kind)
+        if end is None or end - self._tail[kind] > TAIL_SECONDS:
+            return False
+        return abs(moment - end) <= EXACT_SECONDS
 
 
 def offsets(stretches: Sequence[Stretch], leading: str) -> list[float]:
