@@ -1,5 +1,6 @@
 """What is in a file: facts from its header, proven by decoding one frame."""
 
+import math
 from array import array
 from dataclasses import dataclass
 from fractions import Fraction
@@ -78,7 +79,8 @@ def probe(path: Path, limits: Limits = DEFAULT_LIMITS) -> SourceFacts:
                     "are taken."
                 )
             return facts
-    except (av.error.FFmpegError, MemoryError) as error:
+    # PyAV raises IndexError where a stream appears after the file's beginning.
+    except (av.error.FFmpegError, MemoryError, IndexError) as error:
         raise InvalidMedia(
             "The file is not a video that can be read, or it is damaged.", str(error)
         ) from error
@@ -209,7 +211,7 @@ def _timing(path: Path, container: InputContainer, stream: VideoStream) -> _Timi
         # An edit list, or a length in the header that an edit left, has fewer than the index.
         if (stream.frames - LOST_FRAMES) / fps <= lasts:
             start = float((stream.start_time or 0) * stream.time_base)
-            return _Timing(fps, start + lasts - origin)
+            return _Timing(_shown_rate(fps), start + lasts - origin)
     # Of an even rate, the decoder finds out, and names what can be read.
     _refuse_cut_off(path, stream)
     times, end = _packet_times(path, stream.index)
@@ -219,7 +221,14 @@ def _timing(path: Path, container: InputContainer, stream: VideoStream) -> _Timi
         fps = _counted_rate(times)
         # A recorder does not tell how long its last picture lasts.
         end = max(end, times[-1] + float(1 / fps)) if len(times) else end
-    return _Timing(fps, end - origin)
+    return _Timing(_shown_rate(fps), float(end - origin))
+
+
+def _shown_rate(fps: Fraction) -> Fraction:
+    """Returns a multiple of the rate that is at least one a second: a result is as long as a whole
+    number of frames.
+    """
+    return fps * math.ceil(1 / fps)
 
 
 def _is_even(stream: VideoStream) -> bool:

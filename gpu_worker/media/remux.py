@@ -4,6 +4,7 @@ Their clocks begin anywhere, and jump where a recorder paused or two recordings 
 demuxer would find a beginning of its own for the one stream that is wanted from it.
 """
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -119,8 +120,8 @@ def _join(path: Path, made: Path, limits: Limits) -> bool:
     """Writes a transport stream whose clock does not jump to `made`; returns False where that of
     the file does not.
     """
-    with opened(path, limits.pixels) as container:
-        found = Stretches()
+    found = Stretches()
+    with opened(path, limits.pixels) as container, contextlib.suppress(IndexError):
         for packet in _packets(container):
             found.place(*_time(packet))
     if len(found.all) <= 1:
@@ -139,8 +140,9 @@ def _join(path: Path, made: Path, limits: Limits) -> bool:
                     last[source] = _move(packet, seconds, last.get(source))
                     packet.stream = targets[source]
                     output.mux(packet)
-        except (av.error.FFmpegError, ValueError):
-            # Transport streams lack a codec of program streams: FFmpeg joins them in its own way.
+        except (av.error.FFmpegError, ValueError, IndexError):
+            # Transport streams lack a codec of program streams, or PyAV met a stream that appears
+            # later, such as subtitles: FFmpeg joins the stretches in its own way.
             return False
     return True
 

@@ -77,13 +77,21 @@ def test_rates_are_kept_as_fractions(tmp_path, rate):
 
 
 @pytest.mark.parametrize("name", ["a.mp4", "a.mkv", "a.mov"])
-@pytest.mark.parametrize("rate", ["1/2", "1", "5/4", "3", "15/2"])
+@pytest.mark.parametrize("rate", ["1", "5/4", "3", "15/2"])
 def test_small_rates_are_exact(tmp_path, name, rate):
     """Recordings of screens and of the sky."""
     source = ("-f", "lavfi", "-i", f"testsrc2=s=64x64:r={rate}:d=10", "-c:v", "libx264")
     facts = probe(make(tmp_path / name, *source))
     assert facts.fps == Fraction(rate)
     assert facts.duration_seconds == pytest.approx(10, abs=float(1 / Fraction(rate)))
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.mkv"])
+@pytest.mark.parametrize(("rate", "shown"), [("1/2", "1"), ("2/5", "6/5"), ("1/60", "1")])
+def test_rates_below_one_a_second_are_multiplied(tmp_path, name, rate, shown):
+    """A result of two seconds is not one frame of a minute."""
+    source = ("-f", "lavfi", "-i", f"testsrc2=s=64x64:r={rate}:d=180", "-c:v", "libx264")
+    assert probe(make(tmp_path / name, *source)).fps == Fraction(shown)
 
 
 @pytest.mark.parametrize("factor", [0.25, 3.0])
