@@ -19,6 +19,7 @@ WorkerError                 has a code that the broker understands, and a senten
 ├── Cancelled               the attempt was cancelled or superseded: stop, publish nothing
 ├── HandedBack              the worker must end, or is too old: another one may do the job
 ├── TooManyDeliveries       the workers before this one died of the job
+├── JoinFailed              the parts of a result do not fit together
 └── FfmpegFailed            ffmpeg ended badly: a bug of ours, or of the machine
     └── HardwareEncoderFailed   with the GPU's encoder: software may do it
 """
@@ -147,6 +148,12 @@ class TooManyDeliveries(WorkerError):
     """The workers of all earlier deliveries died; the job may be what kills them."""
 
     code = ErrorCode.WORKER_LOST
+
+
+class JoinFailed(WorkerError):
+    """The parts of a result do not fit together: a bug of ours, or of the machine."""
+
+    code = ErrorCode.INTERNAL
 
 
 class FfmpegFailed(WorkerError):

@@ -277,6 +277,22 @@ class Timeline:
         return [*faded, _concat([f"f{n}" for n in range(last + 1)], label)]
 
 
+@dataclass(frozen=True)
+class Part:
+    """Number `number` (from 0) of `of` stretches of an output, which together have all frames."""
+
+    number: int = 0
+    of: int = 1
+
+    @property
+    def is_last(self) -> bool:
+        return self.number == self.of - 1
+
+    def frames(self, count: int) -> range:
+        """Returns the frames of this part, of `count`; none is empty where there are enough."""
+        return range(count * self.number // self.of, count * (self.number + 1) // self.of)
+
+
 def _silence(seconds: float, label: str) -> str:
     return f"anullsrc=r={SAMPLE_RATE}:cl={LAYOUT},atrim=0:{seconds:.6f}[{label}]"
 

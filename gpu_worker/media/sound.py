@@ -1,4 +1,4 @@
-"""The sound of an export: made beside its picture, by an ffmpeg of its own, and joined to it."""
+"""The sound of an export: made beside its picture, by an ffmpeg of its own."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -85,15 +85,6 @@ def sound_track(sound: Sound, path: Path, guard: Guard) -> Iterator[SoundTrack]:
     """Writes AAC to `path`, an M4A file, while entered."""
     with run_ffmpeg(_arguments(sound, path), guard) as ffmpeg:
         yield SoundTrack(sound, path, guard, ffmpeg)
-
-
-def join(picture: Path, sound: Path | None, path: Path, guard: Guard) -> None:
-    """Writes picture and sound to one MP4 file that any player starts at once."""
-    inputs = ["-i", str(picture), *(["-i", str(sound)] if sound else [])]
-    maps = ["-map", "0:v", *(["-map", "1:a"] if sound else [])]
-    options = ["-c", "copy", "-movflags", "+faststart", "-map_metadata", "-1"]
-    with run_ffmpeg([*inputs, *maps, *options, "-y", str(path)], guard) as ffmpeg:
-        ffmpeg.finish()
 
 
 def _arguments(sound: Sound, path: Path) -> list[str]:

@@ -2,17 +2,18 @@
 memory.
 """
 
+import bisect
 import contextlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 
 import torch
 
 from gpu_worker.edits.compose import Clip, Composition
-from gpu_worker.edits.timeline import EPSILON_SECONDS, Shown, frame_at
+from gpu_worker.edits.timeline import EPSILON_SECONDS, Part, Shown, frame_at
 from gpu_worker.edits.transition import mix
 from gpu_worker.errors import InvalidMedia, OutOfMemory, OutputTooLong
 from gpu_worker.host.accelerator import accelerator, is_out_of_memory
@@ -21,12 +22,15 @@ from gpu_worker.host.limits import memory_bytes
 from gpu_worker.media.decode import decode
 from gpu_worker.media.encode import Quality, encode
 from gpu_worker.media.frames import Frame, frame_bytes
-from gpu_worker.media.sound import SOUND, Heard, Sound, join, sound_track
+from gpu_worker.media.join import Piece, join
+from gpu_worker.media.sound import SOUND, Heard, Sound, sound_track
 from gpu_worker.media.transfer import Landing
 from gpu_worker.render.stages import DEPTH, Ahead, Behind
 
 #: Sound is read from that long before it is needed, so that decoders have settled when it is.
 SOUND_RUN_IN_SECONDS = 2.0
+#: How far before a border motion interpolation begins: from 4 on, its pictures are the same.
+RUN_IN_FRAMES = 4
 #: Of frames between two stages: at most so many bytes, and no more than a share of the memory.
 WAITING_BYTES, WAITING_SHARE = 512 << 20, 1 / 64
 
@@ -74,48 +78,74 @@ def render(
         WorkerError: a source is damaged, memory or a limit is exceeded, or the guard has stopped
             it.
     """
-    fps, timeline = composition.fps, composition.timeline
-    if timeline.output_seconds > limits.seconds:
+    if composition.timeline.output_seconds > limits.seconds:
         raise OutputTooLong(
-            f"The result would be {timeline.output_seconds:.0f} seconds long; {limits.seconds:g} "
-            "are made."
+            f"The result would be {composition.timeline.output_seconds:.0f} seconds long; "
+            f"{limits.seconds:g} are made."
         )
-    count = timeline.frame_count(fps)
     sound = _sound(composition)
     picture_path, sound_path = path.with_suffix(".picture.mp4"), path.with_suffix(".m4a")
     with contextlib.ExitStack() as open_until_joined:
         track = None
         if sound is not None:
             track = open_until_joined.enter_context(sound_track(sound, sound_path, guard))
-        with (
-            encode(picture_path, composition.size, fps, quality, guard, limits.bytes) as encoder,
-            Behind(encoder.write, _depth(composition.size, composition.batch)) as written,
-            Stage(composition, guard) as stage,
-        ):
-            moments = (float(index / fps) for index in range(count))
-            for done, picture in enumerate(stage.pictures(moments), start=1):
-                guard.check()
-                if track is not None:
-                    track.check()
-                with stage.spent.on("encode"):
-                    written.put(picture)
-                progress(done, count)
-            stage.finish()
-            spent = stage.spent
+
+        def report(done: int, count: int) -> None:
+            if track is not None:
+                track.check()
+            progress(done, count)
+
+        spent = render_part(composition, Part(), picture_path, quality, guard, report, limits)
         if track is not None:
             track.finish()
-        join(picture_path, sound_path if track else None, path, guard)
+        count = composition.timeline.frame_count(composition.fps)
+        heard = sound_path if track else None
+        join([Piece(picture_path)], heard, path, composition.fps, count)
         picture_path.unlink()
     guard.check()
     return spent
 
 
-class Stage:
-    """Where clips are brought on when they begin, and taken off when they have ended."""
+def render_part(
+    composition: Composition,
+    part: Part,
+    path: Path,
+    quality: Quality,
+    guard: Guard,
+    progress: Callable[[int, int], None],
+    limits: OutputLimits = OutputLimits(),
+) -> Spent:
+    """Writes the pictures of a part to `path`: the same ones as those of the whole."""
+    fps = composition.fps
+    frames = part.frames(composition.timeline.frame_count(fps))
+    with (
+        encode(path, composition.size, fps, quality, guard, limits.bytes) as encoder,
+        Behind(encoder.write, _depth(composition.size, composition.batch)) as written,
+        Stage(composition, guard, float(frames.start / fps)) as stage,
+    ):
+        moments = (float(index / fps) for index in frames)
+        for done, picture in enumerate(stage.pictures(moments), start=1):
+            guard.check()
+            with stage.spent.on("encode"):
+                written.put(picture)
+            progress(done, len(frames))
+        # What of a clip comes after a part is for the next part to read.
+        if part.is_last:
+            stage.finish()
+        return stage.spent
 
-    def __init__(self, composition: Composition, guard: Guard) -> None:
+
+class Stage:
+    """Where clips are brought on when they begin, and taken off when they have ended.
+
+    Args:
+        since: the first moment of the output that is asked for, in seconds.
+    """
+
+    def __init__(self, composition: Composition, guard: Guard, since: float = 0.0) -> None:
         self._composition = composition
         self._guard = guard
+        self._since = {one.clip: one.clip_time for one in composition.timeline.shown(since)}
         self._on: dict[int, Footage] = {}
         self.spent = Spent()
 
@@ -192,7 +222,9 @@ class Stage:
         """Opens a clip's decoder, where there is such a clip and its decoder is not open."""
         clips = self._composition.clips
         if index < len(clips) and index not in self._on:
-            footage = self._on[index] = Footage(clips[index], self._composition.fps, self._guard)
+            since = self._since.get(index, 0.0)
+            footage = Footage(clips[index], self._composition.fps, self._guard, since)
+            self._on[index] = footage
             with self._naming(clips[index]):
                 footage.open()
 
@@ -222,12 +254,16 @@ class Stage:
 
 
 class Footage:
-    """One clip's frames by its own time, going forward only; a decoder for each run of it."""
+    """One clip's frames by its own time, going forward only; a decoder for each run of it.
 
-    def __init__(self, clip: Clip, output_fps: Fraction, guard: Guard) -> None:
+    Args:
+        since: the first moment of the clip that is asked for, in seconds.
+    """
+
+    def __init__(self, clip: Clip, output_fps: Fraction, guard: Guard, since: float = 0.0) -> None:
         self._clip = clip
         self._guard = guard
-        self._runs = _runs(clip, output_fps)
+        self._runs = _since(_runs(clip, output_fps), clip, since)
         self._next = 0
         self._run: _Run | None = None
         self._open = contextlib.ExitStack()
@@ -253,7 +289,7 @@ class Footage:
                 self._reader = None
             self._run = self._runs[self._next]
             self._next += 1
-        # The first run begins at 0.
+        # The first run begins at the first moment, or before.
         assert self._run is not None  # noqa: S101
         if self._reader is None:
             self._reader = self._started(self._run)
@@ -357,6 +393,21 @@ def _runs(clip: Clip, output_fps: Fraction) -> list[_Run]:
                 _Run(begin, frame_at(span.start, source_fps), span.end, source_fps, interpolated)
             )
     return runs
+
+
+def _since(runs: list[_Run], clip: Clip, clip_time: float) -> list[_Run]:
+    """Returns the runs from a moment of the clip on; the first one begins at its frame.
+
+    An interpolated one begins some frames earlier, since its pictures depend on their neighbours,
+    and on the same grid.
+    """
+    last = max(0, bisect.bisect_right([run.begin for run in runs], clip_time + EPSILON_SECONDS) - 1)
+    run = runs[last]
+    first = frame_at(clip.time.source_time(clip_time), run.source_fps)
+    if run.interpolated_fps is not None:
+        step = (run.interpolated_fps / run.source_fps).denominator
+        first = run.first + max(0, first - RUN_IN_FRAMES - run.first) // step * step
+    return [replace(run, first=max(run.first, first)), *runs[last + 1 :]]
 
 
 class _Reader:

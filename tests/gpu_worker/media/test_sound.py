@@ -1,11 +1,11 @@
-"""The sound's own ffmpeg, and the file that picture and sound make."""
+"""The sound's own ffmpeg."""
 
 import numpy as np
 import pytest
 
 from gpu_worker.errors import InvalidMedia
 from gpu_worker.host.guard import Guard
-from gpu_worker.media.sound import SOUND, Heard, Sound, join, sound_track
+from gpu_worker.media.sound import SOUND, Heard, Sound, sound_track
 from tests.gpu_worker.footage import make, sound
 
 TONE = ("-f", "lavfi", "-i", "sine=1000:d=2")
@@ -57,15 +57,3 @@ def test_channels_without_a_place_are_heard_by_their_first_two(tmp_path):
         *(*pictures, "-f", "lavfi", "-i", f"aevalsrc={tones}:d=2", "-c:a", "pcm_s16le"),
     )
     assert np.abs(made(tmp_path / "a.m4a", source)[4800:-4800]).max() > 0.3
-
-
-def test_a_file_starts_at_once(tmp_path):
-    """moov before mdat, with and without sound."""
-    picture = make(tmp_path / "p.mp4", "-f", "lavfi", "-i", "testsrc2=s=64x64:d=1")
-    tone = make(tmp_path / "s.m4a", *TONE)
-    for track in (tone, None):
-        path = tmp_path / "a.mp4"
-        join(picture, track, path, Guard())
-        raw = path.read_bytes()
-        assert raw.index(b"moov") < raw.index(b"mdat")
-        assert (b"mp4a" in raw) == (track is not None)
