@@ -12,12 +12,12 @@ from gpu_worker.host.guard import Guard
 from gpu_worker.media.encode import Quality, encode
 from gpu_worker.media.join import Piece, join
 from tests.gpu_worker.footage import beeps, luma, make
-from tests.gpu_worker.media.test_encode import grey
+from tests.gpu_worker.media.test_encode import NEARLY_LOSSLESS, grey
 
 BEEPS = "aevalsrc='if(lt(mod(t,0.5),0.1),0.8*sin(6283*t),0)':s=48000:d=1.6"
 
 
-def pieces(folder, fps, borders, quality=Quality("veryfast", 1)):
+def pieces(folder, fps, borders, quality=NEARLY_LOSSLESS):
     """Encodes frames of rising gray, of which each piece has some."""
     made = []
     for first, last in itertools.pairwise(borders):
