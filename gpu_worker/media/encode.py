@@ -87,19 +87,10 @@ def encode(
         HardwareEncoderFailed: the same, with the GPU's encoder.
     """
     rate = f"{fps.numerator}/{fps.denominator}"
-    picture = (
-        "-f",
-        "rawvideo",
-        "-pix_fmt",
-        "yuv420p",
-        "-s",
-        f"{size[0]}x{size[1]}",
-        "-framerate",
-        rate,
-    )
+    # -r beside -framerate: ffmpeg takes a rate that is near to a usual one for that one.
     arguments = [
-        *picture,
-        *("-i", "pipe:0"),
+        *("-f", "rawvideo", "-pix_fmt", "yuv420p", "-s", f"{size[0]}x{size[1]}"),
+        *("-framerate", rate, "-r", rate, "-i", "pipe:0"),
         *quality.arguments(),
         *("-profile:v", "high", "-pix_fmt", "yuv420p", "-vf", _BT709),
         *("-y", str(path)),

@@ -33,6 +33,8 @@ from gpu_worker.media.ffmpeg import decoding_limit
 MAX_RATE, USUAL_RATE = Fraction(240), Fraction(60)
 #: The rates of cinema, PAL, NTSC and screens; of a variable rate, a whole one is taken.
 WHOLE_RATES = (Fraction(24), Fraction(25), Fraction(30), Fraction(50), USUAL_RATE)
+#: That of NTSC's rates. ffmpeg rounds a rate whose terms are above a million.
+LARGEST_DENOMINATOR = 1001
 USUAL_RATES = (*WHOLE_RATES, *(Fraction(n * 1000, 1001) for n in (24, 30, 60)))
 #: Times in milliseconds are off by so much; rates so near are a usual one.
 UNEVEN_SECONDS, ROUNDING_SECONDS, NEAR_SHARE = 0.0021, 0.001, Fraction(1, 1000)
@@ -225,10 +227,10 @@ def _timing(path: Path, container: InputContainer, stream: VideoStream) -> _Timi
 
 
 def _shown_rate(fps: Fraction) -> Fraction:
-    """Returns a multiple of the rate that is at least one a second: a result is as long as a whole
-    number of frames.
+    """Returns a multiple of the rate that is at least one a second, since a result is as long as a
+    whole number of frames; with a denominator that encoders take as it is.
     """
-    return fps * math.ceil(1 / fps)
+    return (fps * math.ceil(1 / fps)).limit_denominator(LARGEST_DENOMINATOR)
 
 
 def _is_even(stream: VideoStream) -> bool:
@@ -264,8 +266,10 @@ def _counted_rate(times: np.ndarray) -> Fraction:
         near = min(USUAL_RATES, key=lambda rate: abs(rate / Fraction(average) - 1))
         is_near = abs(near / Fraction(average) - 1) < NEAR_SHARE
         if average < 1:
-            return 1 / Fraction(1 / average).limit_denominator(1001)
-        return min(near if is_near else Fraction(average).limit_denominator(1001), MAX_RATE)
+            return 1 / Fraction(1 / average).limit_denominator(LARGEST_DENOMINATOR)
+        return min(
+            near if is_near else Fraction(average).limit_denominator(LARGEST_DENOMINATOR), MAX_RATE
+        )
     needed = 1 / (float(steps.min()) + ROUNDING_SECONDS)
     return next((rate for rate in WHOLE_RATES if rate >= needed), USUAL_RATE)
 

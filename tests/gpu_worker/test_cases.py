@@ -8,6 +8,7 @@ import asyncio
 import itertools
 import json
 import shutil
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -223,6 +224,14 @@ def test_containers_that_people_ask_for(tmp_path, name, options, expected):
     found = numbers(exported_file(tmp_path, source))
     assert found == (sorted(set(found)) if expected is None else list(expected))
     assert len(found) == (10 if expected is None else 50)
+
+
+@pytest.mark.parametrize("rate", ["1048576/46851", "12.3456789", "239.99"])
+def test_odd_rates_are_exported(tmp_path, rate):
+    """Encoders round a rate of large terms, so that the numbers of frames would not fit."""
+    source = ("-f", "lavfi", "-i", f"testsrc2=s=64x64:r={rate}:d=0.5", "-c:v", "libx264")
+    out = exported_file(tmp_path, make(tmp_path / "a.mkv", *source))
+    assert len(luma(out)[0]) == pytest.approx(0.5 * float(Fraction(rate)), abs=1)
 
 
 def test_raw_video_is_refused_by_its_name(tmp_path):

@@ -24,7 +24,14 @@ def grey(level, width=64, height=96):
 
 
 @pytest.mark.parametrize(
-    "fps", [Fraction(25), Fraction(30000, 1001), Fraction(24000, 1001), Fraction(60)]
+    "fps",
+    [
+        Fraction(25),
+        Fraction(30000, 1001),
+        Fraction(24000, 1001),
+        Fraction(60),
+        Fraction(23999, 100),
+    ],
 )
 def test_as_many_frames_at_exactly_that_rate(tmp_path, fps):
     """Rational rates stay rational."""
