@@ -12,9 +12,9 @@ from gpu_worker.media.ffmpeg import INPUT_OPTIONS, Ffmpeg, run_ffmpeg
 BITRATE = "192k"
 #: What all clips' sound is brought to before it is joined.
 SAMPLE_RATE, CHANNELS, LAYOUT = 48_000, 2, "stereo"
-#: What a filter graph for the sound gives out.
+#: The name of a filter graph's output.
 SOUND = "sound"
-#: ffmpeg's words where it does not know where the channels of a track are to be heard.
+#: A part of ffmpeg's error for channels without positions.
 _UNKNOWN_LAYOUT = "Rematrix is needed"
 _DAMAGED = "The sound is damaged and cannot be decoded."
 
@@ -75,8 +75,8 @@ class SoundTrack:
         try:
             ffmpeg.finish()
         except FfmpegFailed:
-            # The rate or the channels may have changed in mid-stream, or a packet is damaged: what
-            # filters there are for many stretches takes neither.
+            # Some filters refuse a rate or a layout that changes in mid-stream, and what comes out
+            # of damaged packets.
             _make_of_steady(self._sound, self._path, self._guard)
 
 

@@ -4,12 +4,11 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-#: A clock that goes on by less has not jumped: nothing was recorded for that long. FFmpeg draws the
-#: lines at the same places.
+#: A clock that goes on by less has not jumped: the recorder paused. FFmpeg has the same limits.
 PAUSE_SECONDS, BACK_SECONDS = 10.0, 0.1
-#: What a demuxer still holds of a stretch when the next one begins, and how exactly that goes on.
+#: How much of a stretch comes out after the next one has begun, and how exactly that continues it.
 TAIL_SECONDS, EXACT_SECONDS = 0.5, 0.05
-#: Picture and sound of a recording begin and end at the same time but for this.
+#: Picture and sound of a recording begin and end within this time of each other.
 TOGETHER_SECONDS = 0.25
 
 
