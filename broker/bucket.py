@@ -4,6 +4,7 @@ The same boto3 code serves Cloudflare R2 and the embedded SeaweedFS. Media does 
 here. All methods but the presigning ones block; callers run them in a thread.
 """
 
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import boto3
+import botocore.loaders
 import botocore.session
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
@@ -283,11 +285,18 @@ def _moment(text: str) -> datetime:
     return datetime.fromisoformat(text) if text[:1].isdigit() else parsedate_to_datetime(text)
 
 
+@functools.cache
+def _loader() -> botocore.loaders.Loader:
+    """Returns what keeps the description of S3: each new one would parse a megabyte of JSON."""
+    return botocore.loaders.create_loader()
+
+
 def open_bucket(
     settings: Settings, on_error: Callable[[str], None] = lambda method: None
 ) -> Bucket:
     """Makes the client; nothing is sent yet."""
     session = botocore.session.get_session()
+    session.register_component("data_loader", _loader())
     parsers = session.get_component("response_parser_factory")
     parsers.set_parser_defaults(timestamp_parser=_moment)
     client = boto3.Session(botocore_session=session).client(

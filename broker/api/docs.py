@@ -1,5 +1,6 @@
 """`/openapi.json`, and `/docs`: Swagger UI from a package's files, so that it works offline."""
 
+import functools
 import json
 from collections.abc import Sequence
 from importlib.resources import files
@@ -45,10 +46,14 @@ _POLICY = (
 
 def routes(specs: Sequence[RouteSpec], settings: Settings) -> list[BaseRoute]:
     """Returns the routes of the reference."""
-    described = json.dumps(document(specs, settings.root_path), separators=(",", ":")).encode()
 
-    async def openapi(_: Request) -> Response:
-        return Response(described, media_type="application/json")
+    @functools.cache
+    def described() -> bytes:
+        return json.dumps(document(specs, settings.root_path), separators=(",", ":")).encode()
+
+    # Not a coroutine: it is made on the first request, in a thread, for 0.2 s.
+    def openapi(_: Request) -> Response:
+        return Response(described(), media_type="application/json")
 
     async def docs(_: Request) -> Response:
         return HTMLResponse(_PAGE, headers={"Content-Security-Policy": _POLICY})
