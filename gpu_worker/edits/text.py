@@ -183,11 +183,9 @@ def _put_coloured(picture: Image.Image, run: Run, place: tuple[float, float]) ->
     shown = [max(1, round(side * run.scale)) for side in size]
     if shown != list(size):
         glyphs = glyphs.resize((shown[0], shown[1]), Image.Resampling.BOX)
-    corner = round(place[0] + left * run.scale), round(place[1] + top * run.scale)
-    # What reaches over the edge of the text's picture is cut off.
-    layer = Image.new("RGBA", picture.size)
-    layer.paste(glyphs, corner)
-    picture.alpha_composite(layer)
+    x, y = round(place[0] + left * run.scale), round(place[1] + top * run.scale)
+    # What reaches over an edge of the text's picture is cut off.
+    picture.alpha_composite(glyphs, (max(0, x), max(0, y)), (max(0, -x), max(0, -y)))
 
 
 def _size_of(runs: Sequence[Sequence[Run]], ink: Ink) -> tuple[int, int]:

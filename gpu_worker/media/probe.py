@@ -257,8 +257,7 @@ def _counted_rate(times: np.ndarray) -> Fraction:
     """Returns the rate of pictures at these times, (n,) float64: their own where it is even, or
     above 60 a second; else the least usual one that shows each picture.
     """
-    steps = np.diff(times)
-    steps = steps[steps > 0]
+    steps = _steps(times)
     if not len(steps):
         return Fraction(25)
     average = float(len(steps) / (times[-1] - times[0]))
@@ -276,7 +275,14 @@ def _counted_rate(times: np.ndarray) -> Fraction:
 
 def _are_even(times: np.ndarray) -> bool:
     """Whether pictures come at an even rate, but for the rounding of their times."""
-    return len(times) > 1 and bool(np.ptp(np.diff(times)) <= UNEVEN_SECONDS)
+    steps = _steps(times)
+    return len(steps) > 0 and bool(np.ptp(steps) <= UNEVEN_SECONDS)
+
+
+def _steps(times: np.ndarray) -> np.ndarray:
+    """Returns the seconds from each picture to the next one that is shown later."""
+    steps = np.diff(times)
+    return steps[steps > 0]
 
 
 def _packet_times(path: Path, index: int) -> tuple[np.ndarray, float]:

@@ -4,7 +4,6 @@ Their clocks begin anywhere, and jump where a recorder paused or two recordings 
 demuxer would find a beginning of its own for the one stream that is wanted from it.
 """
 
-import contextlib
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -101,16 +100,13 @@ def _options(container: InputContainer) -> list[str]:
     Sound that begins less than a frame before the picture begins with it: encoders put a few
     milliseconds before the sound, which would shift each picture by a part of a frame.
     """
-    picture, sound = video_stream(container), sound_stream(container)
-    kept = ["-map", f"0:{picture.index}"]
-    if sound is None:
+    used = _used(container)
+    kept = [word for stream in used for word in ("-map", f"0:{stream.index}")]
+    if len(used) == 1:
         return kept
-    kept += ["-map", f"0:a:{container.streams.audio.index(sound)}"]
-    begins = [
-        float((stream.start_time or 0) * (stream.time_base or 0)) for stream in (picture, sound)
-    ]
+    begins = [float((stream.start_time or 0) * (stream.time_base or 0)) for stream in used]
     lead = begins[0] - begins[1]
-    if 0 < lead * float(picture.average_rate or 25) < 1:
+    if 0 < lead * float(used[0].average_rate or 25) < 1:
         # FFmpeg's option for that, -ss, would drop the first key frame too.
         kept += ["-bsf:a", f"noise=drop='lt(pts*tb,{lead - _ROUNDING_SECONDS:.6f})'"]
     return kept
@@ -121,9 +117,14 @@ def _join(path: Path, made: Path, limits: Limits) -> bool:
     the file does not.
     """
     found = Stretches()
-    with opened(path, limits.pixels) as container, contextlib.suppress(IndexError):
-        for packet in _packets(container):
-            found.place(*_time(packet))
+    try:
+        with opened(path, limits.pixels) as container:
+            for packet in _packets(container):
+                found.place(*_time(packet))
+    except IndexError:
+        # PyAV met a stream that appears later, such as subtitles: FFmpeg joins what there is in its
+        # own way.
+        return False
     if len(found.all) <= 1:
         return False
     added, again, last = offsets(found.all, "video"), Stretches(), dict[int, int]()
@@ -140,9 +141,8 @@ def _join(path: Path, made: Path, limits: Limits) -> bool:
                     last[source] = _move(packet, seconds, last.get(source))
                     packet.stream = targets[source]
                     output.mux(packet)
-        except (av.error.FFmpegError, ValueError, IndexError):
-            # Transport streams lack a codec of program streams, or PyAV met a stream that appears
-            # later, such as subtitles: FFmpeg joins the stretches in its own way.
+        except (av.error.FFmpegError, ValueError):
+            # Transport streams lack a codec of program streams: FFmpeg joins them, too.
             return False
     return True
 

@@ -85,10 +85,7 @@ def render(
         )
     sound = _sound(composition)
     picture_path, sound_path = path.with_suffix(".picture.mp4"), path.with_suffix(".m4a")
-    with contextlib.ExitStack() as open_until_joined:
-        track = None
-        if sound is not None:
-            track = open_until_joined.enter_context(sound_track(sound, sound_path, guard))
+    with sound_track(sound, sound_path, guard) if sound else contextlib.nullcontext() as track:
 
         def report(done: int, count: int) -> None:
             if track is not None:
@@ -263,7 +260,7 @@ class Footage:
     def __init__(self, clip: Clip, output_fps: Fraction, guard: Guard, since: float = 0.0) -> None:
         self._clip = clip
         self._guard = guard
-        self._runs = _since(_runs(clip, output_fps), clip, since)
+        self._runs = _runs_from(_runs(clip, output_fps), clip, since)
         self._next = 0
         self._run: _Run | None = None
         self._open = contextlib.ExitStack()
@@ -395,7 +392,7 @@ def _runs(clip: Clip, output_fps: Fraction) -> list[_Run]:
     return runs
 
 
-def _since(runs: list[_Run], clip: Clip, clip_time: float) -> list[_Run]:
+def _runs_from(runs: list[_Run], clip: Clip, clip_time: float) -> list[_Run]:
     """Returns the runs from a moment of the clip on; the first one begins at its frame.
 
     An interpolated one begins some frames earlier, since its pictures depend on their neighbours,
